@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Which instruction set runs, and why.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "gqa/error.hpp"
+
+#if GQA_DETAIL_X86
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace gqa {
+
+/// One instruction set's kernels, in rising order within an architecture.
+enum class Path : std::uint8_t {
+  portable,    ///< plain C++, any processor
+  neon,        ///< AArch64 (place kept; AArch64 runs the portable path for now)
+  avx2,        ///< AVX2 + FMA + F16C
+  avx512,      ///< AVX-512 F, BW, DQ, VL
+  avx512bf16,  ///< AVX-512 with bf16 products; f32 arithmetic as avx512
+  amx          ///< AMX-BF16 tile products; f32 arithmetic as avx512
+};
+
+/// "portable", "neon", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes.
+GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
+  constexpr const char* names[] = {"portable", "neon", "avx2", "avx512", "avx512bf16", "amx"};
+  return names[static_cast<int>(path)];
+}
+
+/// The path that calls take by default, and what decided it.
+struct ActivePath {
+  Path path;
+  const char* reason;  ///< a sentence; static storage
+};
+
+namespace detail {
+
+/// What the processor and the operating system allow.
+struct CpuFeatures {
+  bool avx2 = false;
+  bool avx512 = false;
+  bool avx512bf16 = false;
+  bool amx = false;
+};
+
+}  // namespace detail
+
+namespace detail::inline GQA_ABI {
+
+#if GQA_DETAIL_X86
+inline std::uint64_t read_xcr0() noexcept {
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+inline CpuFeatures detect_features() noexcept {
+  CpuFeatures has;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return has;
+  const bool osxsave = (c >> 27) & 1u;
+  const bool avx = (c >> 28) & 1u;
+  const bool fma = (c >> 12) & 1u;
+  const bool f16c = (c >> 29) & 1u;
+  if (!osxsave || !avx) return has;
+  const std::uint64_t xcr0 = read_xcr0();
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return has;
+  has.avx2 = (xcr0 & 0x6u) == 0x6u && fma && f16c && ((b >> 5) & 1u);
+  // F 16, DQ 17, BW 30, VL 31 of ebx; zmm state in XCR0.
+  constexpr unsigned avx512_bits = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
+  has.avx512 = has.avx2 && (xcr0 & 0xe6u) == 0xe6u && (b & avx512_bits) == avx512_bits;
+  const bool amx_cpu = ((d >> 24) & 1u) && ((d >> 22) & 1u);  // AMX-TILE, AMX-BF16
+  if (!has.avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return has;
+  has.avx512bf16 = (a >> 5) & 1u;
+#if defined(__linux__)
+  // Linux grants tile state on request, per process: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+  if (has.avx512bf16 && amx_cpu && (xcr0 & 0x60000u) == 0x60000u)
+    has.amx = ::syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  static_cast<void>(amx_cpu);
+#endif
+  return has;
+}
+#else
+inline CpuFeatures detect_features() noexcept { return {}; }
+#endif
+
+inline const CpuFeatures& features() noexcept {
+  static const CpuFeatures found = detect_features();
+  return found;
+}
+
+inline bool has_path(const CpuFeatures& has, Path path) noexcept {
+  switch (path) {
+    case Path::portable: return true;
+    case Path::neon: return false;
+    case Path::avx2: return has.avx2;
+    case Path::avx512: return has.avx512;
+    case Path::avx512bf16: return has.avx512bf16;
+    case Path::amx: return has.amx;
+  }
+  return false;
+}
+
+inline Path best_path(const CpuFeatures& has, Path limit) noexcept {
+  for (const Path path : {Path::amx, Path::avx512bf16, Path::avx512, Path::avx2})
+    if (path <= limit && has_path(has, path)) return path;
+  return Path::portable;
+}
+
+inline Path parse_path(const char* word) {
+  for (const Path path : {Path::portable, Path::neon, Path::avx2, Path::avx512, Path::avx512bf16, Path::amx})
+    if (std::strcmp(word, path_name(path)) == 0) return path;
+  fail("environment variable GQA_PATH", std::string("\"") + word + "\"",
+       "portable, neon, avx2, avx512, avx512bf16 or amx");
+}
+
+/// `wish`: the value of GQA_PATH, or null. Lowers the path, never raises it.
+inline ActivePath choose_path(const CpuFeatures& has, const char* wish) {
+  const Path best = best_path(has, Path::amx);
+  if (wish == nullptr || *wish == '\0') {
+    switch (best) {
+      case Path::amx: return {best, "the processor has AMX-BF16 and the operating system granted tile state"};
+      case Path::avx512bf16: return {best, "the processor has AVX-512 with bf16 products, but no AMX-BF16 that may be used"};
+      case Path::avx512: return {best, "the processor has AVX-512 (F, BW, DQ, VL), but no bf16 products"};
+      case Path::avx2: return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
+      default: return {best, "the processor has none of the instruction sets that other paths need"};
+    }
+  }
+  const Path asked = parse_path(wish);
+  if (asked == Path::neon || !has_path(has, asked)) {
+    if (asked < best) return {best_path(has, asked), "GQA_PATH names a path that cannot run here: the best below it runs"};
+    return {best, "GQA_PATH names a path that cannot run here, and never raises it: the best that can runs"};
+  }
+  return {asked, "GQA_PATH asks for it"};
+}
+
+inline const ActivePath& chosen_path() {
+  static const ActivePath chosen = choose_path(features(), std::getenv("GQA_PATH"));
+  return chosen;
+}
+
+}  // namespace detail::inline GQA_ABI
+
+/// True if this process can run `path`. Thread safe.
+GQA_ALWAYS_INLINE bool path_available(Path path) noexcept { return detail::has_path(detail::features(), path); }
+
+/// The path of calls that ask for none: the best that the processor and the operating system allow, or a lower one that the
+/// environment variable GQA_PATH names. Decided once per process. Thread safe.
+/// @throws ArgumentError if GQA_PATH is not a path's name.
+GQA_ALWAYS_INLINE ActivePath active_path() { return detail::chosen_path(); }
+
+}  // namespace gqa

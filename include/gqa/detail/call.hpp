@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A call and its plan as plain data: what checking fills in, what planning cuts, and what tasks read.
+#pragma once
+
+#include <atomic>
+#include <span>
+
+#include "gqa/detail/address.hpp"
+#include "gqa/detail/scratch.hpp"
+#include "gqa/detail/variant_ref.hpp"
+#include "gqa/heads.hpp"
+#include "gqa/options.hpp"
+
+namespace gqa::detail {
+
+/// How one sequence is cut. Depends on its lengths, strides and visible range alone, never on threads or company.
+struct SequencePlan {
+  const Kernels* kernels = nullptr;
+  Index first_task = 0;
+  Index task_count = 0;
+  Index rows = 0;           ///< n_q · G, the rows that share a KV head
+  Index tile_rows = 0;      ///< rows of a tile, the last may have fewer
+  Index tiles = 0;
+  Index heads = 1;          ///< KV heads that a task walks side by side: several where they are adjacent in memory
+  Index head_groups = 0;
+  Index first_span = 0;
+  Index spans = 0;          ///< visible spans, if split; else 0
+  std::size_t partial = 0;  ///< split: where the states of spans lie in CallPlan::partials, in bytes
+  Index counter = 0;        ///< split: the first of head_groups counters
+};
+
+/// A checked and planned call.
+struct CallPlan {
+  std::span<const Sequence> batch;
+  HeadShape shape;
+  Index group = 1;
+  VariantRef variant;
+  float scale = 1.0f;
+  SequencePlan* sequences = nullptr;
+  Index task_count = 0;
+  std::byte* partials = nullptr;             ///< states of spans that are merged when all are there
+  std::atomic<Index>* counters = nullptr;    ///< how many spans of a head group are done
+  ScratchSlots slots;
+};
+
+/// Sizes that scratch follows from.
+struct ScratchSizes {
+  Index sequences = 0;
+  Index counters = 0;
+  std::size_t partial_bytes = 0;
+  std::size_t slot_bytes = 0;
+  Index slots = 0;
+  std::size_t total = 0;
+};
+
+}  // namespace gqa::detail

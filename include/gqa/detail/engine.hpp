@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Check, plan, execute: the way of every call.
+#pragma once
+
+#include "gqa/detail/task.hpp"
+
+namespace gqa::detail::inline GQA_ABI {
+
+inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef& executor) {
+  for (Index i = 0; i < sizes.counters; ++i) ::new (&call.counters[i]) std::atomic<Index>(0);
+  if (call.slots.taken != nullptr)
+    for (Index i = 0; i < sizes.slots; ++i) ::new (&call.slots.taken[i]) std::atomic<std::uint32_t>(0);
+  const TaskRef work(&call, [](void* context, Index index) {
+    const CallPlan& plan = *static_cast<const CallPlan*>(context);
+    const Index slot = plan.slots.acquire();
+    run_task(plan, index, plan.slots.at(slot));
+    plan.slots.release(slot);
+  });
+  executor.parallel_for(call.task_count, work);
+}
+
+/// Scratch in bytes, with room to align a buffer of any alignment.
+inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
+  Carver carver(nullptr);
+  CallPlan layout;
+  carve_call(carver, sizes, layout);
+  return carver.used() + kScratchAlignment;
+}
+
+inline std::size_t scratch_needed(std::span<const Sequence> batch, const HeadShape& fixed, const VariantRef& variant,
+                                  const Options& options) {
+  if (batch.empty()) return 0;
+  const HeadShape shape = call_shape(fixed, batch.front());
+  const Path path = check_call(batch, shape, variant, options);
+  Index tasks = 0;
+  return total_scratch(plan_batch(batch, shape, variant, path, options, nullptr, tasks));
+}
+
+/// out ← attention(q, kv) for every sequence of the batch.
+inline void attend(std::span<const Sequence> batch, const HeadShape& fixed, const VariantRef& variant,
+                   const Options& options, ScratchCache& cache) {
+  if (batch.empty()) return;
+  CallPlan call;
+  call.shape = call_shape(fixed, batch.front());
+  const Path path = check_call(batch, call.shape, variant, options);
+  call.batch = batch;
+  call.group = call.shape.query_heads / call.shape.kv_heads;
+  call.variant = variant;
+  call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
+  const ScratchSizes sizes = plan_batch(batch, call.shape, variant, path, options, nullptr, call.task_count);
+  if (call.task_count == 0) return;
+  const std::size_t needed = total_scratch(sizes);
+  if (!options.scratch.empty() && options.scratch.size() < needed)
+    fail("options.scratch.size()", static_cast<Index>(options.scratch.size()),
+         "at least scratch_bytes() = " + std::to_string(needed));
+
+  const auto run = [&](std::byte* memory) {
+    const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;
+    Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
+    carve_call(carver, sizes, call);
+    plan_batch(batch, call.shape, variant, path, options, call.sequences, call.task_count);
+    execute(call, sizes, options.executor);
+  };
+  if (!options.scratch.empty()) return run(options.scratch.data());
+  ScratchLease lease(cache, needed);
+  run(lease.data());
+}
+
+}  // namespace gqa::detail::inline GQA_ABI

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The memory of an owning cache: aligned, on huge pages where that pays, never moved.
+#pragma once
+
+#include <cstdlib>
+#include <string>
+
+#include "gqa/error.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace gqa::detail {
+
+inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+/// From here on a buffer starts on a huge page's boundary and asks for huge pages.
+inline constexpr std::size_t kHugePageThreshold = std::size_t{4} << 20;
+/// Smaller buffers start on a cache line.
+inline constexpr std::size_t kCacheLineBytes = 64;
+
+inline namespace GQA_ABI {
+
+/// Uninitialised memory: the first write to a page decides where it lies (NUMA) and that it exists at all.
+inline void* allocate_bytes(Index bytes, const char* what) {
+  const auto wanted = static_cast<std::size_t>(bytes);
+  const std::size_t alignment = wanted >= kHugePageThreshold ? kHugePageBytes : kCacheLineBytes;
+  const std::size_t rounded = (wanted + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, rounded);
+  if (memory == nullptr) raise<StorageExhausted>("gqa: no memory for " + std::to_string(bytes) + " bytes of " + what);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  // A wish: where the system has no huge pages to give, ordinary ones do.
+  if (alignment == kHugePageBytes) static_cast<void>(::madvise(memory, rounded, MADV_HUGEPAGE));
+#endif
+  return memory;
+}
+
+}  // namespace GQA_ABI
+
+/// Owns uninitialised memory. Moving a Buffer moves the ownership; the memory stays where it is.
+class Buffer {
+ public:
+  GQA_ALWAYS_INLINE Buffer() noexcept : data_(nullptr), bytes_(0) {}
+  /// @param what named in the message of StorageExhausted, which is thrown when the system has no memory to give
+  GQA_ALWAYS_INLINE Buffer(Index bytes, const char* what) : data_(allocate_bytes(bytes, what)), bytes_(bytes) {}
+  GQA_ALWAYS_INLINE Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.forget(); }
+  GQA_ALWAYS_INLINE Buffer& operator=(Buffer&& other) noexcept {
+    if (this == &other) return *this;
+    std::free(data_);
+    data_ = other.data_;
+    bytes_ = other.bytes_;
+    other.forget();
+    return *this;
+  }
+  GQA_ALWAYS_INLINE ~Buffer() { std::free(data_); }
+
+  template <class T>
+  GQA_ALWAYS_INLINE T* as() const noexcept {
+    return static_cast<T*>(data_);
+  }
+  /// Bytes asked for.
+  GQA_ALWAYS_INLINE Index bytes() const noexcept { return bytes_; }
+
+ private:
+  GQA_ALWAYS_INLINE void forget() noexcept {
+    data_ = nullptr;
+    bytes_ = 0;
+  }
+
+  void* data_;
+  Index bytes_;
+};
+
+}  // namespace gqa::detail

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The page pool and its sequences, with their bodies: taking and giving back pages, sharing, copy on write.
+#pragma once
+
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "gqa/detail/kv_layout.hpp"
+
+namespace gqa::detail {
+
+/// Physical pages and who uses them. Lives on the heap, so that sequences find it wherever the pool's handle moves to,
+/// and as long as the handle or a sequence needs it.
+struct KvPool {
+  Buffer k;
+  Buffer v;
+  Buffer free_pages;  // std::int32_t: a stack of the pages that nobody uses
+  Buffer references;  // std::int32_t per page: sequences that use it
+  KvCacheView view;   // of a sequence without tokens
+  Index free_count = 0;
+  Index owners = 1;  // the handle and the sequences
+
+  GQA_ALWAYS_INLINE KvPool() noexcept {}
+  KvPool(const KvPool&) = delete;
+  KvPool& operator=(const KvPool&) = delete;
+  GQA_ALWAYS_INLINE ~KvPool() {}
+};
+
+/// A sequence's page table: which pages hold its tokens, in order. Uses ceil(length / page size) of them, no more.
+struct KvPageTable {
+  KvPool* pool = nullptr;
+  Buffer entries;  // std::int32_t: logical page → physical page
+  KvCacheView view;
+
+  GQA_ALWAYS_INLINE KvPageTable() noexcept {}
+  GQA_ALWAYS_INLINE KvPageTable(KvPageTable&& other) noexcept
+      : pool(other.pool), entries(static_cast<Buffer&&>(other.entries)), view(other.view) {
+    other.forget();
+  }
+  GQA_ALWAYS_INLINE KvPageTable& operator=(KvPageTable&& other) noexcept {
+    if (this == &other) return *this;
+    pool = other.pool;
+    entries = static_cast<Buffer&&>(other.entries);
+    view = other.view;
+    other.forget();
+    return *this;
+  }
+  GQA_ALWAYS_INLINE ~KvPageTable() {}
+
+ private:
+  GQA_ALWAYS_INLINE void forget() noexcept {
+    pool = nullptr;
+    view = KvCacheView{};
+  }
+};
+
+inline namespace GQA_ABI {
+
+inline KvPlane key_plane(const KvPool& pool) {
+  return {pool.k.as<std::byte>(), pool.view.k_type, pool.view.head_dim, pool.view.k_strides};
+}
+inline KvPlane value_plane(const KvPool& pool) {
+  return {pool.v.as<std::byte>(), pool.view.v_type, pool.view.value_dim, pool.view.v_strides};
+}
+
+inline Index pages_for(Index tokens, Index page_size) { return tokens / page_size + (tokens % page_size != 0 ? 1 : 0); }
+
+inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages) {
+  if (page_size < 1) fail("config.page_size", page_size, "1 or more");
+  if (pages < 1 || pages > std::numeric_limits<std::int32_t>::max())
+    fail("config.pages", pages, "1 to 2147483647, so that a page table entry can name each");
+  Index slots = 0;
+  if (__builtin_mul_overflow(page_size, pages, &slots))
+    fail("config.pages", pages, "pages * page_size tokens that fit in 63 bits");
+  KvMemory memory = allocate_slots(format, "config.pages * page_size", slots, page_size);
+  const Index list_bytes = pages * static_cast<Index>(sizeof(std::int32_t));
+  Buffer free_pages(list_bytes, "the list of free pages");
+  Buffer references(list_bytes, "reference counts");
+  for (Index i = 0; i < pages; ++i) {
+    free_pages.as<std::int32_t>()[i] = static_cast<std::int32_t>(pages - 1 - i);  // page 0 is on top
+    references.as<std::int32_t>()[i] = 0;
+  }
+  auto* pool = new KvPool;
+  pool->k = std::move(memory.k);
+  pool->v = std::move(memory.v);
+  pool->free_pages = std::move(free_pages);
+  pool->references = std::move(references);
+  pool->view = memory.view;
+  pool->view.storage = Storage::paged;
+  pool->view.page_size = page_size;
+  pool->view.pool_pages = pages;
+  pool->free_count = pages;
+  return pool;
+}
+
+inline void drop_owner(KvPool* pool) noexcept {
+  if (pool != nullptr && --pool->owners == 0) delete pool;
+}
+
+inline void join_pool(KvPageTable& table, KvPool* pool) {
+  if (pool == nullptr) fail("pool", "empty (moved from)", "a pool with pages");
+  table.pool = pool;
+  table.view = pool->view;
+  ++pool->owners;
+}
+
+inline KvPool& pool_of(const KvPageTable& table) {
+  if (table.pool == nullptr)
+    fail("sequence", "empty (default constructed, released or moved from)", "a sequence made by a pool");
+  return *table.pool;
+}
+
+inline std::int32_t reference_count(const KvPool& pool, Index page) {
+  if (page < 0 || page >= pool.view.pool_pages) fail("page", page, "0 to " + std::to_string(pool.view.pool_pages - 1));
+  return pool.references.as<std::int32_t>()[page];
+}
+
+/// The caller has made sure that there is one.
+inline std::int32_t take_page(KvPool& pool) noexcept {
+  const std::int32_t page = pool.free_pages.as<std::int32_t>()[--pool.free_count];
+  pool.references.as<std::int32_t>()[page] = 1;
+  return page;
+}
+
+inline void give_back_page(KvPool& pool, std::int32_t page) noexcept {
+  if (--pool.references.as<std::int32_t>()[page] == 0) pool.free_pages.as<std::int32_t>()[pool.free_count++] = page;
+}
+
+/// Gives back the pages behind the first `pages`, the last one first: appending then takes them in the same order
+/// again.
+inline void give_back_behind(KvPageTable& table, Index pages) noexcept {
+  while (table.view.page_table_size > pages)
+    give_back_page(*table.pool, table.entries.as<std::int32_t>()[--table.view.page_table_size]);
+}
+
+inline void leave_pool(KvPageTable& table) noexcept {
+  if (table.pool == nullptr) return;
+  give_back_behind(table, 0);
+  drop_owner(table.pool);
+  table = KvPageTable{};
+}
+
+/// Makes room in the table for `pages` entries. Pages and contents stay as they are.
+inline void reserve_entries(KvPageTable& table, Index pages) {
+  const Index bytes = pages * static_cast<Index>(sizeof(std::int32_t));
+  if (bytes <= table.entries.bytes()) return;
+  Buffer entries(bytes, "a page table");
+  if (table.view.page_table_size > 0)
+    std::memcpy(entries.as<void>(), table.entries.as<void>(),
+                static_cast<std::size_t>(table.view.page_table_size) * sizeof(std::int32_t));
+  table.entries = std::move(entries);
+  table.view.page_table = table.entries.as<std::int32_t>();
+}
+
+inline void reserve_tokens(KvPageTable& table, Index tokens) {
+  const KvPool& pool = pool_of(table);
+  const Index most = pool.view.pool_pages * pool.view.page_size;
+  if (tokens < 0 || tokens > most) fail("tokens", tokens, "0 to the pool's " + std::to_string(most));
+  reserve_entries(table, pages_for(tokens, pool.view.page_size));
+}
+
+/// True if the next token falls into a page that other sequences use too: that page is copied first.
+inline bool writes_shared_page(const KvPageTable& table) noexcept {
+  const KvCacheView& view = table.view;
+  return view.length % view.page_size != 0 &&
+         table.pool->references.as<std::int32_t>()[view.page_table[view.page_table_size - 1]] > 1;
+}
+
+/// Free pages that appending `tokens` takes.
+inline Index pages_to_append(const KvPageTable& table, Index tokens) {
+  const KvPool& pool = pool_of(table);
+  if (tokens < 0) fail("tokens", tokens, "0 or more");
+  if (tokens == 0) return 0;
+  const Index page_size = pool.view.page_size;
+  const Index rest = table.view.page_table_size * page_size - table.view.length;  // free slots of the last page
+  return (tokens > rest ? pages_for(tokens - rest, page_size) : 0) + (writes_shared_page(table) ? 1 : 0);
+}
+
+/// Puts an own copy of the last page's tokens in the place of the shared page.
+inline void copy_last_page(KvPageTable& table) noexcept {
+  KvPool& pool = *table.pool;
+  std::int32_t& entry = table.entries.as<std::int32_t>()[table.view.page_table_size - 1];
+  const std::int32_t fresh = take_page(pool);
+  const Index tokens = table.view.length % table.view.page_size;
+  for (const KvPlane& plane : {key_plane(pool), value_plane(pool)})
+    write_rows(plane, fresh, 0, page_rows(plane, table.view.kv_heads, entry, tokens));
+  give_back_page(pool, entry);
+  entry = fresh;
+}
+
+inline void append_paged(KvPageTable& table, const ConstTensorView& k, const ConstTensorView& v) {
+  KvPool& pool = pool_of(table);
+  check_append(table.view, k, v);
+  if (k.tokens == 0) return;
+  const Index needed = pages_to_append(table, k.tokens);
+  if (needed > pool.free_count)
+    raise<StorageExhausted>("gqa: the pool has " + std::to_string(pool.free_count) + " of " +
+                            std::to_string(pool.view.pool_pages) + " pages free; appending " +
+                            std::to_string(k.tokens) + " tokens needs " + std::to_string(needed));
+  const Index page_size = table.view.page_size;
+  const Index pages = pages_for(table.view.length + k.tokens, page_size);
+  const Index room = table.entries.bytes() / static_cast<Index>(sizeof(std::int32_t));
+  if (pages > room) reserve_entries(table, pages > 2 * room ? pages : 2 * room);  // doubles: O(1) per token over time
+  // Nothing fails from here on.
+  if (writes_shared_page(table)) copy_last_page(table);
+  auto* entries = table.entries.as<std::int32_t>();
+  while (table.view.page_table_size < pages) entries[table.view.page_table_size++] = take_page(pool);
+  const KvPlane keys = key_plane(pool);
+  const KvPlane values = value_plane(pool);
+  for (Index done = 0; done < k.tokens;) {
+    const Index position = table.view.length + done;
+    const Index slot = position % page_size;
+    const Index count = k.tokens - done < page_size - slot ? k.tokens - done : page_size - slot;
+    const Index page = entries[position / page_size];
+    write_rows(keys, page, slot, k.slice(done, count));
+    write_rows(values, page, slot, v.slice(done, count));
+    done += count;
+  }
+  table.view.length += k.tokens;
+}
+
+inline void truncate_paged(KvPageTable& table, Index length) {
+  const KvPool& pool = pool_of(table);
+  check_truncate(length, 0, table.view.length);
+  give_back_behind(table, pages_for(length, pool.view.page_size));
+  table.view.length = length;
+}
+
+/// A sequence that begins with the first `tokens` of `table`, in the same pages.
+inline void fork_pages(KvPageTable& fork, const KvPageTable& table, Index tokens) {
+  KvPool& pool = pool_of(table);
+  if (tokens < 0 || tokens > table.view.length)
+    fail("tokens", tokens, "between 0 and the tokens held, " + std::to_string(table.view.length));
+  KvPageTable made;
+  const Index pages = pages_for(tokens, pool.view.page_size);
+  if (pages > 0) made.entries = Buffer(pages * static_cast<Index>(sizeof(std::int32_t)), "a page table");
+  join_pool(made, &pool);
+  auto* entries = made.entries.as<std::int32_t>();
+  for (Index i = 0; i < pages; ++i) {
+    entries[i] = table.view.page_table[i];
+    ++pool.references.as<std::int32_t>()[entries[i]];
+  }
+  made.view.page_table = entries;
+  made.view.page_table_size = pages;
+  made.view.length = tokens;
+  fork = std::move(made);
+}
+
+}  // namespace GQA_ABI
+}  // namespace gqa::detail

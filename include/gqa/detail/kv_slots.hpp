@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The contiguous and the ring cache, with their bodies: K and V in one piece each.
+#pragma once
+
+#include <limits>
+#include <string>
+
+#include "gqa/detail/kv_layout.hpp"
+
+namespace gqa::detail {
+
+/// A cache without pages. Public caches hold one and forward to the functions below.
+struct KvSlots {
+  Buffer k;
+  Buffer v;
+  KvCacheView view;
+  Index slots = 0;  // tokens there is room for
+  Index first = 0;  // ring: positions before it have been overwritten
+
+  GQA_ALWAYS_INLINE KvSlots() noexcept {}
+  GQA_ALWAYS_INLINE KvSlots(KvSlots&& other) noexcept
+      : k(static_cast<Buffer&&>(other.k)),
+        v(static_cast<Buffer&&>(other.v)),
+        view(other.view),
+        slots(other.slots),
+        first(other.first) {
+    other.forget();
+  }
+  GQA_ALWAYS_INLINE KvSlots& operator=(KvSlots&& other) noexcept {
+    if (this == &other) return *this;
+    k = static_cast<Buffer&&>(other.k);
+    v = static_cast<Buffer&&>(other.v);
+    view = other.view;
+    slots = other.slots;
+    first = other.first;
+    other.forget();
+    return *this;
+  }
+  GQA_ALWAYS_INLINE ~KvSlots() {}
+
+ private:
+  GQA_ALWAYS_INLINE void forget() noexcept {
+    view = KvCacheView{};
+    slots = 0;
+    first = 0;
+  }
+};
+
+inline namespace GQA_ABI {
+
+inline KvPlane key_plane(const KvSlots& cache) {
+  return {cache.k.as<std::byte>(), cache.view.k_type, cache.view.head_dim, cache.view.k_strides};
+}
+inline KvPlane value_plane(const KvSlots& cache) {
+  return {cache.v.as<std::byte>(), cache.view.v_type, cache.view.value_dim, cache.view.v_strides};
+}
+
+inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity, Storage storage) {
+  if (capacity < 1) fail("config.capacity", capacity, "1 or more");
+  KvMemory memory = allocate_slots(format, "config.capacity", capacity, capacity);
+  cache.k = std::move(memory.k);
+  cache.v = std::move(memory.v);
+  cache.view = memory.view;
+  cache.view.storage = storage;
+  if (storage == Storage::ring) cache.view.capacity = capacity;
+  cache.slots = capacity;
+}
+
+inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v) {
+  check_append(cache.view, k, v);
+  const Index room = cache.slots - cache.view.length;
+  if (k.tokens > room)
+    raise<StorageExhausted>("gqa: the contiguous cache has room for " + std::to_string(room) + " of " +
+                            std::to_string(cache.slots) + " tokens; appending needs " + std::to_string(k.tokens));
+  write_rows(key_plane(cache), 0, cache.view.length, k);
+  write_rows(value_plane(cache), 0, cache.view.length, v);
+  cache.view.length += k.tokens;
+}
+
+/// Rows that take positions position, position + 1, … of the ring; at most as many as it has slots.
+inline void write_around(const KvPlane& plane, Index slots, Index position, const ConstTensorView& rows) {
+  const Index slot = position % slots;
+  const Index before_end = rows.tokens < slots - slot ? rows.tokens : slots - slot;
+  write_rows(plane, 0, slot, rows.slice(0, before_end));
+  write_rows(plane, 0, 0, rows.slice(before_end, rows.tokens - before_end));
+}
+
+inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v) {
+  check_append(cache.view, k, v);
+  Index length = 0;
+  if (__builtin_add_overflow(cache.view.length, k.tokens, &length))
+    fail("k.tokens", k.tokens, "a length that fits in 63 bits");
+  if (k.tokens == 0) return;
+  // Of a chunk that is longer than the ring, the tokens at the front would be overwritten by those behind.
+  const Index skipped = k.tokens > cache.slots ? k.tokens - cache.slots : 0;
+  const Index position = cache.view.length + skipped;
+  write_around(key_plane(cache), cache.slots, position, k.slice(skipped, k.tokens - skipped));
+  write_around(value_plane(cache), cache.slots, position, v.slice(skipped, v.tokens - skipped));
+  cache.view.length = length;
+  if (length - cache.slots > cache.first) cache.first = length - cache.slots;
+}
+
+inline void truncate_contiguous(KvSlots& cache, Index length) {
+  check_truncate(length, 0, cache.view.length);
+  cache.view.length = length;
+}
+
+/// One NaN, read as rows of any extent.
+inline ConstTensorView nan_rows(const float* nan, Index tokens, Index heads, Index dim) {
+  return ConstTensorView(nan, tokens, heads, dim, TensorStrides{0, 0, 0});
+}
+
+inline void truncate_ring(KvSlots& cache, Index length) {
+  check_truncate(length, cache.first, cache.view.length);
+  if (length == 0) {
+    cache.first = 0;
+  } else {
+    // The view speaks of the last `slots` positions, but those before `first` hold tokens that are dropped now. NaN
+    // there makes a query that looks too far back show it, instead of reading the wrong tokens.
+    const Index gone = length > cache.slots ? length - cache.slots : 0;
+    if (gone < cache.first) {
+      constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+      const KvPlane keys = key_plane(cache);
+      const KvPlane values = value_plane(cache);
+      write_around(keys, cache.slots, gone, nan_rows(&nan, cache.first - gone, cache.view.kv_heads, keys.dim));
+      write_around(values, cache.slots, gone, nan_rows(&nan, cache.first - gone, cache.view.kv_heads, values.dim));
+    }
+  }
+  cache.view.length = length;
+}
+
+}  // namespace GQA_ABI
+}  // namespace gqa::detail

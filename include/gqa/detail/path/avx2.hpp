@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The AVX2 path: the logical vector is two registers of 8 floats. Needs AVX2, FMA and F16C.
+#pragma once
+
+#include "gqa/detail/path/region.hpp"
+
+#if GQA_DETAIL_X86
+
+GQA_BEGIN_REGION("avx2,fma,f16c")
+
+namespace gqa::detail::inline GQA_ABI::avx2 {
+
+struct Vec {
+  __m256 low;   // lanes 0 … 7
+  __m256 high;  // lanes 8 … 15
+};
+
+inline constexpr int kScoreTile = 4;   // accumulators of a score tile: 8 registers, 4 for keys, 2 for queries
+inline constexpr int kScoreRows = 2;   // the most rows of a score tile
+inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers
+inline constexpr int kOutputRows = 4;  // the most rows of an output tile
+
+GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+GQA_OP Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+GQA_OP Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+GQA_OP void store(float* p, const Vec& a) {
+  _mm256_storeu_ps(p, a.low);
+  _mm256_storeu_ps(p + 8, a.high);
+}
+GQA_OP Vec add(const Vec& a, const Vec& b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+GQA_OP Vec sub(const Vec& a, const Vec& b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+GQA_OP Vec mul(const Vec& a, const Vec& b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+// a·b + c, rounded once.
+GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+// b where a is NaN.
+GQA_OP Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+// The float whose bits are those of a shifted left by 23.
+GQA_OP Vec shift_to_exponent(const Vec& a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.low), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.high), 23))};
+}
+// value, but 0 where x < floor. NaN in x keeps value.
+GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.low, floor.low, _CMP_NLT_UQ), value.low),
+          _mm256_and_ps(_mm256_cmp_ps(x.high, floor.high, _CMP_NLT_UQ), value.high)};
+}
+// All ones in lane i of the result where bit i is set, i < 8.
+GQA_OP __m256 lane_mask(std::uint64_t bits) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(bits & 0xffu));
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, bit), bit));
+}
+// a where the lane's bit is set, else b.
+GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
+  return {_mm256_blendv_ps(b.low, a.low, lane_mask(bits)), _mm256_blendv_ps(b.high, a.high, lane_mask(bits >> 8))};
+}
+GQA_OP float reduce_max(const Vec& a) {
+  const __m256 m = _mm256_max_ps(a.low, a.high);
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  x = _mm_max_ss(x, _mm_shuffle_ps(x, x, 1));
+  return _mm_cvtss_f32(x);
+}
+// The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
+GQA_OP float reduce_add(const Vec& a) {
+  const __m256 s = _mm256_add_ps(a.low, a.high);
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  x = _mm_add_ss(x, _mm_shuffle_ps(x, x, 1));
+  return _mm_cvtss_f32(x);
+}
+// The same tree for four vectors at once: sums[i] = reduce_add(acc[i]).
+GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
+  const __m256 a0 = _mm256_add_ps(acc[0].low, acc[0].high);
+  const __m256 a1 = _mm256_add_ps(acc[1].low, acc[1].high);
+  const __m256 a2 = _mm256_add_ps(acc[2].low, acc[2].high);
+  const __m256 a3 = _mm256_add_ps(acc[3].low, acc[3].high);
+  const __m256 b0 = _mm256_add_ps(_mm256_permute2f128_ps(a0, a2, 0x20), _mm256_permute2f128_ps(a0, a2, 0x31));
+  const __m256 b1 = _mm256_add_ps(_mm256_permute2f128_ps(a1, a3, 0x20), _mm256_permute2f128_ps(a1, a3, 0x31));
+  const __m256 c = _mm256_add_ps(_mm256_shuffle_ps(b0, b1, 0x44), _mm256_shuffle_ps(b0, b1, 0xee));
+  const __m256 d = _mm256_add_ps(_mm256_shuffle_ps(c, c, 0x88), _mm256_shuffle_ps(c, c, 0xdd));
+  _mm_storeu_ps(sums, _mm_shuffle_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1), 0x44));
+}
+GQA_OP bool any_nonfinite(const Vec& a) {
+  const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+  const __m256i x = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(a.low), exponent), exponent);
+  const __m256i y = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(a.high), exponent), exponent);
+  return _mm256_movemask_epi8(_mm256_or_si256(x, y)) != 0;
+}
+
+template <class Codec>
+GQA_OP __m256 widen8(const std::byte* p) {
+  if constexpr (Codec::type == ElementType::f32) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  } else {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (Codec::type == ElementType::f16) return _mm256_cvtph_ps(bits);
+    else return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+}
+template <class Codec>
+GQA_OP Vec load_as(const std::byte* p) {
+  return {widen8<Codec>(p), widen8<Codec>(p + 8 * Codec::bytes)};
+}
+// The first `count` elements; zeros behind them, nothing read there.
+template <class Codec>
+GQA_OP Vec load_part(const std::byte* p, Index count) {
+  alignas(32) std::byte lanes[kLanes * Codec::bytes] = {};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * Codec::bytes, p + i * Codec::bytes, Codec::bytes);
+  return load_as<Codec>(lanes);
+}
+// Round to nearest, ties to even; NaN stays NaN.
+GQA_OP __m128i narrow_bf16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+}
+template <class Codec>
+GQA_OP void store_as(std::byte* p, const Vec& a) {
+  if constexpr (Codec::type == ElementType::f32) {
+    store(reinterpret_cast<float*>(p), a);
+  } else {
+    __m128i* out = reinterpret_cast<__m128i*>(p);
+    if constexpr (Codec::type == ElementType::f16) {
+      _mm_storeu_si128(out, _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
+      _mm_storeu_si128(out + 1, _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+      _mm_storeu_si128(out, narrow_bf16(a.low));
+      _mm_storeu_si128(out + 1, narrow_bf16(a.high));
+    }
+  }
+}
+GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p); }
+
+#define GQA_KERNEL_PATH Path::avx2
+#include "gqa/detail/path/kernel.inl"
+#undef GQA_KERNEL_PATH
+
+}  // namespace gqa::detail::inline GQA_ABI::avx2
+
+GQA_END_REGION()
+
+#endif  // GQA_DETAIL_X86

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The AVX-512 path: the logical vector is one register. Needs AVX-512 F, BW, DQ and VL.
+#pragma once
+
+#include "gqa/detail/path/region.hpp"
+
+#if GQA_DETAIL_X86
+
+GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+namespace gqa::detail::inline GQA_ABI::avx512 {
+
+using Vec = __m512;
+
+inline constexpr int kScoreTile = 16;   // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 4;    // the most rows of a score tile
+inline constexpr int kOutputTile = 16;  // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 4;   // the most rows of an output tile
+
+GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
+GQA_OP Vec zero() { return _mm512_setzero_ps(); }
+GQA_OP Vec load(const float* p) { return _mm512_loadu_ps(p); }
+GQA_OP void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+GQA_OP Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+GQA_OP Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+GQA_OP Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+// a·b + c, rounded once.
+GQA_OP Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// b where a is NaN.
+GQA_OP Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+// The float whose bits are those of a shifted left by 23.
+GQA_OP Vec shift_to_exponent(Vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }
+// value, but 0 where x < floor. NaN in x keeps value.
+GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
+}
+// a where the lane's bit is set, else b.
+GQA_OP Vec select(std::uint64_t bits, Vec a, Vec b) { return _mm512_mask_mov_ps(b, static_cast<__mmask16>(bits), a); }
+GQA_OP __m256 lower_half(Vec a) { return _mm512_castps512_ps256(a); }
+GQA_OP __m256 upper_half(Vec a) { return _mm512_extractf32x8_ps(a, 1); }
+GQA_OP float reduce_max(Vec a) {
+  const __m256 m = _mm256_max_ps(lower_half(a), upper_half(a));
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  x = _mm_max_ss(x, _mm_shuffle_ps(x, x, 1));
+  return _mm_cvtss_f32(x);
+}
+// The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
+GQA_OP float reduce_add(Vec a) {
+  const __m256 s = _mm256_add_ps(lower_half(a), upper_half(a));
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  x = _mm_add_ss(x, _mm_shuffle_ps(x, x, 1));
+  return _mm_cvtss_f32(x);
+}
+// The same tree for sixteen vectors at once: sums[i] = reduce_add(acc[i]). Each step adds halves of two vectors and leaves their
+// sums side by side; the pairs are chosen so that vector i ends in lane i.
+GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
+  Vec a[8];
+  GQA_UNROLL
+  for (int i = 0; i < 8; ++i)  // lanes + 8: [acc i | acc i + 8]
+    a[i] = add(_mm512_shuffle_f32x4(acc[i], acc[i + 8], 0x44), _mm512_shuffle_f32x4(acc[i], acc[i + 8], 0xee));
+  const __m512i swap = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  Vec b[4];
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i)  // lanes + 4: [a i | a i + 4] in each half
+    b[i] = add(_mm512_mask_blend_ps(0xf0f0, a[i], a[i + 4]), _mm512_permutex2var_ps(a[i], swap, a[i + 4]));
+  Vec c[2];
+  GQA_UNROLL
+  for (int i = 0; i < 2; ++i)  // lanes + 2: [b 2i | b 2i + 1] in each quarter
+    c[i] = add(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xee));
+  store(sums, add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd)));
+}
+GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // quiet, signalling NaN, ±infinity
+
+GQA_OP Vec widen_bf16(__m256i bits) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+template <class Codec>
+GQA_OP Vec load_as(const std::byte* p) {
+  if constexpr (Codec::type == ElementType::f32) {
+    return _mm512_loadu_ps(reinterpret_cast<const float*>(p));
+  } else {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (Codec::type == ElementType::f16) return _mm512_cvtph_ps(bits);
+    else return widen_bf16(bits);
+  }
+}
+// The first `count` elements; zeros behind them, nothing read there.
+template <class Codec>
+GQA_OP Vec load_part(const std::byte* p, Index count) {
+  const auto lanes = static_cast<__mmask16>((1u << count) - 1u);
+  if constexpr (Codec::type == ElementType::f32) {
+    return _mm512_maskz_loadu_ps(lanes, p);
+  } else {
+    const __m256i bits = _mm256_maskz_loadu_epi16(lanes, p);
+    if constexpr (Codec::type == ElementType::f16) return _mm512_cvtph_ps(bits);
+    else return widen_bf16(bits);
+  }
+}
+template <class Codec>
+GQA_OP void store_as(std::byte* p, Vec a) {
+  if constexpr (Codec::type == ElementType::f32) {
+    store(reinterpret_cast<float*>(p), a);
+  } else if constexpr (Codec::type == ElementType::f16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  } else {  // round to nearest, ties to even; NaN stays NaN
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+  }
+}
+GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p); }
+
+#define GQA_KERNEL_PATH Path::avx512
+#include "gqa/detail/path/kernel.inl"
+#undef GQA_KERNEL_PATH
+
+}  // namespace gqa::detail::inline GQA_ABI::avx512
+
+GQA_END_REGION()
+
+#endif  // GQA_DETAIL_X86

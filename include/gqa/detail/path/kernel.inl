@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// The f32 kernel: included once per path, inside the path's namespace and region, after its vector operations. No include guard,
+// no includes. Everything is written for the logical vector of kLanes lanes, with fused multiply-adds and fixed reduction trees,
+// so that every path computes the same bits.
+//
+//   scores      s[row][t] = Σ_d q[row][d] · k[t][d]     lane i sums d = i, i + 16, …; then the fixed tree
+//   softmax     w[row][t] = exp2(s − m)                 t runs along the lanes
+//   accumulate  o[row][d] = α · o[row][d] + Σ_t w[row][t] · v[t][d]      one chain per element, t ascending
+//
+// A row's arithmetic never looks at the rows beside it. What differs between a decode step and a prefill is how many rows share
+// a loaded key or value, which changes no bit.
+
+#include "gqa/detail/path/scores.inl"
+#include "gqa/detail/path/softmax.inl"
+#include "gqa/detail/path/accumulate.inl"
+#include "gqa/detail/path/state.inl"
+
+inline Index staging_bytes(Index rows, Index head_dim, Index value_dim) {
+  const Index widest = round_up(head_dim > value_dim ? head_dim : value_dim, kLanes);
+  return rows > kWidenRows ? kBlock * widest * Index{sizeof(float)} : 0;
+}
+
+inline const Kernels& kernels() noexcept {
+  static constexpr Kernels table{
+      .path = GQA_KERNEL_PATH,
+      .pack = pack,
+      .begin = begin,
+      .scores = {scores<F32>, scores<Bf16>, scores<F16>},
+      .softmax = softmax,
+      .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
+      .nonfinite = {nonfinite<F32>, nonfinite<Bf16>, nonfinite<F16>},
+      .merge = merge,
+      .store = store,
+      .staging_bytes = staging_bytes,
+  };
+  return table;
+}

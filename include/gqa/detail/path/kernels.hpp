@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Every path's kernels, and which of them a call uses.
+#pragma once
+
+#include "gqa/detail/path/avx2.hpp"
+#include "gqa/detail/path/avx512.hpp"
+#include "gqa/detail/path/portable.hpp"
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// The kernels for these element types on a path that this process can run. Paths with bf16 products use them where q, k and v
+/// are bf16, or where the caller accepts that others are rounded to it; else they take the f32 arithmetic of avx512.
+inline const Kernels& kernels_for(Path path, [[maybe_unused]] bool bf16_products) noexcept {
+  switch (path) {
+#if GQA_DETAIL_X86
+    case Path::amx:
+    case Path::avx512bf16:
+    case Path::avx512: return avx512::kernels();
+    case Path::avx2: return avx2::kernels();
+#endif
+    default: return portable::kernels();
+  }
+}
+
+/// A user's score functor compiled for the path of `kernels`.
+template <class V>
+inline auto transform_on(const Kernels& kernels) noexcept {
+  switch (kernels.path) {
+#if GQA_DETAIL_X86
+    case Path::avx512: return &avx512::transform<V>;
+    case Path::avx2: return &avx2::transform<V>;
+#endif
+    default: return &portable::transform<V>;
+  }
+}
+
+}  // namespace gqa::detail::inline GQA_ABI

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The portable path: the logical vector is an array of 16 floats. Slow, and the definition of what the f32 paths compute.
+#pragma once
+
+#include "gqa/detail/path/region.hpp"
+
+GQA_BEGIN_PLAIN_REGION()
+
+namespace gqa::detail::inline GQA_ABI::portable {
+
+struct Vec {
+  float lane[kLanes];
+};
+
+inline constexpr int kScoreTile = 4;        // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 2;        // the most rows of a score tile
+inline constexpr int kOutputTile = 4;       // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 2;       // the most rows of an output tile
+
+GQA_OP Vec set1(float value) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = value;
+  return r;
+}
+GQA_OP Vec zero() { return set1(0.0f); }
+GQA_OP Vec load(const float* p) {
+  Vec r;
+  __builtin_memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+GQA_OP void store(float* p, const Vec& a) { __builtin_memcpy(p, a.lane, sizeof a.lane); }
+GQA_OP Vec add(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] + b.lane[i];
+  return r;
+}
+GQA_OP Vec sub(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] - b.lane[i];
+  return r;
+}
+GQA_OP Vec mul(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] * b.lane[i];
+  return r;
+}
+// a·b + c, rounded once.
+GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+  return r;
+}
+// b where a is NaN, like the x86 instruction.
+GQA_OP Vec max(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return r;
+}
+// The float whose bits are those of a shifted left by 23.
+GQA_OP Vec shift_to_exponent(const Vec& a) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i)
+    r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, a.lane[i]) << 23);
+  return r;
+}
+// value, but 0 where x < floor. NaN in x keeps value.
+GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = x.lane[i] < floor.lane[i] ? 0.0f : value.lane[i];
+  return r;
+}
+// a where the lane's bit is set, else b.
+GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = ((bits >> i) & 1u) != 0 ? a.lane[i] : b.lane[i];
+  return r;
+}
+GQA_OP float reduce_max(const Vec& a) {
+  float r = a.lane[0];
+  for (int i = 1; i < kLanes; ++i) r = a.lane[i] > r ? a.lane[i] : r;
+  return r;
+}
+// The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
+GQA_OP float reduce_add(Vec a) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.lane[i] = a.lane[i] + a.lane[i + half];
+  return a.lane[0];
+}
+GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
+  for (int i = 0; i < kScoreTile; ++i) sums[i] = reduce_add(acc[i]);
+}
+GQA_OP bool any_nonfinite(const Vec& a) {
+  bool found = false;
+  for (int i = 0; i < kLanes; ++i) found |= (__builtin_bit_cast(std::uint32_t, a.lane[i]) & 0x7f800000u) == 0x7f800000u;
+  return found;
+}
+
+template <class Codec>
+GQA_OP float widen(const std::byte* p) {
+  if constexpr (Codec::bytes == 4) {
+    float value;
+    __builtin_memcpy(&value, p, 4);
+    return value;
+  } else {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, p, 2);
+    if constexpr (Codec::type == ElementType::bf16) return float_from_bf16(bits);
+    else return float_from_f16(bits);
+  }
+}
+template <class Codec>
+GQA_OP Vec load_as(const std::byte* p) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = widen<Codec>(p + i * Codec::bytes);
+  return r;
+}
+// The first `count` elements; zeros behind them, nothing read there.
+template <class Codec>
+GQA_OP Vec load_part(const std::byte* p, Index count) {
+  Vec r = zero();
+  for (Index i = 0; i < count; ++i) r.lane[i] = widen<Codec>(p + i * Codec::bytes);
+  return r;
+}
+template <class Codec>
+GQA_OP void store_as(std::byte* p, const Vec& a) {
+  for (int i = 0; i < kLanes; ++i) {
+    if constexpr (Codec::bytes == 4) {
+      __builtin_memcpy(p + i * 4, &a.lane[i], 4);
+    } else {
+      const std::uint16_t bits =
+          Codec::type == ElementType::bf16 ? bf16_from_float(a.lane[i]) : f16_from_float(a.lane[i]);
+      __builtin_memcpy(p + i * 2, &bits, 2);
+    }
+  }
+}
+GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p); }
+
+#define GQA_KERNEL_PATH Path::portable
+#include "gqa/detail/path/kernel.inl"
+#undef GQA_KERNEL_PATH
+
+}  // namespace gqa::detail::inline GQA_ABI::portable
+
+GQA_END_PLAIN_REGION()

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Regions of code for one instruction set, opened in any unit whatever its -m flags.
+///
+/// Everything that is included stands before the first region; in a region there are only namespaces and code. Products and sums
+/// are contracted nowhere: what is fused says so.
+#pragma once
+
+#include <cstring>
+
+#include "gqa/detail/kernel_types.hpp"
+
+#if GQA_DETAIL_X86
+// GCC 12 reports the undefined operands that its own AVX-512 intrinsics are made of.
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+
+#define GQA_DETAIL_PRAGMA(text) _Pragma(#text)
+
+#if defined(__clang__)
+#define GQA_BEGIN_REGION(features)                                                                \
+  GQA_DETAIL_PRAGMA(float_control(push))                                                          \
+  GQA_DETAIL_PRAGMA(clang fp contract(off))                                                       \
+  GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define GQA_END_REGION() GQA_DETAIL_PRAGMA(clang attribute pop) GQA_DETAIL_PRAGMA(float_control(pop))
+#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(push)) GQA_DETAIL_PRAGMA(clang fp contract(off))
+#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(pop))
+#else
+#define GQA_BEGIN_REGION(features)    \
+  GQA_DETAIL_PRAGMA(GCC push_options) \
+  GQA_DETAIL_PRAGMA(GCC target(features)) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
+#define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
+#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC push_options) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
+#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
+#endif
+
+/// Kernel building blocks: always inlined into the stage that uses them.
+#define GQA_OP inline __attribute__((always_inline))
+/// Unrolls the next loop whole, at any optimisation level that optimises.
+#define GQA_UNROLL GQA_DETAIL_PRAGMA(GCC unroll 32)
+
+namespace gqa::detail {
+
+/// Tags that name a codec: how an element is widened.
+struct F32 {
+  static constexpr ElementType type = ElementType::f32;
+  static constexpr Index bytes = 4;
+};
+struct Bf16 {
+  static constexpr ElementType type = ElementType::bf16;
+  static constexpr Index bytes = 2;
+};
+struct F16 {
+  static constexpr ElementType type = ElementType::f16;
+  static constexpr Index bytes = 2;
+};
+
+}  // namespace gqa::detail

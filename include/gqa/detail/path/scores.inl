@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores of one block: rows × kBlock dot products. Part of kernel.inl.
+
+// Rows from which a 16-bit block is widened to f32 once, instead of in every tile that reads it.
+inline constexpr Index kWidenRows = 16;
+
+// Where token t's row starts.
+struct OffsetRows {
+  const std::byte* base;
+  const Index* offset;
+  GQA_OP const std::byte* operator()(Index t) const { return base + offset[t]; }
+};
+struct StridedRows {
+  const std::byte* base;
+  Index stride;
+  GQA_OP const std::byte* operator()(Index t) const { return base + t * stride; }
+};
+
+// staging[t][0 … width) ← row t as f32, zeros up to a whole vector, for t in [first, last).
+template <class Codec, class Rows>
+GQA_OP StridedRows widen_block(const Rows& rows, std::byte* staging, Index width, Index first, Index last) {
+  const Index stride = round_up(width, kLanes);
+  float* out = reinterpret_cast<float*>(staging);
+  for (Index t = first; t < last; ++t) {
+    const std::byte* row = rows(t);
+    Index d = 0;
+    for (; d + kLanes <= width; d += kLanes) store(out + t * stride + d, load_as<Codec>(row + d * Codec::bytes));
+    if (d < width) store(out + t * stride + d, load_part<Codec>(row + d * Codec::bytes, width - d));
+  }
+  return {staging, stride * Index{sizeof(float)}};
+}
+
+// A tile of R rows × T tokens of scores: R·T accumulators, each lane a partial sum over d; reduced together at the end.
+template <class Codec, int R, class Rows>
+GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, Index first, Index last) {
+  constexpr int T = kScoreTile / R;
+  const float* q = static_cast<const float*>(tile.q) + row * tile.q_stride;
+  float* out = tile.weights + row * kBlock;
+  const Index whole = tile.head_dim / kLanes * kLanes;
+  const Index rest = tile.head_dim - whole;
+  for (Index t0 = first / T * T; t0 < last; t0 += T) {
+    const std::byte* k[T];
+    GQA_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const Index token = t0 + t < first ? first : t0 + t < last ? t0 + t : last - 1;
+      k[t] = rows(token);
+    }
+    Vec acc[kScoreTile];
+    GQA_UNROLL
+    for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
+    for (Index d = 0; d < whole; d += kLanes) {
+      Vec key[T];
+      GQA_UNROLL
+      for (int t = 0; t < T; ++t) key[t] = load_as<Codec>(k[t] + d * Codec::bytes);
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Vec query = load(q + r * tile.q_stride + d);
+        GQA_UNROLL
+        for (int t = 0; t < T; ++t) acc[r * T + t] = fma(query, key[t], acc[r * T + t]);
+      }
+    }
+    if (rest != 0) {
+      GQA_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const Vec key = load_part<Codec>(k[t] + whole * Codec::bytes, rest);
+        GQA_UNROLL
+        for (int r = 0; r < R; ++r) acc[r * T + t] = fma(load(q + r * tile.q_stride + whole), key, acc[r * T + t]);
+      }
+    }
+    alignas(64) float sums[kScoreTile];
+    reduce_tile(acc, sums);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) __builtin_memcpy(out + r * kBlock + t0, sums + r * T, T * sizeof(float));
+  }
+}
+
+template <class Codec, int R, class Rows>
+GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, Index first, Index last) {
+  for (; row + R <= tile.rows; row += R) score_strip<Codec, R>(tile, row, rows, first, last);
+  if constexpr (R > 1) score_rows<Codec, R / 2>(tile, row, rows, first, last);
+}
+
+// weights[row][t] ← q[row] · k[t] for t in [first, last); q carries the scale.
+template <class Codec>
+inline void scores(const RowTile& tile, const Block& block) {
+  const OffsetRows rows{block.k, block.k_offset};
+  Index row = 0;
+  if (Codec::bytes != 4 && tile.rows > kWidenRows) {
+    const StridedRows wide = widen_block<Codec>(rows, tile.staging, tile.head_dim, block.first, block.last);
+    score_rows<F32, kScoreRows>(tile, row, wide, block.first, block.last);
+  } else {
+    score_rows<Codec, kScoreRows>(tile, row, rows, block.first, block.last);
+  }
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Queries in, states merged, outputs out. Part of kernel.inl.
+
+template <class Codec>
+GQA_OP void pack_row(const std::byte* source, Index dim_stride, Index dim, float scale, float* out) {
+  const Vec factor = set1(scale);
+  Index d = 0;
+  if (dim_stride == 1) {
+    for (; d + kLanes <= dim; d += kLanes) store(out + d, mul(load_as<Codec>(source + d * Codec::bytes), factor));
+    if (d < dim) store(out + d, mul(load_part<Codec>(source + d * Codec::bytes, dim - d), factor));
+    return;
+  }
+  for (; d < dim; d += kLanes) {
+    alignas(64) float lanes[kLanes] = {};
+    for (Index i = 0; i < kLanes && d + i < dim; ++i) {
+      alignas(64) float one[kLanes];
+      store(one, load_part<Codec>(source + (d + i) * dim_stride * Codec::bytes, 1));
+      lanes[i] = one[0];
+    }
+    store(out + d, mul(load(lanes), factor));
+  }
+}
+
+// tile.q[row][0 … head_dim) ← scale · query, zeros up to a whole vector.
+inline void pack(const RowTile& tile, const QuerySource& source) {
+  float* q = static_cast<float*>(tile.q);
+  for (Index row = 0; row < tile.rows; ++row) {
+    const Index at = source.first_row + row;
+    const std::byte* from =
+        source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+    float* to = q + row * tile.q_stride;
+    switch (source.type) {
+      case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
+      case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
+      case ElementType::f16: pack_row<F16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
+    }
+  }
+}
+
+inline void begin(const RowTile& tile) {
+  for (Index row = 0; row < tile.rows; ++row) {
+    tile.m[row] = kMinusInfinity;
+    store(tile.l + row * kLanes, zero());
+    for (Index d = 0; d < tile.o_stride; d += kLanes) store(tile.o + row * tile.o_stride + d, zero());
+  }
+}
+
+// The state of the tokens of `into` followed by those of `from`. A state of no tokens changes nothing.
+inline void merge(const RowTile& into, const RowTile& from) {
+  for (Index row = 0; row < into.rows; ++row) {
+    const float m_into = into.m[row];
+    const float m_from = from.m[row];
+    const float m = m_from > m_into ? m_from : m_into;
+    const Vec base = set1(m == kMinusInfinity ? 0.0f : m);
+    const Vec a = exp2_nonpositive(sub(set1(m_into), base));
+    const Vec b = exp2_nonpositive(sub(set1(m_from), base));
+    into.m[row] = m;
+    float* l = into.l + row * kLanes;
+    store(l, fma(load(l), a, mul(load(from.l + row * kLanes), b)));
+    float* o = into.o + row * into.o_stride;
+    const float* other = from.o + row * from.o_stride;
+    for (Index d = 0; d < into.o_stride; d += kLanes)
+      store(o + d, fma(load(o + d), a, mul(load(other + d), b)));
+  }
+}
+
+template <class Codec>
+GQA_OP void store_row(const float* o, float factor, Index dim, std::byte* out, Index dim_stride) {
+  const Vec scale = set1(factor);
+  Index d = 0;
+  if (dim_stride == 1)
+    for (; d + kLanes <= dim; d += kLanes) store_as<Codec>(out + d * Codec::bytes, mul(load(o + d), scale));
+  for (; d < dim; d += kLanes) {
+    alignas(64) std::byte lanes[kLanes * Codec::bytes];
+    store_as<Codec>(lanes, mul(load(o + d), scale));
+    for (Index i = 0; i < kLanes && d + i < dim; ++i)
+      __builtin_memcpy(out + (d + i) * dim_stride * Codec::bytes, lanes + i * Codec::bytes, Codec::bytes);
+  }
+}
+
+// out ← o / l, zeros where nothing was visible; lse ← natural logarithm of the sum of exp(score).
+inline void store(const RowTile& tile, const OutputTarget& target) {
+  for (Index row = 0; row < tile.rows; ++row) {
+    const Index at = target.first_row + row;
+    const Index token = at / target.group;
+    const Index head = at % target.group;
+    std::byte* out = target.data + token * target.token_stride + head * target.head_stride;
+    const float* o = tile.o + row * tile.o_stride;
+    const float l = reduce_add(load(tile.l + row * kLanes));
+    const float factor = l == 0.0f ? 0.0f : 1.0f / l;
+    switch (target.type) {
+      case ElementType::f32: store_row<F32>(o, factor, tile.value_dim, out, target.dim_stride); break;
+      case ElementType::bf16: store_row<Bf16>(o, factor, tile.value_dim, out, target.dim_stride); break;
+      case ElementType::f16: store_row<F16>(o, factor, tile.value_dim, out, target.dim_stride); break;
+    }
+    if (target.lse != nullptr) {
+      const double scaled = static_cast<double>(tile.m[row]) * 0.693147180559945309417;
+      const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));
+      target.lse[token * target.lse_token_stride + head] = static_cast<float>(scaled + log_l);
+    }
+  }
+}

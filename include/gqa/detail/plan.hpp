@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Sequences × KV heads × query tiles × spans → tasks. The cut follows lengths and strides only, never threads.
+#pragma once
+
+#include "gqa/detail/check.hpp"
+
+namespace gqa::detail {
+
+/// Everything a task needs besides its inputs, carved out of one slot of scratch (and, if split, out of the partials).
+struct TaskScratch {
+  RowTile tile;    ///< the state of the current span
+  RowTile total;   ///< the state of the spans before it
+  Index* tables = nullptr;          ///< AddressBook
+  Index* row_begin = nullptr;       ///< per row: what it sees
+  Index* row_end = nullptr;
+  Index* row_position = nullptr;    ///< per row
+  Index* row_head = nullptr;        ///< per row, for the heads of one KV head
+  std::uint64_t* visible = nullptr; ///< per row
+};
+
+}  // namespace gqa::detail
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// Room for the state of `rows` rows.
+inline void carve_state(Carver& carver, RowTile& tile, Index rows) noexcept {
+  tile.m = carver.take<float>(rows);
+  tile.l = carver.take<float>(rows * kLanes);
+  tile.o = carver.take<float>(rows * tile.o_stride);
+}
+
+inline std::size_t state_bytes(Index rows, Index value_dim) noexcept {
+  Carver carver(nullptr);
+  RowTile tile;
+  tile.o_stride = round_up(value_dim, kLanes);
+  carve_state(carver, tile, rows);
+  return carver.used();
+}
+
+/// Room for a task of `heads` KV heads with `rows` rows each.
+inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const HeadShape& shape, Index heads, Index rows) noexcept {
+  TaskScratch scratch;
+  RowTile& tile = scratch.tile;
+  const Index all = heads * rows;
+  tile.rows = rows;
+  tile.head_dim = shape.head_dim;
+  tile.value_dim = shape.value_dim;
+  tile.q_stride = round_up(shape.head_dim, 2 * kLanes);
+  tile.o_stride = round_up(shape.value_dim, kLanes);
+  tile.q = carver.take<float>(heads * round_up(rows, kLanes) * tile.q_stride);
+  tile.weights = carver.take<float>(round_up(rows, kLanes) * kBlock);
+  tile.alpha = carver.take<float>(round_up(rows, kLanes));
+  scratch.tables = carver.take<Index>(AddressBook::kTableSize);
+  scratch.row_begin = carver.take<Index>(rows);
+  scratch.row_end = carver.take<Index>(rows);
+  scratch.row_position = carver.take<Index>(rows);
+  scratch.row_head = carver.take<Index>(rows);
+  scratch.visible = carver.take<std::uint64_t>(rows);
+  tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
+  scratch.total = tile;
+  carve_state(carver, tile, all);
+  carve_state(carver, scratch.total, all);
+  return scratch;
+}
+
+/// KV heads that a task takes side by side. Where the heads of a token are adjacent in memory, walking one head alone would read
+/// a few hundred bytes of every token's few thousand; so as many heads as fit in a tile go together. It changes no bit.
+inline Index heads_per_task(const KvCacheView& kv, Index rows) noexcept {
+  const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
+  if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
+  const Index fit = kTileRows / (rows > 0 ? rows : 1);
+  return fit < 1 ? 1 : fit < kv.kv_heads ? fit : kv.kv_heads;
+}
+
+inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& shape, const VariantRef& variant,
+                                  Path path, bool accept_bf16_products) {
+  SequencePlan plan;
+  const bool bf16 = sequence.q.type == ElementType::bf16 && sequence.kv.k_type == ElementType::bf16 &&
+                    sequence.kv.v_type == ElementType::bf16;
+  plan.kernels = &kernels_for(path, bf16 || accept_bf16_products);
+  plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
+  if (plan.rows == 0) return plan;
+  plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
+  plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
+  plan.heads = heads_per_task(sequence.kv, plan.rows);
+  plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
+  if (plan.tiles == 1) {
+    const PositionRange hull = visible_hull(variant, sequence, 0, sequence.q.tokens);
+    if (hull.begin < hull.end) {
+      plan.first_span = hull.begin / kSpan;
+      const Index spans = (hull.end - 1) / kSpan + 1 - plan.first_span;
+      if (spans > 1) plan.spans = spans;
+    }
+  }
+  plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.spans : plan.tiles);
+  return plan;
+}
+
+/// Sizes of scratch for a batch; fills `plans` if it is not null.
+inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape& shape, const VariantRef& variant,
+                               Path path, const Options& options, SequencePlan* plans, Index& task_count) {
+  ScratchSizes sizes;
+  sizes.sequences = static_cast<Index>(batch.size());
+  task_count = 0;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    SequencePlan plan = plan_sequence(batch[i], shape, variant, path, options.accept_bf16_products);
+    plan.first_task = task_count;
+    task_count += plan.task_count;
+    if (plan.spans > 0) {
+      plan.counter = sizes.counters;
+      plan.partial = sizes.partial_bytes;
+      sizes.counters += plan.head_groups;
+      sizes.partial_bytes += state_bytes(plan.heads * plan.rows, shape.value_dim) *
+                             static_cast<std::size_t>(plan.head_groups * plan.spans);
+    }
+    if (plan.task_count > 0) {
+      Carver carver(nullptr);
+      carve_task(carver, *plan.kernels, shape, plan.heads, plan.tile_rows);
+      if (carver.used() > sizes.slot_bytes) sizes.slot_bytes = carver.used();
+    }
+    if (plans != nullptr) plans[i] = plan;
+  }
+  const Index concurrency = options.executor.concurrency();
+  sizes.slots = task_count < concurrency ? task_count : concurrency;
+  return sizes;
+}
+
+/// Lays the call's scratch out from `carver`, or only measures it.
+inline void carve_call(Carver& carver, const ScratchSizes& sizes, CallPlan& plan) noexcept {
+  plan.sequences = carver.take<SequencePlan>(sizes.sequences);
+  plan.counters = carver.take<std::atomic<Index>>(sizes.counters);
+  plan.partials = carver.take<std::byte>(static_cast<Index>(sizes.partial_bytes));
+  plan.slots.taken = sizes.slots > 1 ? carver.take<std::atomic<std::uint32_t>>(sizes.slots) : nullptr;
+  plan.slots.data = carver.take<std::byte>(static_cast<Index>(sizes.slot_bytes) * sizes.slots);
+  plan.slots.slot_bytes = sizes.slot_bytes;
+  plan.slots.count = sizes.slots;
+}
+
+}  // namespace gqa::detail::inline GQA_ABI

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The one task loop. Decode, verify, chunk and prefill, contiguous, ring and paged, every type and variant go through it.
+#pragma once
+
+#include "gqa/detail/float_environment.hpp"
+#include "gqa/detail/plan.hpp"
+
+namespace gqa::detail {
+
+/// The part of a sequence that one task computes: rows [first_row, first_row + rows) of KV heads [first_head, first_head + heads)
+/// over the positions in `hull`.
+struct TaskRange {
+  Index first_row = 0;
+  Index rows = 0;
+  Index first_head = 0;
+  Index heads = 0;
+  PositionRange hull;
+};
+
+}  // namespace gqa::detail
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// The state and queries of the j-th KV head of a task.
+inline RowTile head_tile(const RowTile& tile, Index j) noexcept {
+  RowTile part = tile;
+  part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
+  part.m = tile.m + j * tile.rows;
+  part.l = tile.l + j * tile.rows * kLanes;
+  part.o = tile.o + j * tile.rows * tile.o_stride;
+  return part;
+}
+
+/// Bits [first, last), 0 <= first <= last <= 64.
+inline std::uint64_t bit_range(Index first, Index last) noexcept {
+  if (first >= last) return 0;
+  const std::uint64_t below_last = last == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << last) - 1;
+  return below_last & ~((std::uint64_t{1} << first) - 1);
+}
+
+/// One task: its inputs, its place in the plan, its scratch.
+class Task {
+ public:
+  Task(const CallPlan& call, const Sequence& sequence, const SequencePlan& plan, const TaskRange& range,
+       const TaskScratch& scratch)
+      : call_(call),
+        sequence_(sequence),
+        kernels_(*plan.kernels),
+        range_(range),
+        scratch_(scratch),
+        addresses_(sequence.kv, scratch.tables) {
+    scratch_.tile.rows = scratch_.total.rows = range.rows;
+    scratch_.tile.score_scale = scratch_.total.score_scale =
+        call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
+    if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
+    for (Index row = 0; row < range.rows; ++row) {
+      const Index at = range.first_row + row;
+      const Index position = query_position(sequence, at / call.group);
+      const PositionRange seen = visible_range(call.variant, position, sequence.kv.length);
+      scratch_.row_begin[row] = seen.begin;
+      scratch_.row_end[row] = seen.end;
+      scratch_.row_position[row] = position;
+      if (row == 0 || seen.begin > latest_begin_) latest_begin_ = seen.begin;
+      if (row == 0 || seen.end < earliest_end_) earliest_end_ = seen.end;
+    }
+    for (Index j = 0; j < range.heads; ++j) {
+      QuerySource source;
+      const Index bytes = element_bytes(sequence.q.type);
+      source.data = static_cast<const std::byte*>(sequence.q.data) +
+                    (range.first_head + j) * call.group * sequence.q.strides.head * bytes;
+      source.type = sequence.q.type;
+      source.token_stride = sequence.q.strides.token * bytes;
+      source.head_stride = sequence.q.strides.head * bytes;
+      source.dim_stride = sequence.q.strides.dim;
+      source.group = call.group;
+      source.first_row = range.first_row;
+      kernels_.pack(head_tile(scratch_.tile, j), source);
+    }
+  }
+
+  /// Computes the state of every span of the task's hull and merges them in ascending order. The result is `total()`.
+  void run() {
+    const PositionRange hull = range_.hull;
+    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(scratch_.total, j));
+    for (Index span = hull.begin / kSpan; span * kSpan < hull.end; ++span) {
+      run_span(span);
+      for (Index j = 0; j < range_.heads; ++j)
+        kernels_.merge(head_tile(scratch_.total, j), head_tile(scratch_.tile, j));
+    }
+  }
+
+  /// The state of one span alone, in `tile()`.
+  void run_span(Index span) {
+    const PositionRange hull = range_.hull;
+    const Index begin = span * kSpan > hull.begin ? span * kSpan : hull.begin;
+    const Index end = (span + 1) * kSpan < hull.end ? (span + 1) * kSpan : hull.end;
+    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(scratch_.tile, j));
+    for (Index block_begin = begin / kBlock * kBlock; block_begin < end; block_begin += kBlock)
+      run_block(block_begin, begin > block_begin ? begin - block_begin : 0,
+                end - block_begin < kBlock ? end - block_begin : kBlock);
+  }
+
+  void store(const RowTile& state) const {
+    for (Index j = 0; j < range_.heads; ++j) {
+      OutputTarget target;
+      const TensorView& out = sequence_.out;
+      const Index first_head = (range_.first_head + j) * call_.group;
+      const Index bytes = element_bytes(out.type);
+      target.data = static_cast<std::byte*>(out.data) + first_head * out.strides.head * bytes;
+      target.type = out.type;
+      target.token_stride = out.strides.token * bytes;
+      target.head_stride = out.strides.head * bytes;
+      target.dim_stride = out.strides.dim;
+      target.group = call_.group;
+      target.first_row = range_.first_row;
+      if (!sequence_.lse.empty()) {
+        target.lse = sequence_.lse.data() + first_head;
+        target.lse_token_stride = call_.shape.query_heads;
+      }
+      kernels_.store(head_tile(state, j), target);
+    }
+  }
+
+  const RowTile& total() const noexcept { return scratch_.total; }
+
+ private:
+  /// One block of tokens: scores → variant → online softmax → accumulate, for each KV head of the task.
+  void run_block(Index block_begin, Index first, Index last) {
+    const BlockAddress address = addresses_.block(block_begin, first, last);
+    const bool whole = last - first == kBlock && latest_begin_ <= block_begin &&
+                       earliest_end_ >= block_begin + kBlock && call_.variant.refine == nullptr;
+    Block block;
+    block.k_offset = address.k_offset;
+    block.v_offset = address.v_offset;
+    block.k_stride = address.uniform ? addresses_.k_strides().token : 0;
+    block.v_stride = address.uniform ? addresses_.v_strides().token : 0;
+    block.first = first;
+    block.last = last;
+    bool rows_differ = false;
+    for (Index j = 0; j < range_.heads; ++j) {
+      const Index head = range_.first_head + j;
+      block.k = static_cast<const std::byte*>(sequence_.kv.k) + address.k_base + head * addresses_.k_strides().head;
+      block.v = static_cast<const std::byte*>(sequence_.kv.v) + address.v_base + head * addresses_.v_strides().head;
+      if (!whole && (j == 0 || call_.variant.refine != nullptr)) {
+        rows_differ = mark_visible(block_begin, head, bit_range(first, last));
+        block.visible = scratch_.visible;
+      }
+      const auto v_type = static_cast<std::size_t>(sequence_.kv.v_type);
+      block.careful = rows_differ && kernels_.nonfinite[v_type](block, call_.shape.value_dim);
+      const RowTile tile = head_tile(scratch_.tile, j);
+      kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](tile, block);
+      if (transform_ != nullptr)
+        transform_(tile, block, call_.variant.variant, scratch_.row_position, mark_heads(head), block_begin);
+      kernels_.softmax(tile, block);
+      kernels_.accumulate[v_type](tile, block);
+    }
+  }
+
+  /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
+  bool mark_visible(Index block_begin, Index kv_head, std::uint64_t all) {
+    bool differ = false;
+    for (Index row = 0; row < range_.rows; ++row) {
+      const Index begin = scratch_.row_begin[row] - block_begin;
+      const Index end = scratch_.row_end[row] - block_begin;
+      std::uint64_t bits = bit_range(begin < 0 ? 0 : begin, end > kBlock ? kBlock : end) & all;
+      if (call_.variant.refine != nullptr)
+        bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row],
+                                    kv_head * call_.group + (range_.first_row + row) % call_.group, block_begin);
+      scratch_.visible[row] = bits;
+      differ |= bits != all;
+    }
+    return differ;
+  }
+
+  const Index* mark_heads(Index kv_head) const {
+    for (Index row = 0; row < range_.rows; ++row)
+      scratch_.row_head[row] = kv_head * call_.group + (range_.first_row + row) % call_.group;
+    return scratch_.row_head;
+  }
+
+  const CallPlan& call_;
+  const Sequence& sequence_;
+  const Kernels& kernels_;
+  const TaskRange range_;
+  TaskScratch scratch_;
+  AddressBook addresses_;
+  VariantRef::Transform transform_ = nullptr;
+  Index latest_begin_ = 0;
+  Index earliest_end_ = 0;
+};
+
+/// The states of the spans of one head group, at their places in the partials.
+inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
+                             Index span) noexcept {
+  RowTile state = like;
+  const std::size_t bytes = state_bytes(plan.heads * plan.rows, call.shape.value_dim);
+  Carver carver(call.partials + plan.partial + static_cast<std::size_t>(head_group * plan.spans + span) * bytes);
+  carve_state(carver, state, plan.heads * plan.rows);
+  return state;
+}
+
+/// Runs task number `index` of a call in a slot of scratch.
+inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
+  const FloatEnvironment environment;
+  Index low = 0;  // the last sequence whose first task is not after `index`, skipping those without tasks
+  for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
+    const Index middle = (low + high + 1) / 2;
+    if (call.sequences[middle].first_task <= index) low = middle;
+    else high = middle - 1;
+  }
+  const Sequence& sequence = call.batch[static_cast<std::size_t>(low)];
+  const SequencePlan& plan = call.sequences[low];
+  const Index local = index - plan.first_task;
+  const Index parts = plan.spans > 0 ? plan.spans : plan.tiles;
+  const Index head_group = local / parts;
+  const Index part = local % parts;
+
+  Carver carver(slot);
+  TaskScratch scratch = carve_task(carver, *plan.kernels, call.shape, plan.heads, plan.tile_rows);
+  TaskRange range;
+  range.first_head = head_group * plan.heads;
+  range.heads = call.shape.kv_heads - range.first_head < plan.heads ? call.shape.kv_heads - range.first_head : plan.heads;
+
+  if (plan.spans == 0) {
+    const Index tile = plan.tiles - 1 - part;  // under a causal mask the last tile is the longest: start with it
+    range.first_row = tile * plan.tile_rows;
+    range.rows = plan.rows - range.first_row < plan.tile_rows ? plan.rows - range.first_row : plan.tile_rows;
+    range.hull = visible_hull(call.variant, sequence, range.first_row / call.group,
+                              (range.first_row + range.rows - 1) / call.group + 1);
+    Task task(call, sequence, plan, range, scratch);
+    task.run();
+    task.store(task.total());
+    return;
+  }
+
+  range.rows = plan.rows;
+  range.hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
+  scratch.tile = partial_state(call, plan, scratch.tile, head_group, part);
+  Task task(call, sequence, plan, range, scratch);
+  task.run_span(plan.first_span + part);
+  // Whoever finishes last merges; the order of merging is that of the sequence, whoever it is.
+  if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.spans) return;
+  const RowTile total = partial_state(call, plan, scratch.tile, head_group, 0);
+  for (Index span = 1; span < plan.spans; ++span)
+    for (Index j = 0; j < range.heads; ++j)
+      plan.kernels->merge(head_tile(total, j), head_tile(partial_state(call, plan, total, head_group, span), j));
+  task.store(total);
+}
+
+}  // namespace gqa::detail::inline GQA_ABI

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Who runs the tasks of a call: the concept for a host program's own pool, the serial executor and OpenMP.
+#pragma once
+
+#include <concepts>
+#include <type_traits>
+
+#include "gqa/detail/config.hpp"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace gqa {
+
+/// One call's work, cut into numbered tasks: `work(i)` runs task i. A reference, valid during the executor's call only; safe to
+/// call from several threads at once with different i. Never throws.
+class TaskRef {
+ public:
+  using Function = void (*)(void* context, Index task);
+  GQA_ALWAYS_INLINE TaskRef(void* context, Function function) noexcept : context_(context), function_(function) {}
+  GQA_ALWAYS_INLINE void operator()(Index task) const noexcept { function_(context_, task); }
+
+ private:
+  void* context_;
+  Function function_;
+};
+
+/// An executor runs work(0) … work(count − 1), each exactly once, in any order, on any threads, and returns when all are done.
+/// `concurrency()` is the largest number of tasks it will run at the same time, at least 1: scratch is provided for so many.
+/// Results never depend on it.
+template <class E>
+concept Executor = requires(E& executor, Index count, const TaskRef& work) {
+  executor.parallel_for(count, work);
+  { executor.concurrency() } -> std::convertible_to<Index>;
+};
+
+/// Runs the tasks one after the other on the calling thread.
+struct SerialExecutor {
+  GQA_ALWAYS_INLINE static constexpr Index concurrency() noexcept { return 1; }
+  GQA_ALWAYS_INLINE static void parallel_for(Index count, const TaskRef& work) noexcept {
+    for (Index task = 0; task < count; ++task) work(task);
+  }
+};
+
+#if defined(_OPENMP)
+/// Runs the tasks in an OpenMP region of `threads` threads (0: OpenMP's default). Only in units compiled with -fopenmp.
+struct OpenMpExecutor {
+  int threads = 0;
+  GQA_ALWAYS_INLINE Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
+  void parallel_for(Index count, const TaskRef& work) const noexcept {
+    const int team = static_cast<int>(concurrency());
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+    for (Index task = 0; task < count; ++task) work(task);
+  }
+};
+#endif
+
+/// Refers to any executor; what the options hold. The executor must outlive the call.
+class ExecutorRef {
+ public:
+  /// Serial.
+  GQA_ALWAYS_INLINE ExecutorRef() noexcept : ExecutorRef(nullptr, nullptr, nullptr) {}
+
+  template <Executor E>
+    requires(!std::same_as<std::remove_cv_t<E>, ExecutorRef>)
+  GQA_ALWAYS_INLINE ExecutorRef(E& executor) noexcept  // NOLINT(google-explicit-constructor): a reference in all but name
+      : ExecutorRef(
+            const_cast<void*>(static_cast<const void*>(&executor)),
+            [](void* self) { return static_cast<Index>(static_cast<E*>(self)->concurrency()); },
+            [](void* self, Index count, const TaskRef& work) { static_cast<E*>(self)->parallel_for(count, work); }) {}
+
+  GQA_ALWAYS_INLINE Index concurrency() const { return concurrency_ == nullptr ? 1 : concurrency_(executor_); }
+  GQA_ALWAYS_INLINE void parallel_for(Index count, const TaskRef& work) const {
+    if (run_ == nullptr) return SerialExecutor::parallel_for(count, work);
+    run_(executor_, count, work);
+  }
+
+ private:
+  using Concurrency = Index (*)(void*);
+  using Run = void (*)(void*, Index, const TaskRef&);
+  GQA_ALWAYS_INLINE ExecutorRef(void* executor, Concurrency width, Run run) noexcept
+      : executor_(executor), concurrency_(width), run_(run) {}
+
+  void* executor_;
+  Concurrency concurrency_;
+  Run run_;
+};
+
+}  // namespace gqa

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The shared KV-cache view: contiguous, paged and ring storage behind one plain type.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "gqa/element.hpp"
+#include "gqa/error.hpp"
+
+namespace gqa {
+
+/// How a token's position becomes a place in memory.
+enum class Storage : std::uint8_t {
+  contiguous,  ///< slot = position
+  ring,        ///< slot = position mod capacity; the oldest tokens are overwritten
+  paged        ///< slot = position mod page size, in page page_table[position / page size]
+};
+
+/// Distances between neighbours of K or of V, in elements. Rows (the dim direction) are always packed.
+struct KvStrides {
+  Index token;     ///< from one slot to the next
+  Index head;      ///< from one KV head to the next
+  Index page = 0;  ///< from one physical page to the next (paged storage only)
+
+  /// (token, head, dim): all heads of a token side by side. For pages: (page, token, head, dim).
+  GQA_ALWAYS_INLINE static constexpr KvStrides token_major(Index kv_heads, Index dim, Index page_size = 0) noexcept {
+    return {kv_heads * dim, dim, page_size * kv_heads * dim};
+  }
+  /// (head, token, dim): all tokens of a head side by side; `slots` is the room per head (capacity, or the page size).
+  /// For pages: (page, head, token, dim).
+  GQA_ALWAYS_INLINE static constexpr KvStrides head_major(Index kv_heads, Index slots, Index dim) noexcept {
+    return {dim, slots * dim, kv_heads * slots * dim};
+  }
+};
+
+/// What a cache holds, for the makers below.
+struct KvShape {
+  Index length = 0;     ///< n_kv: tokens in the sequence so far; the next token's position
+  Index kv_heads = 0;   ///< Hkv
+  Index head_dim = 0;   ///< D
+  Index value_dim = 0;  ///< Dv; 0 means the same as head_dim
+};
+
+/// One sequence's keys and values, wherever they lie: the only cache type that the functors take. Plain data, owns nothing,
+/// free to copy; memory must outlive the call that uses it. Checked in the call.
+///
+/// Key row of position p and KV head h, with `slot` and `page` as Storage says:
+///     k + (page * k_strides.page + slot * k_strides.token + h * k_strides.head) elements, head_dim of them; V alike.
+///
+/// Elements past `length`, in unused pages and in masked positions may hold anything.
+struct KvCacheView {
+  const void* k = nullptr;
+  const void* v = nullptr;
+  ElementType k_type = ElementType::f32;
+  ElementType v_type = ElementType::f32;
+  Storage storage = Storage::contiguous;
+  Index length = 0;     ///< n_kv
+  Index kv_heads = 0;   ///< Hkv
+  Index head_dim = 0;   ///< D
+  Index value_dim = 0;  ///< Dv
+  KvStrides k_strides{0, 0, 0};
+  KvStrides v_strides{0, 0, 0};
+  Index capacity = 0;                        ///< ring: slots
+  Index page_size = 0;                       ///< paged: tokens in a page, any positive number
+  Index pool_pages = 0;                      ///< paged: physical pages in the pool; table entries lie in [0, pool_pages)
+  const std::int32_t* page_table = nullptr;  ///< paged: logical page → physical page
+  Index page_table_size = 0;                 ///< paged: entries; at least ceil(length / page_size)
+
+  /// The oldest position still stored: 0, or length − capacity once a ring has gone round.
+  GQA_ALWAYS_INLINE constexpr Index first_position() const noexcept {
+    return storage == Storage::ring && length > capacity ? length - capacity : 0;
+  }
+
+  /// Positions 0 … length − 1 in slots 0 … length − 1.
+  template <Element K, Element V>
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const K* keys, const V* values, KvShape shape, KvStrides k_steps,
+                                                  KvStrides v_steps) noexcept {
+    KvCacheView view;
+    view.k = keys;
+    view.v = values;
+    view.k_type = ElementTraits<K>::type;
+    view.v_type = ElementTraits<V>::type;
+    view.length = shape.length;
+    view.kv_heads = shape.kv_heads;
+    view.head_dim = shape.head_dim;
+    view.value_dim = shape.value_dim == 0 ? shape.head_dim : shape.value_dim;
+    view.k_strides = k_steps;
+    view.v_strides = v_steps;
+    return view;
+  }
+
+  /// Packed (token, head, dim) storage.
+  template <Element K, Element V>
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const K* keys, const V* values, KvShape shape) noexcept {
+    const Index dv = shape.value_dim == 0 ? shape.head_dim : shape.value_dim;
+    return contiguous(keys, values, shape, KvStrides::token_major(shape.kv_heads, shape.head_dim),
+                      KvStrides::token_major(shape.kv_heads, dv));
+  }
+
+  /// Packed (token, head, dim) storage in spans. @throws ArgumentError if a span is too short.
+  template <Element K, std::size_t KExtent, Element V, std::size_t VExtent>
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(std::span<K, KExtent> keys, std::span<V, VExtent> values,
+                                                  KvShape shape);
+
+  /// A sliding window: position p lies in slot p mod capacity. Queries may only look at positions that are still there, so a
+  /// window variant with a window of at most `capacity` (less the chunk's other tokens) goes with it.
+  template <Element K, Element V>
+  GQA_ALWAYS_INLINE static KvCacheView ring(const K* keys, const V* values, KvShape shape, Index slots,
+                                            KvStrides k_steps, KvStrides v_steps) noexcept {
+    KvCacheView view = contiguous(keys, values, shape, k_steps, v_steps);
+    view.storage = Storage::ring;
+    view.capacity = slots;
+    return view;
+  }
+
+  /// Pages of `tokens_per_page` tokens anywhere in a pool of `pages` physical pages, in the order of `table`.
+  /// Table entries of pages that no query looks at are not read.
+  template <Element K, Element V>
+  GQA_ALWAYS_INLINE static KvCacheView paged(const K* key_pool, const V* value_pool, KvShape shape,
+                                             std::span<const std::int32_t> table, Index tokens_per_page, Index pages,
+                                             KvStrides k_steps, KvStrides v_steps) noexcept {
+    KvCacheView view = contiguous(key_pool, value_pool, shape, k_steps, v_steps);
+    view.storage = Storage::paged;
+    view.page_size = tokens_per_page;
+    view.pool_pages = pages;
+    view.page_table = table.data();
+    view.page_table_size = static_cast<Index>(table.size());
+    return view;
+  }
+
+  /// The view of KV heads [first, first + count), for callers that split heads themselves.
+  GQA_ALWAYS_INLINE KvCacheView slice_heads(Index first, Index count) const noexcept {
+    KvCacheView part = *this;
+    if (k != nullptr) part.k = static_cast<const std::byte*>(k) + first * k_strides.head * element_bytes(k_type);
+    if (v != nullptr) part.v = static_cast<const std::byte*>(v) + first * v_strides.head * element_bytes(v_type);
+    part.kv_heads = count;
+    return part;
+  }
+};
+
+namespace detail::inline GQA_ABI {
+
+inline void check_kv_span(const char* what, std::size_t given, Index tokens, Index heads, Index dim) {
+  Index needed = 0;
+  if (tokens < 0) fail("kv.length", tokens, "0 or more");
+  if (heads <= 0) fail("kv.kv_heads", heads, "1 or more");
+  if (dim <= 0) fail("kv.head_dim", dim, "1 or more");
+  if (__builtin_mul_overflow(tokens, heads, &needed) || __builtin_mul_overflow(needed, dim, &needed))
+    fail("kv.length", tokens, "length * kv_heads * dim that fits in 63 bits");
+  if (given < static_cast<std::size_t>(needed))
+    fail(what, static_cast<Index>(given), "at least length * kv_heads * dim = " + std::to_string(needed));
+}
+
+}  // namespace detail::inline GQA_ABI
+
+template <Element K, std::size_t KExtent, Element V, std::size_t VExtent>
+GQA_ALWAYS_INLINE KvCacheView KvCacheView::contiguous(std::span<K, KExtent> keys, std::span<V, VExtent> values,
+                                                      KvShape shape) {
+  detail::check_kv_span("keys.size()", keys.size(), shape.length, shape.kv_heads, shape.head_dim);
+  detail::check_kv_span("values.size()", values.size(), shape.length, shape.kv_heads,
+                        shape.value_dim == 0 ? shape.head_dim : shape.value_dim);
+  return contiguous(static_cast<const std::remove_cv_t<K>*>(keys.data()),
+                    static_cast<const std::remove_cv_t<V>*>(values.data()), shape);
+}
+
+}  // namespace gqa

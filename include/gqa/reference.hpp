@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The definition of attention in plain Eigen and double precision: slow and obvious. It checks nothing and reads the same views
+/// as the functors, so that anything can be held against it. Needs Eigen.
+#pragma once
+
+#include <Eigen/Core>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "gqa/kv_cache_view.hpp"
+#include "gqa/tensor_view.hpp"
+#include "gqa/variant.hpp"
+
+namespace gqa {
+
+/// What reference_attention returns. Row i·Hq + h belongs to query token i and query head h.
+struct ReferenceResult {
+  Eigen::MatrixXd out;  ///< (n_q · Hq) × Dv
+  Eigen::VectorXd lse;  ///< n_q · Hq: natural logarithm of the sum of exp(score); −∞ where nothing is visible
+};
+
+namespace detail::inline GQA_ABI {
+
+/// `width` elements of `type`, `step` elements apart, from element `first` of `data` on.
+inline Eigen::VectorXd reference_row(const void* data, ElementType type, Index first, Index width, Index step) {
+  Eigen::VectorXd row(width);
+  for (Index j = 0; j < width; ++j) {
+    const Index at = first + j * step;
+    if (type == ElementType::f32) row[j] = static_cast<double>(static_cast<const float*>(data)[at]);
+    if (type == ElementType::bf16)
+      row[j] = static_cast<double>(float_from_bf16(static_cast<const std::uint16_t*>(data)[at]));
+    if (type == ElementType::f16)
+      row[j] = static_cast<double>(float_from_f16(static_cast<const std::uint16_t*>(data)[at]));
+  }
+  return row;
+}
+
+/// Element offset of the row of `position` and `head`.
+inline Index reference_offset(const KvCacheView& kv, const KvStrides& strides, Index position, Index head) {
+  Index slot = position;
+  Index page = 0;
+  if (kv.storage == Storage::ring) slot = position % kv.capacity;
+  if (kv.storage == Storage::paged) {
+    slot = position % kv.page_size;
+    page = kv.page_table[position / kv.page_size];
+  }
+  return page * strides.page + slot * strides.token + head * strides.head;
+}
+
+/// The score that the variant makes of a scaled product; a `score` that is generic in its first argument stays in double.
+template <Variant V>
+double reference_score(const V& variant, double product, Index query_position, Index key_position, Index query_head) {
+  if constexpr (ScoringVariant<V>) {
+    if constexpr (requires { { variant.score(product, query_position, key_position, query_head) } -> std::same_as<double>; })
+      return variant.score(product, query_position, key_position, query_head);
+    else
+      return static_cast<double>(variant.score(static_cast<float>(product), query_position, key_position, query_head));
+  } else {
+    return product;
+  }
+}
+
+template <Variant V>
+ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv, const V& variant,
+                                    std::optional<double> scale, std::span<const Index> positions) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim)));
+  const Index group = q.heads / kv.kv_heads;
+  ReferenceResult result{Eigen::MatrixXd::Zero(q.tokens * q.heads, kv.value_dim),
+                         Eigen::VectorXd::Constant(q.tokens * q.heads, -infinity)};
+  for (Index token = 0; token < q.tokens; ++token) {
+    const Index position = positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
+    const PositionRange range = variant.visible_range(position, kv.length);
+    for (Index head = 0; head < q.heads; ++head) {
+      std::vector<Index> visible;
+      for (Index t = std::max<Index>(range.begin, 0); t < std::min(range.end, kv.length); ++t) {
+        if constexpr (MaskingVariant<V>)
+          if (!variant.is_visible(position, t, head)) continue;
+        visible.push_back(t);
+      }
+      if (visible.empty()) continue;
+
+      const Eigen::VectorXd query =
+          reference_row(q.data, q.type, token * q.strides.token + head * q.strides.head, q.dim, q.strides.dim);
+      const auto count = static_cast<Index>(visible.size());
+      Eigen::VectorXd score(count);
+      Eigen::MatrixXd values(kv.value_dim, count);
+      for (Index c = 0; c < count; ++c) {
+        const Index t = visible[static_cast<std::size_t>(c)];
+        const Eigen::VectorXd key =
+            reference_row(kv.k, kv.k_type, reference_offset(kv, kv.k_strides, t, head / group), kv.head_dim, 1);
+        score[c] = reference_score(variant, factor * query.dot(key), position, t, head);
+        values.col(c) =
+            reference_row(kv.v, kv.v_type, reference_offset(kv, kv.v_strides, t, head / group), kv.value_dim, 1);
+      }
+
+      const double max = score.maxCoeff<Eigen::PropagateNaN>();
+      if (max == -infinity) continue;  // the variant scored every visible token −∞: nothing is attended to
+      const Eigen::VectorXd weight = (score.array() - max).exp();
+      const Index row = token * q.heads + head;
+      result.out.row(row) = (values * weight / weight.sum()).transpose();
+      result.lse[row] = max + std::log(weight.sum());
+    }
+  }
+  return result;
+}
+
+}  // namespace detail::inline GQA_ABI
+
+/// out ← attention(q, kv) by definition, for each query token i at position p_i and each query head h:
+///
+///     s_t = score(scale · q_ih · k_t,h/G)   for the t in visible_range(p_i) with is_visible(p_i, t, h)
+///     out_ih = Σ_t exp(s_t) v_t,h/G / Σ_t exp(s_t),   lse_ih = log Σ_t exp(s_t)
+///
+/// in double precision throughout (a variant's score functor sees a float unless it takes and returns double). Rows for which
+/// nothing is visible, or everything is scored −∞, give zeros and lse −∞.
+/// @param q         n_q × Hq × D
+/// @param kv        n_kv tokens × Hkv × (D, Dv); Hkv divides Hq
+/// @param variant   what is visible, and how scores change
+/// @param scale     default 1/√D
+/// @param positions of the query tokens, n_q of them; empty: n_kv − n_q + i
+/// Thread safe. Reads nothing but visible rows. Arguments are not checked.
+template <Variant V>
+GQA_ALWAYS_INLINE ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv, const V& variant,
+                                                      std::optional<double> scale = std::nullopt,
+                                                      std::span<const Index> positions = {}) {
+  return detail::reference_attention(q, kv, variant, scale, positions);
+}
+
+/// The same with the default variant, Causal.
+GQA_ALWAYS_INLINE ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv) {
+  return detail::reference_attention(q, kv, Causal{}, std::nullopt, {});
+}
+
+}  // namespace gqa
