@@ -93,7 +93,15 @@ inline CpuFeatures detect_features() noexcept { return {}; }
 #endif
 
 inline const CpuFeatures& features() noexcept {
+#if defined(GQA_DETAIL_EMULATED_AMX)  // a test program that executes tile instructions in software
+  static const CpuFeatures found = [] {
+    CpuFeatures has = detect_features();
+    has.amx = has.avx512bf16;
+    return has;
+  }();
+#else
   static const CpuFeatures found = detect_features();
+#endif
   return found;
 }
 

@@ -5,7 +5,7 @@
 
 #include <concepts>
 
-#include "gqa/detail/config.hpp"
+#include "gqa/error.hpp"
 
 namespace gqa {
 
@@ -23,6 +23,8 @@ struct PositionRange {
 ///            — refines the range pair by pair (a tree mask, documents packed in one sequence).
 /// Optional:  float score(float score, Index query_position, Index key_position, Index query_head) const
 ///            — changes a scaled score (ALiBi, soft cap). Must be a pure function of its arguments.
+///            void check() const
+///            — throws if the variant's own parameters are wrong; called before any work.
 ///
 /// All are called from several threads at once. A row's result may depend on nothing else, which is what keeps it the same
 /// bits in every batch and chunking.
@@ -60,6 +62,10 @@ struct Causal {
 /// A query sees its own position and the `window` − 1 before it (window >= 1). Mistral's and Gemma's sliding window.
 struct CausalWindow {
   Index window;
+  /// @throws ArgumentError unless window >= 1
+  GQA_ALWAYS_INLINE void check() const {
+    if (window < 1) detail::fail("variant.window", window, "1 or more positions");
+  }
   GQA_ALWAYS_INLINE constexpr PositionRange visible_range(Index query_position, Index kv_length) const noexcept {
     const Index begin = query_position >= window ? query_position - window + 1 : 0;
     return {begin, query_position < kv_length ? query_position + 1 : kv_length};

@@ -5,6 +5,7 @@
 
 #include "gqa/detail/kernel_types.hpp"
 #include "gqa/kv_cache_view.hpp"
+#include "gqa/variant.hpp"
 
 namespace gqa::detail {
 
@@ -29,6 +30,9 @@ struct BlockAddress {
   const Index* k_offset = nullptr;
   const Index* v_offset = nullptr;
   bool uniform = false;  ///< offset[t] = t · token stride
+  Index begin = 0;       ///< the block's first position, a multiple of kBlock
+  Index first = 0;       ///< tokens of the block that are asked for
+  Index last = 0;
 };
 
 }  // namespace gqa::detail
@@ -55,7 +59,8 @@ inline Place locate(const KvCacheView& kv, Index position) noexcept {
   return {};
 }
 
-/// Finds the rows of a sequence's blocks. One per task: it keeps the table of offsets that every block in one run shares.
+/// Finds the rows of a sequence's blocks. One per task: it keeps the table of offsets that every block in one run shares, and
+/// tables of their own for the last two blocks that are not in one run.
 class AddressBook {
  public:
   AddressBook(const KvCacheView& kv, Index* tables) noexcept
@@ -71,22 +76,26 @@ class AddressBook {
   }
 
   /// Entries that `tables` needs.
-  static constexpr Index kTableSize = 4 * kBlock;
+  static constexpr Index kTableSize = 6 * kBlock;
 
-  /// Rows of the positions block_begin + [first, last). Valid until the next call.
-  BlockAddress block(Index block_begin, Index first, Index last) const noexcept {
-    Place place = locate(kv_, block_begin + first);
+  /// Rows of the positions in `range`, a part of the block that starts at `begin`. Valid until the call after the next.
+  BlockAddress block(Index begin, const PositionRange& range) noexcept {
+    const Index first = range.begin - begin;
+    const Index last = range.end - begin;
+    Place place = locate(kv_, range.begin);
     if (place.run >= last - first)
       return {place.page * k_.page + (place.slot - first) * k_.token, place.page * v_.page + (place.slot - first) * v_.token,
-              uniform_, uniform_ + kBlock, true};
+              uniform_, uniform_ + kBlock, true, begin, first, last};
+    other_ = !other_;
+    Index* const offsets = scattered_ + (other_ ? 2 * kBlock : 0);
     for (Index t = first; t < last;) {
-      place = locate(kv_, block_begin + t);
+      place = locate(kv_, begin + t);
       for (Index i = 0; i < place.run && t < last; ++i, ++t) {
-        scattered_[t] = place.page * k_.page + (place.slot + i) * k_.token;
-        scattered_[kBlock + t] = place.page * v_.page + (place.slot + i) * v_.token;
+        offsets[t] = place.page * k_.page + (place.slot + i) * k_.token;
+        offsets[kBlock + t] = place.page * v_.page + (place.slot + i) * v_.token;
       }
     }
-    return {0, 0, scattered_, scattered_ + kBlock, false};
+    return {0, 0, offsets, offsets + kBlock, false, begin, first, last};
   }
 
   const ByteStrides& k_strides() const noexcept { return k_; }
@@ -97,7 +106,8 @@ class AddressBook {
   ByteStrides k_;
   ByteStrides v_;
   Index* uniform_;    // 2 × kBlock: K then V
-  Index* scattered_;  // 2 × kBlock
+  Index* scattered_;  // twice 2 × kBlock, used in turn
+  bool other_ = false;
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

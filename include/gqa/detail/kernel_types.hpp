@@ -44,6 +44,14 @@ struct RowTile {
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
 };
 
+/// Rows that will be read soon: row t at data + offset[t] bytes, for t in [first, last).
+struct Upcoming {
+  const std::byte* data = nullptr;
+  const Index* offset = nullptr;
+  Index first = 0;
+  Index last = 0;
+};
+
 /// The tokens of one block of one KV head that some row of the tile sees: [first, last) within the block.
 ///
 /// Row of token t: k + k_offset[t] bytes, for t in [first, last) only.
@@ -58,8 +66,8 @@ struct Block {
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;                    ///< V holds a non-finite value in a token that some rows see and others do not
-  const std::byte* next_k = nullptr;       ///< where the following block's rows start, for prefetching; or null
-  const std::byte* next_v = nullptr;
+  Upcoming next_k;                         ///< what the task reads after this block
+  Upcoming next_v;
 };
 
 /// Where a tile's queries come from: row r is query token (first_row + r) / group, query head head + (first_row + r) % group.
@@ -98,6 +106,8 @@ struct Kernels {
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;     ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;          ///< out ← o / l; lse ← m + log l
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
+  void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
+  void (*leave)() = nullptr;
 };
 
 }  // namespace gqa::detail

@@ -92,13 +92,15 @@ class Task {
 
   /// The state of one span alone, in `tile()`.
   void run_span(Index span) {
-    const PositionRange hull = range_.hull;
-    const Index begin = span * kSpan > hull.begin ? span * kSpan : hull.begin;
-    const Index end = (span + 1) * kSpan < hull.end ? (span + 1) * kSpan : hull.end;
     for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(scratch_.tile, j));
-    for (Index block_begin = begin / kBlock * kBlock; block_begin < end; block_begin += kBlock)
-      run_block(block_begin, begin > block_begin ? begin - block_begin : 0,
-                end - block_begin < kBlock ? end - block_begin : kBlock);
+    const Index end = (span + 1) * kSpan < range_.hull.end ? (span + 1) * kSpan : range_.hull.end;
+    Index begin = span * kSpan > range_.hull.begin ? span * kSpan : range_.hull.begin;
+    begin = begin / kBlock * kBlock;
+    for (BlockAddress here = address(begin), next; begin < end; begin += kBlock, here = next) {
+      // The block after this one is known before it is needed, in the next span too: kernels prefetch it.
+      next = begin + kBlock < range_.hull.end ? address(begin + kBlock) : BlockAddress{};
+      run_block(here, next);
+    }
   }
 
   void store(const RowTile& state) const {
@@ -125,25 +127,44 @@ class Task {
   const RowTile& total() const noexcept { return scratch_.total; }
 
  private:
+  /// The part of the block at `begin` that the task's rows see.
+  BlockAddress address(Index begin) {
+    const PositionRange hull = range_.hull;
+    return addresses_.block(begin, {begin > hull.begin ? begin : hull.begin,
+                                    begin + kBlock < hull.end ? begin + kBlock : hull.end});
+  }
+
+  const std::byte* k_rows(const BlockAddress& at, Index head) const noexcept {
+    return static_cast<const std::byte*>(sequence_.kv.k) + at.k_base + head * addresses_.k_strides().head;
+  }
+  const std::byte* v_rows(const BlockAddress& at, Index head) const noexcept {
+    return static_cast<const std::byte*>(sequence_.kv.v) + at.v_base + head * addresses_.v_strides().head;
+  }
+
   /// One block of tokens: scores → variant → online softmax → accumulate, for each KV head of the task.
-  void run_block(Index block_begin, Index first, Index last) {
-    const BlockAddress address = addresses_.block(block_begin, first, last);
-    const bool whole = last - first == kBlock && latest_begin_ <= block_begin &&
+  void run_block(const BlockAddress& here, const BlockAddress& next) {
+    const Index block_begin = here.begin;
+    const bool whole = here.last - here.first == kBlock && latest_begin_ <= block_begin &&
                        earliest_end_ >= block_begin + kBlock && call_.variant.refine == nullptr;
     Block block;
-    block.k_offset = address.k_offset;
-    block.v_offset = address.v_offset;
-    block.k_stride = address.uniform ? addresses_.k_strides().token : 0;
-    block.v_stride = address.uniform ? addresses_.v_strides().token : 0;
-    block.first = first;
-    block.last = last;
+    block.k_offset = here.k_offset;
+    block.v_offset = here.v_offset;
+    block.k_stride = here.uniform ? addresses_.k_strides().token : 0;
+    block.v_stride = here.uniform ? addresses_.v_strides().token : 0;
+    block.first = here.first;
+    block.last = here.last;
     bool rows_differ = false;
     for (Index j = 0; j < range_.heads; ++j) {
       const Index head = range_.first_head + j;
-      block.k = static_cast<const std::byte*>(sequence_.kv.k) + address.k_base + head * addresses_.k_strides().head;
-      block.v = static_cast<const std::byte*>(sequence_.kv.v) + address.v_base + head * addresses_.v_strides().head;
+      block.k = k_rows(here, head);
+      block.v = v_rows(here, head);
+      const bool last_head = j + 1 == range_.heads;  // then the next block's first head follows
+      const BlockAddress& after = last_head ? next : here;
+      const Index head_after = last_head ? range_.first_head : head + 1;
+      block.next_k = {k_rows(after, head_after), after.k_offset, after.first, after.last};
+      block.next_v = {v_rows(after, head_after), after.v_offset, after.first, after.last};
       if (!whole && (j == 0 || call_.variant.refine != nullptr)) {
-        rows_differ = mark_visible(block_begin, head, bit_range(first, last));
+        rows_differ = mark_visible(block_begin, head, bit_range(here.first, here.last));
         block.visible = scratch_.visible;
       }
       const auto v_type = static_cast<std::size_t>(sequence_.kv.v_type);
@@ -190,6 +211,23 @@ class Task {
   Index earliest_end_ = 0;
 };
 
+/// The thread as the kernels need it, for the length of a task.
+class ThreadSetup {
+ public:
+  explicit ThreadSetup(const Kernels& kernels) noexcept : kernels_(kernels) {
+    if (kernels_.enter != nullptr) kernels_.enter();
+  }
+  ~ThreadSetup() {
+    if (kernels_.leave != nullptr) kernels_.leave();
+  }
+  ThreadSetup(const ThreadSetup&) = delete;
+  ThreadSetup& operator=(const ThreadSetup&) = delete;
+
+ private:
+  const FloatEnvironment environment_;
+  const Kernels& kernels_;
+};
+
 /// The states of the spans of one head group, at their places in the partials.
 inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
                              Index span) noexcept {
@@ -202,7 +240,6 @@ inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, con
 
 /// Runs task number `index` of a call in a slot of scratch.
 inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
-  const FloatEnvironment environment;
   Index low = 0;  // the last sequence whose first task is not after `index`, skipping those without tasks
   for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
     const Index middle = (low + high + 1) / 2;
@@ -211,6 +248,7 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
   }
   const Sequence& sequence = call.batch[static_cast<std::size_t>(low)];
   const SequencePlan& plan = call.sequences[low];
+  const ThreadSetup setup(*plan.kernels);
   const Index local = index - plan.first_task;
   const Index parts = plan.spans > 0 ? plan.spans : plan.tiles;
   const Index head_group = local / parts;

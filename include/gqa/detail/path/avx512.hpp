@@ -12,6 +12,7 @@ GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace gqa::detail::inline GQA_ABI::avx512 {
 
 using Vec = __m512;
+inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
 
 inline constexpr int kScoreTile = 16;   // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 4;    // the most rows of a score tile
@@ -114,7 +115,8 @@ GQA_OP void store_as(std::byte* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
 }
-GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p); }
+// Into the second-level cache: a block ahead is too far ahead for the first.
+GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
 #define GQA_KERNEL_PATH Path::avx512
 #include "gqa/detail/path/kernel.inl"

@@ -5,6 +5,7 @@
 
 #include "gqa/detail/path/avx2.hpp"
 #include "gqa/detail/path/avx512.hpp"
+#include "gqa/detail/path/avx512bf16.hpp"
 #include "gqa/detail/path/portable.hpp"
 
 namespace gqa::detail::inline GQA_ABI {
@@ -15,7 +16,7 @@ inline const Kernels& kernels_for(Path path, [[maybe_unused]] bool bf16_products
   switch (path) {
 #if GQA_DETAIL_X86
     case Path::amx:
-    case Path::avx512bf16:
+    case Path::avx512bf16: return bf16_products ? avx512bf16::kernels() : avx512::kernels();
     case Path::avx512: return avx512::kernels();
     case Path::avx2: return avx2::kernels();
 #endif
@@ -28,6 +29,7 @@ template <class V>
 inline auto transform_on(const Kernels& kernels) noexcept {
   switch (kernels.path) {
 #if GQA_DETAIL_X86
+    case Path::avx512bf16:  // the same layout of scores
     case Path::avx512: return &avx512::transform<V>;
     case Path::avx2: return &avx2::transform<V>;
 #endif

@@ -30,41 +30,58 @@ GQA_OP StridedRows widen_block(const Rows& rows, std::byte* staging, Index width
   return {staging, stride * Index{sizeof(float)}};
 }
 
+// Asks for the rows of the coming block that correspond to tokens [t0, t1) of this one.
+GQA_OP void prefetch_rows(const Upcoming& next, Index t0, Index t1, Index bytes) {
+  if (next.last == 0) return;
+  if (t0 < next.first) t0 = next.first;
+  if (t1 > next.last) t1 = next.last;
+  for (Index t = t0; t < t1; ++t)
+    for (Index line = 0; line < bytes; line += 64) prefetch(next.data + next.offset[t] + line);
+}
+
 // A tile of R rows × T tokens of scores: R·T accumulators, each lane a partial sum over d; reduced together at the end.
 template <class Codec, int R, class Rows>
-GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, Index first, Index last) {
+GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const Block& block) {
   constexpr int T = kScoreTile / R;
+  constexpr int G = T < 4 ? T : 4;
   const float* q = static_cast<const float*>(tile.q) + row * tile.q_stride;
   float* out = tile.weights + row * kBlock;
   const Index whole = tile.head_dim / kLanes * kLanes;
   const Index rest = tile.head_dim - whole;
+  const Index first = block.first;
+  const Index last = block.last;
   for (Index t0 = first / T * T; t0 < last; t0 += T) {
-    const std::byte* k[T];
-    GQA_UNROLL
-    for (int t = 0; t < T; ++t) {
-      const Index token = t0 + t < first ? first : t0 + t < last ? t0 + t : last - 1;
-      k[t] = rows(token);
-    }
+    if (row == 0) prefetch_rows(block.next_k, t0, t0 + T, tile.head_dim * Codec::bytes);
     Vec acc[kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
-    for (Index d = 0; d < whole; d += kLanes) {
-      Vec key[T];
+    GQA_UNROLL
+    for (int g = 0; g < T; g += G) {  // as many tokens at a time as there are registers for their addresses
+      const std::byte* k[G];
       GQA_UNROLL
-      for (int t = 0; t < T; ++t) key[t] = load_as<Codec>(k[t] + d * Codec::bytes);
-      GQA_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Vec query = load(q + r * tile.q_stride + d);
-        GQA_UNROLL
-        for (int t = 0; t < T; ++t) acc[r * T + t] = fma(query, key[t], acc[r * T + t]);
+      for (int t = 0; t < G; ++t) {
+        const Index token = t0 + g + t;
+        k[t] = rows(token < first ? first : token < last ? token : last - 1);
       }
-    }
-    if (rest != 0) {
-      GQA_UNROLL
-      for (int t = 0; t < T; ++t) {
-        const Vec key = load_part<Codec>(k[t] + whole * Codec::bytes, rest);
+      for (Index d = 0; d < whole; d += kLanes) {
+        Vec query[R];
         GQA_UNROLL
-        for (int r = 0; r < R; ++r) acc[r * T + t] = fma(load(q + r * tile.q_stride + whole), key, acc[r * T + t]);
+        for (int r = 0; r < R; ++r) query[r] = load(q + r * tile.q_stride + d);
+        GQA_UNROLL
+        for (int t = 0; t < G; ++t) {
+          const Vec key = load_as<Codec>(k[t] + d * Codec::bytes);
+          GQA_UNROLL
+          for (int r = 0; r < R; ++r) acc[r * T + g + t] = fma(query[r], key, acc[r * T + g + t]);
+        }
+      }
+      if (rest != 0) {
+        GQA_UNROLL
+        for (int t = 0; t < G; ++t) {
+          const Vec key = load_part<Codec>(k[t] + whole * Codec::bytes, rest);
+          GQA_UNROLL
+          for (int r = 0; r < R; ++r)
+            acc[r * T + g + t] = fma(load(q + r * tile.q_stride + whole), key, acc[r * T + g + t]);
+        }
       }
     }
     alignas(64) float sums[kScoreTile];
@@ -75,9 +92,9 @@ GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, Index 
 }
 
 template <class Codec, int R, class Rows>
-GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, Index first, Index last) {
-  for (; row + R <= tile.rows; row += R) score_strip<Codec, R>(tile, row, rows, first, last);
-  if constexpr (R > 1) score_rows<Codec, R / 2>(tile, row, rows, first, last);
+GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, const Block& block) {
+  for (; row + R <= tile.rows; row += R) score_strip<Codec, R>(tile, row, rows, block);
+  if constexpr (R > 1) score_rows<Codec, R / 2>(tile, row, rows, block);
 }
 
 // weights[row][t] ← q[row] · k[t] for t in [first, last); q carries the scale.
@@ -87,8 +104,8 @@ inline void scores(const RowTile& tile, const Block& block) {
   Index row = 0;
   if (Codec::bytes != 4 && tile.rows > kWidenRows) {
     const StridedRows wide = widen_block<Codec>(rows, tile.staging, tile.head_dim, block.first, block.last);
-    score_rows<F32, kScoreRows>(tile, row, wide, block.first, block.last);
+    score_rows<F32, kScoreRows>(tile, row, wide, block);
   } else {
-    score_rows<Codec, kScoreRows>(tile, row, rows, block.first, block.last);
+    score_rows<Codec, kScoreRows>(tile, row, rows, block);
   }
 }

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The AVX-512 path with bf16 products: vdpbf16ps adds two products to an f32 lane, at twice the rate of f32 multiply-adds.
+///
+///   scores      s[row][t] = scale · Σ_d q[row][d] · k[t][d]     lane i sums pairs d = 2i, 2i + 1, then 2i + 32, …; fixed tree
+///   softmax     that of the AVX-512 path
+///   accumulate  o[row][d] = α · o[row][d] + Σ_t bf16(w[row][t]) · v[t][d]     token pairs (2j, 2j + 1), j ascending
+///
+/// | intrinsic            | instruction | what it does here                                                          |
+/// |----------------------|-------------|----------------------------------------------------------------------------|
+/// | _mm512_dpbf16_ps     | vdpbf16ps   | lane += two bf16 products; rounds to nearest, flushes denormals             |
+/// | _mm512_unpacklo_epi16| vpunpcklwd  | two V rows → pairs of one dim side by side                                  |
+/// | _mm512_cvtne2ps_pbh  | vcvtne2ps2bf16 | 32 weights → bf16, ties to even                                         |
+///
+/// q and k are used as stored: scores are exact products, summed in f32. Weights are rounded to bf16, their sum is not.
+#pragma once
+
+#include "gqa/detail/path/avx512.hpp"
+
+#if GQA_DETAIL_X86
+
+GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+namespace gqa::detail::inline GQA_ABI::avx512bf16 {
+
+using avx512::kLanes2;
+using avx512::reduce_tile;
+using avx512::Vec;
+
+/// Rows from which a block of V is interleaved once, instead of in every tile that reads it.
+inline constexpr Index kStageRows = 16;
+
+GQA_OP __m512bh as_pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
+GQA_OP __m512i load_pairs(const std::byte* p) { return _mm512_loadu_si512(p); }
+GQA_OP __m512i load_pairs_part(const std::byte* p, Index count) {
+  return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
+}
+
+// 32 elements of any codec as bf16.
+template <class Codec>
+GQA_OP __m512i narrow_pairs(const std::byte* p, Index count) {
+  if constexpr (Codec::type == ElementType::bf16) {
+    return load_pairs_part(p, count);
+  } else {
+    const Index low = count < kLanes ? count : kLanes;
+    const Vec a = avx512::load_part<Codec>(p, low);
+    const Vec b = avx512::load_part<Codec>(p + low * Codec::bytes, count - low);
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+  }
+}
+
+#include "gqa/detail/path/bf16_scores.inl"
+#include "gqa/detail/path/bf16_accumulate.inl"
+
+// K rounded to bf16 (other codecs only), or V interleaved; one block at a time.
+inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
+  const Index widest = head_dim > value_dim ? head_dim : value_dim;
+  return kBlock * round_up(widest, kLanes2) * Index{sizeof(bf16)};
+}
+
+inline const Kernels& kernels() noexcept {
+  static constexpr Kernels table{
+      .path = Path::avx512bf16,
+      .pack = pack,
+      .begin = avx512::begin,
+      .scores = {scores<F32>, scores<Bf16>, scores<F16>},
+      .softmax = avx512::softmax,
+      .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
+      .nonfinite = {avx512::nonfinite<F32>, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
+      .merge = avx512::merge,
+      .store = avx512::store,
+      .staging_bytes = staging_bytes,
+  };
+  return table;
+}
+
+}  // namespace gqa::detail::inline GQA_ABI::avx512bf16
+
+GQA_END_REGION()
+
+#endif  // GQA_DETAIL_X86
