@@ -66,8 +66,7 @@ struct Block {
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;                    ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k;                         ///< what the task reads after this block
-  Upcoming next_v;
+  Upcoming next_k;                         ///< the keys that the task reads after this block
 };
 
 /// Where a tile's queries come from: row r is query token (first_row + r) / group, query head head + (first_row + r) % group.

@@ -162,7 +162,6 @@ class Task {
       const BlockAddress& after = last_head ? next : here;
       const Index head_after = last_head ? range_.first_head : head + 1;
       block.next_k = {k_rows(after, head_after), after.k_offset, after.first, after.last};
-      block.next_v = {v_rows(after, head_after), after.v_offset, after.first, after.last};
       if (!whole && (j == 0 || call_.variant.refine != nullptr)) {
         rows_differ = mark_visible(block_begin, head, bit_range(here.first, here.last));
         block.visible = scratch_.visible;

@@ -17,7 +17,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
   }
   for (Index t = block.first; t < block.last; ++t) {
     if (Careful && ((block.visible[row] >> t) & 1u) == 0) continue;
-    if (row == 0 && column == 0) prefetch_rows(block.next_v, t, t + 1, tile.value_dim * Codec::bytes);
+    if (row == 0 && column == 0) prefetch_rows(block.next_k, t, t + 1, tile.head_dim * Codec::bytes);
     const std::byte* v = rows(t) + column * Codec::bytes;
     Vec value[C];
     GQA_UNROLL

@@ -115,7 +115,7 @@ GQA_OP void store_as(std::byte* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
 }
-// Into the second-level cache: a block ahead is too far ahead for the first.
+// Into the second-level cache; the first is too small for what is asked for ahead.
 GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
 #define GQA_KERNEL_PATH Path::avx512

@@ -19,11 +19,13 @@ struct CachedPairs {
   std::uint64_t seen;
   GQA_OP __m512i row(Index t, Index column, Index count) const {
     if (((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
-    const std::byte* v = block.v + block.v_offset[t] + column * Codec::bytes;
-    if (Codec::type == ElementType::bf16 && count == kLanes2) return load_pairs(v);
-    return narrow_pairs<Codec>(v, count);
+    return narrow_pairs<Codec>(block.v + block.v_offset[t] + column * Codec::bytes, count);
   }
   GQA_OP PairedValues operator()(Index pair, Index column, Index count) const {
+    if (Codec::type == ElementType::bf16 && count == kLanes2 && ((seen >> (2 * pair)) & 3u) == 3u) {
+      const std::byte* v = block.v + column * 2;
+      return interleave(load_pairs(v + block.v_offset[2 * pair]), load_pairs(v + block.v_offset[2 * pair + 1]));
+    }
     return interleave(row(2 * pair, column, count), row(2 * pair + 1, column, count));
   }
 };
@@ -80,7 +82,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index cou
     }
   }
   for (Index pair = block.first / 2; pair < (block.last + 1) / 2; ++pair) {
-    if (row == 0 && column == 0) avx512::prefetch_rows(block.next_v, 2 * pair, 2 * pair + 2, tile.value_dim * 2);
+    if (row == 0 && column == 0) avx512::prefetch_rows(block.next_k, 2 * pair, 2 * pair + 2, tile.head_dim * 2);
     PairedValues value[C];
     GQA_UNROLL
     for (int c = 0; c < C; ++c) value[c] = pairs(pair, column + c * kLanes2, count);

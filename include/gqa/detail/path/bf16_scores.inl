@@ -45,7 +45,7 @@ GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const 
   const Index first = block.first;
   const Index last = block.last;
   for (Index t0 = first / T * T; t0 < last; t0 += T) {
-    if (row == 0) avx512::prefetch_rows(block.next_k, t0, t0 + T, tile.head_dim * 2);
+    if (row == 0) avx512::prefetch_rows({block.v, block.v_offset, first, last}, t0, t0 + T, tile.value_dim * 2);
     Vec acc[avx512::kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < avx512::kScoreTile; ++i) acc[i] = avx512::zero();

@@ -134,7 +134,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
     }
   }
 }
-// Into the second-level cache: a block ahead is too far ahead for the first.
+// Into the second-level cache; the first is too small for what is asked for ahead.
 GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
 #define GQA_KERNEL_PATH Path::portable

@@ -30,13 +30,23 @@ GQA_OP StridedRows widen_block(const Rows& rows, std::byte* staging, Index width
   return {staging, stride * Index{sizeof(float)}};
 }
 
-// Asks for the rows of the coming block that correspond to tokens [t0, t1) of this one.
+// While tokens [t0, t1) are worked on, asks for the same tokens of the rows that come next: values while it is the turn of the
+// keys, the next block's keys while it is the turn of the values. The processor's own prefetching does not follow across the tokens
+// of a tile; a stage ahead is far enough to hide memory, and short enough for the second-level cache.
 GQA_OP void prefetch_rows(const Upcoming& next, Index t0, Index t1, Index bytes) {
-  if (next.last == 0) return;
   if (t0 < next.first) t0 = next.first;
   if (t1 > next.last) t1 = next.last;
-  for (Index t = t0; t < t1; ++t)
-    for (Index line = 0; line < bytes; line += 64) prefetch(next.data + next.offset[t] + line);
+  for (Index t = t0; t < t1; ++t) {
+    const std::byte* row = next.data + next.offset[t];
+    Index line = 0;
+    for (; line + 256 <= bytes; line += 256) {
+      prefetch(row + line);
+      prefetch(row + line + 64);
+      prefetch(row + line + 128);
+      prefetch(row + line + 192);
+    }
+    for (; line < bytes; line += 64) prefetch(row + line);
+  }
 }
 
 // A tile of R rows × T tokens of scores: R·T accumulators, each lane a partial sum over d; reduced together at the end.
@@ -51,7 +61,8 @@ GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const 
   const Index first = block.first;
   const Index last = block.last;
   for (Index t0 = first / T * T; t0 < last; t0 += T) {
-    if (row == 0) prefetch_rows(block.next_k, t0, t0 + T, tile.head_dim * Codec::bytes);
+    if (row == 0)
+      prefetch_rows({block.v, block.v_offset, first, last}, t0, t0 + T, tile.value_dim * Codec::bytes);
     Vec acc[kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();

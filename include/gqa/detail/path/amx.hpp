@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The AMX path: bf16 tile products for both halves of attention, a lane of AVX-512 per row for the softmax between them.
+///
+/// One block of 64 tokens, for groups of 16 rows:
+///   1. Sᵀ = K·Qᵀ       16 tokens × 16 rows a tile; K straight from the cache as operand A, Q packed once per task as operand B
+///   2. m, α            a lane is a row: maximum over the tokens, no step across lanes
+///   3. P = exp2(c·S−m)  by a cubic, rounded to bf16, in place of the scores; transposed to row-major as operand A
+///   4. V               token pairs interleaved once per block for all groups, as operand B
+///   5. O ← α·O         only where a maximum has moved
+///   6. l ← l + P·1     the same weights times a tile of ones, so that a row's weights sum to what they were divided by
+///   7. O ← O + P·V     16 rows × 16 dims a tile, loaded and stored once per block
+///   8. merging states and storing outputs: those of the AVX-512 path
+///
+/// | instruction | what it does here                               | cycles a piece, as Intel gives them for Sapphire Rapids |
+/// |-------------|-------------------------------------------------|----------------------------------------------------------|
+/// | tdpbf16ps   | C (16×16 f32) += A (16×32 bf16) · B (32×16)     | 16, 52 until the result is there                         |
+/// | tileloadd   | 16 rows of 64 bytes, any stride                 | 8 from L1, 45 until it is there                          |
+/// | tilestored  | 16 rows of 64 bytes                             | 16                                                       |
+/// | ldtilecfg   | shapes of the eight tiles: once per task        | about 200                                                |
+/// | vaddps {rd} | rounds down to whole numbers, in one operation  | 1/2                                                      |
+///
+/// Tile geometry. All eight tiles are 16 rows × 64 bytes. Scores: C 0–3 = 2 token tiles × 2 groups, A 4–5 = K, B 6–7 = Q: four
+/// loads for four products. Outputs: C 0–3 = 2 groups × 2 column tiles, A 4–5 = P, B 6–7 = V: six loads and two stores for four
+/// products. Up to 128 rows share a pass over K and V. An odd last group goes alone; a group of fewer than 16 rows, and one whose
+/// rows must not see each other's values, keeps its O in staging while products are added.
+///
+/// Accumulation. A product of 32 terms is two chains of fused multiply-adds from zero, one over the even terms and one over the
+/// odd, then c + (even + odd); round to nearest even, denormal inputs and results zero. Scores sum dims in chunks of 32, ascending;
+/// outputs and l sum tokens in halves of a block, ascending. q is used as stored: the scale is applied to scores in f32. l is
+/// kept as 16 partial sums, lane i those of the tokens 2i and 2i + 1 of every half block.
+///
+/// Compilers know nothing of these tiles: each instruction is an asm statement of its own, in program order and with a memory
+/// clobber (GCC's intrinsics have none, and lose the stores that feed them).
+#pragma once
+
+#include "gqa/detail/path/avx512.hpp"
+
+#if GQA_DETAIL_X86
+
+namespace gqa::detail {
+
+/// What ldtilecfg takes.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+/// Operand B that leaves each row's weights as 16 sums of two tokens: column i has ones at tokens 2i and 2i + 1.
+struct alignas(64) PairSums {
+  std::uint16_t one[16][32] = {};  // [pair of tokens][column × 2]
+  constexpr PairSums() {
+    for (int i = 0; i < 16; ++i) one[i][2 * i] = one[i][2 * i + 1] = 0x3f80;
+  }
+};
+
+}  // namespace gqa::detail
+
+// Tile instructions by literal tile number; either dialect of assembler.
+#define GQA_TILE_ZERO(t) asm volatile("tilezero {%%tmm" #t "|tmm" #t "}" : :)
+#define GQA_TILE_LOAD(t, from, stride)                                                                           \
+  asm volatile("tileloadd {(%0,%1,1), %%tmm" #t "|tmm" #t ", [%0+%1*1]}" : : "r"(from), "r"(stride) : "memory")
+#define GQA_TILE_STORE(t, to, stride)                                                                            \
+  asm volatile("tilestored {%%tmm" #t ", (%0,%1,1)|[%0+%1*1], tmm" #t "}" : : "r"(to), "r"(stride) : "memory")
+// Tile c += tile a · tile b.
+#define GQA_TILE_PRODUCT(c, a, b) \
+  asm volatile("tdpbf16ps {%%tmm" #b ", %%tmm" #a ", %%tmm" #c "|tmm" #c ", tmm" #a ", tmm" #b "}" : :)
+
+GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+namespace gqa::detail::inline GQA_ABI::amx {
+
+using avx512::Vec;
+
+inline constexpr Index kGroup = 16;        // rows of a tile
+inline constexpr Index kHalf = 32;         // tokens, or dims, of one product
+inline constexpr Index kTileBytes = 1024;
+inline constexpr Index kRowBytes = 64;     // of a tile
+inline constexpr Index kGroupFloats = kGroup * kBlock;  // of a group's scores in tile.weights: [token][row]
+
+inline constexpr TileConfig kTileConfig;
+inline constexpr PairSums kPairSums;
+
+inline void enter() { asm volatile("ldtilecfg %0" : : "m"(kTileConfig) : "memory"); }
+inline void leave() { asm volatile("tilerelease" : : : "memory"); }
+
+GQA_OP Index group_count(const RowTile& tile) { return (tile.rows + kGroup - 1) / kGroup; }
+GQA_OP Index rows_in_group(const RowTile& tile, Index group) {
+  const Index rest = tile.rows - group * kGroup;
+  return rest < kGroup ? rest : kGroup;
+}
+GQA_OP __mmask16 first_lanes(Index count) { return static_cast<__mmask16>((1u << count) - 1u); }
+
+// What the rows of a group see of a block: lane = row, bit = token.
+struct GroupView {
+  __m512i half[2];    // tokens 0 … 31 and 32 … 63
+  bool any[2];        // some row sees some token of that half
+  bool everything;    // every row sees every token
+};
+
+GQA_OP GroupView group_view(const RowTile& tile, const Block& block, Index group) {
+  GroupView view;
+  if (block.visible == nullptr) {
+    view.half[0] = view.half[1] = _mm512_set1_epi32(-1);
+    view.any[0] = view.any[1] = view.everything = true;
+    return view;
+  }
+  const __mmask16 lanes = first_lanes(rows_in_group(tile, group));
+  const std::uint64_t* visible = block.visible + group * kGroup;
+  const __m512i a = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes), visible);
+  const __m512i b = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes >> 8), visible + 8);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  view.half[0] = _mm512_permutex2var_epi32(a, even, b);
+  view.half[1] = _mm512_permutex2var_epi32(a, _mm512_or_si512(even, _mm512_set1_epi32(1)), b);
+  view.any[0] = _mm512_test_epi32_mask(view.half[0], view.half[0]) != 0;
+  view.any[1] = _mm512_test_epi32_mask(view.half[1], view.half[1]) != 0;
+  const __m512i all = _mm512_set1_epi32(-1);
+  view.everything = _mm512_cmpeq_epi32_mask(_mm512_and_si512(view.half[0], view.half[1]), all) == lanes;
+  return view;
+}
+
+// 16 × 16 of 32 bits: row i, column j ↔ row j, column i.
+GQA_OP void transpose(__m512i (&r)[16]) {
+  __m512i a[16];
+  GQA_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 16; i += 4) {  // r[i + c]: columns c, c + 4, c + 8, c + 12 of rows i … i + 3
+    r[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {  // pairs of such quarters: rows 0 … 7, then 8 … 15
+    a[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x44);
+    a[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xee);
+    a[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x44);
+    a[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xee);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
+    r[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+    r[i + 8] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
+  }
+}
+
+// The first `count` of 32 elements as bf16, rounded to nearest even; zeros behind them, nothing read there.
+template <class Codec>
+GQA_OP __m512i narrow(const std::byte* p, Index count) {
+  if constexpr (Codec::type == ElementType::bf16) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
+  } else {
+    const Index low = count < kLanes ? count : kLanes;
+    alignas(64) std::byte rounded[kRowBytes];
+    avx512::store_as<Bf16>(rounded, avx512::load_part<Codec>(p, low));
+    avx512::store_as<Bf16>(rounded + kRowBytes / 2, avx512::load_part<Codec>(p + low * Codec::bytes, count - low));
+    return _mm512_load_si512(rounded);
+  }
+}
+
+// Asks for those of the tokens [t0, t1) that there are.
+GQA_OP void prefetch_rows(const Upcoming& rows, Index t0, Index t1, Index bytes) {
+  if (t0 < rows.first) t0 = rows.first;
+  if (t1 > rows.last) t1 = rows.last;
+  for (Index t = t0; t < t1; ++t)
+    for (Index line = 0; line < bytes; line += kRowBytes) avx512::prefetch(rows.data + rows.offset[t] + line);
+}
+
+// Staging: K of a block as bf16 rows, or V of it as interleaved tiles; behind that O and l of one group, padded to 16 rows.
+GQA_OP Index staged_state(Index head_dim, Index value_dim) {
+  const Index keys = round_up(head_dim, kHalf);
+  const Index values = round_up(value_dim, kLanes);
+  return kBlock * (keys > values ? keys : values) * Index{sizeof(bf16)};
+}
+inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
+  return staged_state(head_dim, value_dim) + kGroup * (round_up(value_dim, kLanes) + kLanes) * Index{sizeof(float)};
+}
+
+#include "gqa/detail/path/amx_scores.inl"
+#include "gqa/detail/path/amx_softmax.inl"
+#include "gqa/detail/path/amx_accumulate.inl"
+
+inline const Kernels& kernels() noexcept {
+  static constexpr Kernels table{
+      .path = Path::amx,
+      .pack = pack,
+      .begin = avx512::begin,
+      .scores = {scores<F32>, scores<Bf16>, scores<F16>},
+      .softmax = softmax,
+      .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
+      .nonfinite = {nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
+      .merge = avx512::merge,
+      .store = avx512::store,
+      .staging_bytes = staging_bytes,
+      .enter = enter,
+      .leave = leave,
+  };
+  return table;
+}
+
+}  // namespace gqa::detail::inline GQA_ABI::amx
+
+GQA_END_REGION()
+
+#undef GQA_TILE_ZERO
+#undef GQA_TILE_LOAD
+#undef GQA_TILE_STORE
+#undef GQA_TILE_PRODUCT
+
+#endif  // GQA_DETAIL_X86

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// Output accumulation of one block, by tile products. Part of amx.hpp.
+
+// Any NaN or infinity in f32 V, or a number that rounds to infinity as bf16?
+inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {
+  const __m512i least = _mm512_set1_epi32(0x7f7f8000);
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (Index t = block.first; t < block.last; ++t) {
+    const std::byte* v = block.v + block.v_offset[t];
+    for (Index d = 0; d < value_dim; d += kLanes) {
+      const Vec part = avx512::load_part<F32>(v + d * 4, value_dim - d < kLanes ? value_dim - d : kLanes);
+      if (_mm512_cmpge_epi32_mask(_mm512_and_si512(_mm512_castps_si512(part), magnitude), least) != 0) return true;
+    }
+  }
+  return false;
+}
+
+// 32 values of one token; zeros for a token whose bit in `seen` is off.
+template <class Codec>
+GQA_OP __m512i value_row(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
+  if (((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
+  const std::byte* v = block.v + block.v_offset[t] + column * Codec::bytes;
+  if (Codec::type == ElementType::bf16 && count == kHalf) return _mm512_loadu_si512(v);
+  return narrow<Codec>(v, count);
+}
+
+// V of half a block as operand B: staging[half][column / 16][pair of tokens][column % 16][2].
+template <class Codec>
+GQA_OP void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  constexpr __mmask32 kOddWords = 0xaaaaaaaau;
+  std::byte* tiles = tile.staging + half * kHalf * tile.o_stride * Index{sizeof(bf16)};
+  for (Index pair = 0; pair < kGroup; ++pair) {
+    const Index t = half * kHalf + 2 * pair;
+    std::byte* to = tiles + pair * kRowBytes;
+    prefetch_rows(block.next_k, t, t + 2, tile.head_dim * Codec::bytes);
+    for (Index column = 0; column < tile.value_dim; column += kHalf) {
+      const Index count = tile.value_dim - column < kHalf ? tile.value_dim - column : kHalf;
+      const __m512i a = value_row<Codec>(block, seen, t, column, count);
+      const __m512i b = value_row<Codec>(block, seen, t + 1, column, count);
+      const __m512i even = _mm512_mask_blend_epi16(kOddWords, a, _mm512_slli_epi32(b, 16));
+      const __m512i odd = _mm512_mask_blend_epi16(kOddWords, _mm512_srli_epi32(a, 16), b);
+      std::byte* out = to + column / kLanes * kTileBytes;
+      _mm512_storeu_si512(out, _mm512_permutex2var_epi32(even, low, odd));
+      if (count > kLanes) _mm512_storeu_si512(out + kTileBytes, _mm512_permutex2var_epi32(even, high, odd));
+    }
+  }
+}
+
+// One group's weights, and which halves of the block it sees.
+struct GroupWeights {
+  const float* first;  // half 0; half 1 follows kHalf · kGroup floats later
+  bool any[2];
+  GQA_OP const float* half(Index h) const { return first + h * kHalf * kGroup; }
+  GQA_OP bool both() const { return any[0] && any[1]; }
+};
+
+GQA_OP GroupWeights group_weights(const RowTile& tile, const Block& block, Index group) {
+  const GroupView view = group_view(tile, block, group);
+  return {tile.weights + group * kGroupFloats, {view.any[0], view.any[1]}};
+}
+
+// V of the block in staging, and one row group's o; strides of o in bytes.
+struct ValueTiles {
+  const std::byte* first;
+  Index columns;  // tiles side by side
+  GQA_OP const std::byte* at(Index half, Index column) const { return first + (half * columns + column) * kTileBytes; }
+};
+
+GQA_OP void load_weights(const GroupWeights& p) {
+  if (p.any[0]) GQA_TILE_LOAD(4, p.half(0), kRowBytes);
+  if (p.any[1]) GQA_TILE_LOAD(5, p.half(1), kRowBytes);
+}
+
+// l (16 rows × 16 lanes) += weights, two tokens a lane. The weights are in tiles 4 and 5.
+GQA_OP void sum_weights(const GroupWeights& p, float* l) {
+  GQA_TILE_LOAD(0, l, kRowBytes);
+  GQA_TILE_LOAD(6, &kPairSums, kRowBytes);
+  if (p.any[0]) GQA_TILE_PRODUCT(0, 4, 6);
+  if (p.any[1]) GQA_TILE_PRODUCT(0, 5, 6);
+  GQA_TILE_STORE(0, l, kRowBytes);
+}
+
+// o (16 rows) += weights · V. The weights are in tiles 4 and 5.
+GQA_OP void output_one_group(const GroupWeights& p, const ValueTiles& v, float* o, Index stride) {
+  Index column = 0;
+  for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes) {
+    GQA_TILE_LOAD(0, o, stride);
+    GQA_TILE_LOAD(1, o + kLanes, stride);
+    if (p.any[0]) {
+      GQA_TILE_LOAD(2, v.at(0, column), kRowBytes);
+      GQA_TILE_PRODUCT(0, 4, 2);
+      GQA_TILE_LOAD(3, v.at(0, column + 1), kRowBytes);
+      GQA_TILE_PRODUCT(1, 4, 3);
+    }
+    if (p.any[1]) {
+      GQA_TILE_LOAD(6, v.at(1, column), kRowBytes);
+      GQA_TILE_PRODUCT(0, 5, 6);
+      GQA_TILE_LOAD(7, v.at(1, column + 1), kRowBytes);
+      GQA_TILE_PRODUCT(1, 5, 7);
+    }
+    GQA_TILE_STORE(0, o, stride);
+    GQA_TILE_STORE(1, o + kLanes, stride);
+  }
+  if (column == v.columns) return;
+  GQA_TILE_LOAD(0, o, stride);
+  if (p.any[0]) {
+    GQA_TILE_LOAD(2, v.at(0, column), kRowBytes);
+    GQA_TILE_PRODUCT(0, 4, 2);
+  }
+  if (p.any[1]) {
+    GQA_TILE_LOAD(6, v.at(1, column), kRowBytes);
+    GQA_TILE_PRODUCT(0, 5, 6);
+  }
+  GQA_TILE_STORE(0, o, stride);
+}
+
+// The same for two groups that see both halves, o of the second 16 rows behind that of the first.
+GQA_OP void output_two_groups(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, float* o, Index stride) {
+  Index column = 0;
+  float* o1 = o + kGroup * stride / Index{sizeof(float)};
+  for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes, o1 += 2 * kLanes) {
+    GQA_TILE_LOAD(0, o, stride);
+    GQA_TILE_LOAD(1, o + kLanes, stride);
+    GQA_TILE_LOAD(2, o1, stride);
+    GQA_TILE_LOAD(3, o1 + kLanes, stride);
+    for (Index half = 0; half < 2; ++half) {
+      GQA_TILE_LOAD(4, p.half(half), kRowBytes);
+      GQA_TILE_LOAD(6, v.at(half, column), kRowBytes);
+      GQA_TILE_PRODUCT(0, 4, 6);
+      GQA_TILE_LOAD(7, v.at(half, column + 1), kRowBytes);
+      GQA_TILE_PRODUCT(1, 4, 7);
+      GQA_TILE_LOAD(5, p1.half(half), kRowBytes);
+      GQA_TILE_PRODUCT(2, 5, 6);
+      GQA_TILE_PRODUCT(3, 5, 7);
+    }
+    GQA_TILE_STORE(0, o, stride);
+    GQA_TILE_STORE(1, o + kLanes, stride);
+    GQA_TILE_STORE(2, o1, stride);
+    GQA_TILE_STORE(3, o1 + kLanes, stride);
+  }
+  if (column == v.columns) return;
+  GQA_TILE_LOAD(0, o, stride);
+  GQA_TILE_LOAD(2, o1, stride);
+  for (Index half = 0; half < 2; ++half) {
+    GQA_TILE_LOAD(6, v.at(half, column), kRowBytes);
+    GQA_TILE_LOAD(4, p.half(half), kRowBytes);
+    GQA_TILE_PRODUCT(0, 4, 6);
+    GQA_TILE_LOAD(5, p1.half(half), kRowBytes);
+    GQA_TILE_PRODUCT(2, 5, 6);
+  }
+  GQA_TILE_STORE(0, o, stride);
+  GQA_TILE_STORE(2, o1, stride);
+}
+
+// o and l of a group ← alpha · theirs. Most blocks move no maximum.
+GQA_OP void rescale(const RowTile& tile, Index group) {
+  const Index rows = rows_in_group(tile, group);
+  const Vec one = avx512::set1(1.0f);
+  const __mmask16 moved =
+      _mm512_mask_cmp_ps_mask(first_lanes(rows), avx512::load(tile.alpha + group * kGroup), one, _CMP_NEQ_UQ);
+  for (unsigned rest = moved; rest != 0; rest &= rest - 1) {
+    const Index row = group * kGroup + __builtin_ctz(rest);
+    const Vec alpha = avx512::set1(tile.alpha[row]);
+    float* l = tile.l + row * kLanes;
+    float* o = tile.o + row * tile.o_stride;
+    avx512::store(l, avx512::mul(avx512::load(l), alpha));
+    for (Index d = 0; d < tile.o_stride; d += kLanes) avx512::store(o + d, avx512::mul(avx512::load(o + d), alpha));
+  }
+}
+
+GQA_OP void copy_rows(const float* from, float* to, Index floats, std::uint32_t rows) {
+  for (; rows != 0; rows &= rows - 1) {
+    const Index at = __builtin_ctz(rows) * floats;
+    for (Index d = 0; d < floats; d += kLanes) avx512::store(to + at + d, avx512::load(from + at + d));
+  }
+}
+
+// The rows of a group named by bits: o += weights · V by way of staging, where there is room for 16.
+GQA_OP void output_some_rows(const RowTile& tile, const GroupWeights& p, const ValueTiles& v, Index group,
+                             std::uint32_t rows) {
+  auto* staged = reinterpret_cast<float*>(tile.staging + staged_state(tile.head_dim, tile.value_dim));
+  float* o = tile.o + group * kGroup * tile.o_stride;
+  copy_rows(o, staged, tile.o_stride, rows);
+  output_one_group(p, v, staged, tile.o_stride * Index{sizeof(float)});
+  copy_rows(staged, o, tile.o_stride, rows);
+}
+
+GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index group, std::uint32_t rows) {
+  auto* staged = reinterpret_cast<float*>(tile.staging + staged_state(tile.head_dim, tile.value_dim)) + kGroup * tile.o_stride;
+  float* l = tile.l + group * kGroup * kLanes;
+  copy_rows(l, staged, kLanes, rows);
+  sum_weights(p, staged);
+  copy_rows(staged, l, kLanes, rows);
+}
+
+// A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the same tokens.
+template <class Codec>
+GQA_OP void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v, Index group) {
+  const std::uint64_t* visible = block.visible + group * kGroup;
+  const Index count = rows_in_group(tile, group);
+  for (std::uint32_t left = first_lanes(count); left != 0;) {
+    const std::uint64_t seen = visible[__builtin_ctz(left)];
+    std::uint32_t rows = 0;
+    for (Index r = 0; r < count; ++r)
+      if (visible[r] == seen) rows |= 1u << r;
+    left &= ~rows;
+    for (Index half = 0; half < 2; ++half)
+      if (p.any[half]) stage_values<Codec>(tile, block, seen, half);
+    output_some_rows(tile, p, v, group, rows);
+  }
+}
+
+// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order.
+template <class Codec>
+inline void accumulate(const RowTile& tile, const Block& block) {
+  const Index groups = group_count(tile);
+  const Index o_bytes = tile.o_stride * Index{sizeof(float)};
+  const ValueTiles v{tile.staging, tile.o_stride / kLanes};
+  if (!block.careful) {
+    const std::uint64_t below_last = block.last == kBlock ? ~std::uint64_t{0} : (std::uint64_t{1} << block.last) - 1u;
+    const std::uint64_t inside = below_last & ~((std::uint64_t{1} << block.first) - 1u);
+    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half) stage_values<Codec>(tile, block, inside, half);
+  }
+  for (Index group = 0; group < groups; ++group) {
+    const GroupWeights p = group_weights(tile, block, group);
+    if (!p.any[0] && !p.any[1]) continue;
+    const Index rows = rows_in_group(tile, group);
+    rescale(tile, group);
+    load_weights(p);
+    if (rows < kGroup) sum_some_rows(tile, p, group, first_lanes(rows));
+    else sum_weights(p, tile.l + group * kGroup * kLanes);
+    if (block.careful) {
+      output_carefully<Codec>(tile, block, p, v, group);
+    } else if (rows < kGroup) {
+      output_some_rows(tile, p, v, group, first_lanes(rows));
+    } else if (group + 1 < groups && rows_in_group(tile, group + 1) == kGroup && p.both()) {
+      const GroupWeights next = group_weights(tile, block, group + 1);
+      if (!next.both()) {
+        output_one_group(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+        continue;
+      }
+      ++group;
+      rescale(tile, group);
+      load_weights(next);
+      sum_weights(next, tile.l + group * kGroup * kLanes);
+      output_two_groups(p, next, v, tile.o + (group - 1) * kGroup * tile.o_stride, o_bytes);
+    } else {
+      output_one_group(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+    }
+  }
+}

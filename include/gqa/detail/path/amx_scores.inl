@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// Queries packed and scores of one block, by tile products. Part of amx.hpp.
+
+// What scores are multiplied by in the softmax. q carries the sign, and a scale of zero.
+GQA_OP float score_factor(float scale) {
+  const float magnitude = scale < 0.0f ? -scale : scale;
+  return magnitude == 0.0f ? 1.0f : magnitude;
+}
+
+// 32 bf16 of a query, times the sign of the scale: −1, 0 or 1. What is not finite times zero is NaN.
+GQA_OP __m512i with_sign(__m512i q, float scale) {
+  if (scale < 0.0f) return _mm512_xor_si512(q, _mm512_set1_epi16(static_cast<short>(0x8000)));
+  if (scale > 0.0f) return q;
+  const __m512i exponent = _mm512_set1_epi16(0x7f80);
+  return _mm512_maskz_set1_epi16(_mm512_cmpeq_epi16_mask(_mm512_and_si512(q, exponent), exponent), 0x7fc0);
+}
+
+// to[0 … head_dim) ← one query as bf16, zeros up to a whole chunk.
+template <class Codec>
+GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& tile, std::byte* to) {
+  for (Index d = 0; d < tile.head_dim; d += kHalf) {
+    const Index count = tile.head_dim - d < kHalf ? tile.head_dim - d : kHalf;
+    const std::byte* p = from + d * dim_stride * Codec::bytes;
+    alignas(64) std::byte gathered[kHalf * Codec::bytes];
+    if (dim_stride != 1) {
+      for (Index i = 0; i < count; ++i)
+        __builtin_memcpy(gathered + i * Codec::bytes, p + i * dim_stride * Codec::bytes, Codec::bytes);
+      p = gathered;
+    }
+    _mm512_storeu_si512(to + d * Index{sizeof(bf16)}, with_sign(narrow<Codec>(p, count), tile.score_scale));
+  }
+}
+
+// tile.q ← tiles of operand B, [group][chunk of 32 dims][pair of dims][row][2], zeros for rows beyond the last.
+inline void pack(const RowTile& tile, const QuerySource& source) {
+  const Index row_bytes = tile.q_stride * Index{sizeof(bf16)};
+  auto* tiles = static_cast<std::byte*>(tile.q);
+  for (Index group = 0; group < group_count(tile); ++group) {
+    const Index rows = rows_in_group(tile, group);
+    for (Index r = 0; r < rows; ++r) {
+      const Index at = source.first_row + group * kGroup + r;
+      const std::byte* from =
+          source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+      std::byte* to = tile.staging + r * row_bytes;
+      switch (source.type) {
+        case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile, to); break;
+        case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile, to); break;
+        case ElementType::f16: pack_row<F16>(from, source.dim_stride, tile, to); break;
+      }
+    }
+    for (Index byte = 0; byte < row_bytes; byte += kRowBytes, tiles += kTileBytes) {
+      __m512i dims[kGroup];
+      GQA_UNROLL
+      for (Index r = 0; r < kGroup; ++r)
+        dims[r] = r < rows ? _mm512_loadu_si512(tile.staging + r * row_bytes + byte) : _mm512_setzero_si512();
+      transpose(dims);
+      GQA_UNROLL
+      for (Index pair = 0; pair < kGroup; ++pair) _mm512_storeu_si512(tiles + pair * kRowBytes, dims[pair]);
+    }
+  }
+}
+
+// 32 keys as two tiles of operand A: the first chunks of 32 dims where the cache has them, the others in staging.
+struct KeyTiles {
+  const std::byte* cached[2];
+  Index cached_stride[2];
+  Index cached_chunks;
+  const std::byte* staged[2];
+  Index staged_stride;
+};
+
+// True if tokens [token, token + 16) can be loaded from where they are: all there, and evenly spaced, as those of a page are.
+GQA_OP bool evenly_spaced(const Block& block, Index token) {
+  if (token < block.first || token + kGroup > block.last) return false;
+  if (block.k_stride != 0) return true;
+  const Index* offset = block.k_offset + token;
+  for (Index i = 2; i < kGroup; ++i)
+    if (offset[i] - offset[i - 1] != offset[1] - offset[0]) return false;
+  return true;
+}
+
+// Tokens [token, token + 32) of the block. Rows outside [first, last) are zeros; they, rows without a common stride, a last chunk of
+// fewer than 32 dims and every other element type go through staging.
+template <class Codec>
+GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) {
+  const Index stride = tile.q_stride * Index{sizeof(bf16)};
+  const Index* offset = block.k_offset + token;
+  KeyTiles keys{};
+  keys.staged[0] = tile.staging + token * stride;
+  keys.staged[1] = keys.staged[0] + kGroup * stride;
+  keys.staged_stride = stride;
+  if (Codec::type == ElementType::bf16 && evenly_spaced(block, token) && evenly_spaced(block, token + kGroup)) {
+    keys.cached_chunks = tile.head_dim / kHalf;
+    for (Index i = 0; i < 2; ++i) {
+      keys.cached[i] = block.k + offset[i * kGroup];
+      keys.cached_stride[i] = offset[i * kGroup + 1] - offset[i * kGroup];
+    }
+    if (keys.cached_chunks * kHalf == tile.q_stride) return keys;
+  }
+  for (Index i = 0; i < kHalf; ++i) {
+    std::byte* to = tile.staging + (token + i) * stride;
+    const bool inside = block.first <= token + i && token + i < block.last;
+    for (Index d = keys.cached_chunks * kHalf; d < tile.head_dim; d += kHalf) {
+      const Index count = tile.head_dim - d < kHalf ? tile.head_dim - d : kHalf;
+      const __m512i row =
+          inside ? narrow<Codec>(block.k + offset[i] + d * Codec::bytes, count) : _mm512_setzero_si512();
+      _mm512_storeu_si512(to + d * Index{sizeof(bf16)}, row);
+    }
+  }
+  return keys;
+}
+
+// Rows to ask for while half a block of scores is computed: some with each chunk of dims.
+struct Ahead {
+  Upcoming rows;  // none: somebody else asks
+  Index token;    // where the half block starts
+  Index share;    // tokens a chunk
+  Index row_bytes;
+  GQA_OP void fetch(Index chunk) const {
+    prefetch_rows(rows, token + share * chunk, token + share * (chunk + 1), row_bytes);
+  }
+};
+
+// C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks, then the second's.
+GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q, Index chunks,
+                                Index from, Index to, const Ahead& ahead) {
+  for (Index c = from; c < to; ++c) {
+    ahead.fetch(c);
+    GQA_TILE_LOAD(6, q + c * kTileBytes, kRowBytes);
+    GQA_TILE_LOAD(4, k[0] + c * kRowBytes, stride[0]);
+    GQA_TILE_PRODUCT(0, 4, 6);
+    GQA_TILE_LOAD(5, k[1] + c * kRowBytes, stride[1]);
+    GQA_TILE_PRODUCT(1, 5, 6);
+    GQA_TILE_LOAD(7, q + (chunks + c) * kTileBytes, kRowBytes);
+    GQA_TILE_PRODUCT(2, 4, 7);
+    GQA_TILE_PRODUCT(3, 5, 7);
+  }
+}
+
+// C 0–1 += chunks [from, to) of 32 tokens × 16 rows.
+GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q, Index from,
+                               Index to, const Ahead& ahead) {
+  for (Index c = from; c < to; ++c) {
+    ahead.fetch(c);
+    GQA_TILE_LOAD(6, q + c * kTileBytes, kRowBytes);
+    GQA_TILE_LOAD(4, k[0] + c * kRowBytes, stride[0]);
+    GQA_TILE_PRODUCT(0, 4, 6);
+    GQA_TILE_LOAD(5, k[1] + c * kRowBytes, stride[1]);
+    GQA_TILE_PRODUCT(1, 5, 6);
+  }
+}
+
+// 32 tokens × 32 rows: scores[group][token][row] for two groups.
+GQA_OP void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
+  const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
+  GQA_TILE_ZERO(0);
+  GQA_TILE_ZERO(1);
+  GQA_TILE_ZERO(2);
+  GQA_TILE_ZERO(3);
+  multiply_two_groups(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
+  multiply_two_groups(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
+  GQA_TILE_STORE(0, out, kRowBytes);
+  GQA_TILE_STORE(1, out + kGroup * kGroup, kRowBytes);
+  GQA_TILE_STORE(2, out + kGroupFloats, kRowBytes);
+  GQA_TILE_STORE(3, out + kGroupFloats + kGroup * kGroup, kRowBytes);
+}
+
+// 32 tokens × 16 rows.
+GQA_OP void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
+  const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
+  GQA_TILE_ZERO(0);
+  GQA_TILE_ZERO(1);
+  multiply_one_group(k.cached, k.cached_stride, q, 0, k.cached_chunks, ahead);
+  multiply_one_group(k.staged, staged_stride, q, k.cached_chunks, chunks, ahead);
+  GQA_TILE_STORE(0, out, kRowBytes);
+  GQA_TILE_STORE(1, out + kGroup * kGroup, kRowBytes);
+}
+
+// weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
+template <class Codec>
+inline void scores(const RowTile& tile, const Block& block) {
+  const Index chunks = tile.q_stride / kHalf;
+  const Index groups = group_count(tile);
+  const auto* q = static_cast<const std::byte*>(tile.q);
+  KeyTiles keys[2] = {};
+  for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
+    keys[half] = key_tiles<Codec>(tile, block, half * kHalf);
+  Ahead ahead{{block.v, block.v_offset, block.first, block.last}, 0, (kHalf + chunks - 1) / chunks, tile.value_dim * Codec::bytes};
+  for (Index group = 0; group < groups; group += 2) {
+    const bool two = group + 1 < groups;
+    const GroupView view = group_view(tile, block, group);
+    const GroupView other = group_view(tile, block, two ? group + 1 : group);
+    for (Index half = 0; half < 2; ++half) {
+      const bool first_sees = view.any[half];
+      const bool second_sees = two && other.any[half];
+      if (!first_sees && !second_sees) continue;
+      const Index at = first_sees ? group : group + 1;
+      const std::byte* queries = q + at * chunks * kTileBytes;
+      float* out = tile.weights + at * kGroupFloats + half * kHalf * kGroup;
+      ahead.token = half * kHalf;
+      if (first_sees && second_sees) score_two_groups(keys[half], queries, chunks, ahead, out);
+      else score_one_group(keys[half], queries, chunks, ahead, out);
+    }
+    ahead.rows.last = 0;  // asked for
+  }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The online softmax of one block: a lane is a row, tokens go by one after the other. Part of amx.hpp.
+
+// 2^x in bf16 by one cubic. X = 128·(x + 127) is, but for the curve between powers of two, the bf16's bits as a number:
+// its multiples of 128 are the powers of two. The cubic is the curve: 128·(2^f − 1) for f = F/128 in [0, 1), relative error 2^-13.5
+// (minimax with value 0 at 0, so that 2^0 is exactly 1).
+inline constexpr float kStep = 128.0f;
+inline constexpr float kOffset = 127.0f * 128.0f;
+inline constexpr float kCurve1 = 0x1.63e654p-1f;
+inline constexpr float kCurve2 = 0x1.d23788p-10f;
+inline constexpr float kCurve3 = 0x1.3baadcp-18f;
+// Adding it rounds to a multiple of 128.
+inline constexpr float kFloor = 0x1.8p30f;
+// From this maximum on, in units of log2, X is reached in more steps: the single one would lose what a weight needs.
+inline constexpr float kLargeMaximum = 0x1p14f;
+
+// How a group's scores become X.
+struct Exponent {
+  Vec slope;   // 128·c
+  Vec offset;  // 128·(127 − m)
+  Vec factor;  // c
+  Vec base;    // m
+  __mmask16 large;
+};
+
+// Bits of bf16 2^(c·s − m), below 2^-127 zero, rounded to nearest even; all ones for NaN.
+template <bool Large>
+GQA_OP __m512i weight_bits(Vec s, const Exponent& e) {
+  Vec x = avx512::fma(s, e.slope, e.offset);
+  if constexpr (Large) {
+    const Vec steps = avx512::fma(avx512::sub(avx512::mul(s, e.factor), e.base), avx512::set1(kStep), avx512::set1(kOffset));
+    x = _mm512_mask_mov_ps(x, e.large, steps);
+  }
+  x = avx512::max(avx512::zero(), x);  // x where it is NaN
+  const Vec t = _mm512_add_round_ps(x, avx512::set1(kFloor), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const Vec whole = avx512::sub(t, avx512::set1(kFloor));
+  const Vec f = avx512::sub(x, whole);
+  const Vec curve = avx512::fma(avx512::fma(avx512::set1(kCurve3), f, avx512::set1(kCurve2)), f, avx512::set1(kCurve1));
+  return _mm512_cvtps_epu32(avx512::fma(curve, f, whole));  // NaN → all ones
+}
+
+// Scores of 32 tokens → weights as operand A, [row][token], in their place.
+template <bool Large>
+GQA_OP void round_weights(float* scores, const Exponent& e) {
+  __m512i pair[kGroup];
+  GQA_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    const __m512i even = weight_bits<Large>(avx512::load(scores + 2 * i * kGroup), e);
+    const __m512i odd = weight_bits<Large>(avx512::load(scores + (2 * i + 1) * kGroup), e);
+    pair[i] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+  }
+  transpose(pair);
+  GQA_UNROLL
+  for (int r = 0; r < kGroup; ++r) _mm512_storeu_si512(scores + r * kGroup, pair[r]);
+}
+
+// Maximum over 32 tokens, NaN aside. With a mask, hidden tokens' scores become −∞.
+template <bool Masked>
+GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
+  constexpr int kChains = 4;
+  const Vec hidden = avx512::set1(avx512::kMinusInfinity);
+  Vec m[kChains] = {so_far, so_far, so_far, so_far};
+  __m512i bit = _mm512_set1_epi32(1);
+  GQA_UNROLL
+  for (int t = 0; t < kHalf; ++t) {
+    Vec s = avx512::load(scores + t * kGroup);
+    if constexpr (Masked) {
+      s = _mm512_mask_mov_ps(hidden, _mm512_test_epi32_mask(visible, bit), s);
+      avx512::store(scores + t * kGroup, s);
+      bit = _mm512_slli_epi32(bit, 1);
+    }
+    m[t % kChains] = avx512::max(s, m[t % kChains]);
+  }
+  return avx512::max(avx512::max(m[0], m[1]), avx512::max(m[2], m[3]));
+}
+
+// weights ← exp2(score − m) in bf16, zero for hidden tokens; m and alpha follow. l is left to the products. A row that has seen
+// nothing keeps m = −∞. NaN scores do not enter m; they make their own weights NaN, and so the row.
+inline void softmax(const RowTile& tile, const Block& block) {
+  const Vec factor = avx512::set1(tile.scored ? 1.0f : score_factor(tile.score_scale));
+  const Vec nothing = avx512::set1(avx512::kMinusInfinity);
+  for (Index group = 0; group < group_count(tile); ++group) {
+    const GroupView view = group_view(tile, block, group);
+    const __mmask16 lanes = first_lanes(rows_in_group(tile, group));
+    float* scores = tile.weights + group * kGroupFloats;
+    float* m = tile.m + group * kGroup;
+    Vec raw = nothing;
+    for (Index half = 0; half < 2; ++half) {
+      if (!view.any[half]) continue;
+      float* of_half = scores + half * kHalf * kGroup;
+      raw = view.everything ? maximum<false>(of_half, view.half[half], raw)
+                            : maximum<true>(of_half, view.half[half], raw);
+    }
+    const Vec m_old = _mm512_mask_loadu_ps(nothing, lanes, m);
+    const Vec m_new = avx512::max(avx512::mul(raw, factor), m_old);
+    const Vec base = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m_new, nothing, _CMP_NEQ_UQ), m_new);
+    const __mmask16 same = _mm512_cmp_ps_mask(m_new, m_old, _CMP_EQ_OQ);
+    const Vec alpha = avx512::exp2_nonpositive(avx512::sub(m_old, base));
+    avx512::store(tile.alpha + group * kGroup, _mm512_mask_mov_ps(alpha, same, avx512::set1(1.0f)));
+    _mm512_mask_storeu_ps(m, lanes, m_new);
+
+    const Exponent e{avx512::mul(factor, avx512::set1(kStep)), avx512::fma(avx512::set1(-kStep), base, avx512::set1(kOffset)),
+                     factor, base, _mm512_cmp_ps_mask(_mm512_abs_ps(base), avx512::set1(kLargeMaximum), _CMP_GE_OQ)};
+    for (Index half = 0; half < 2; ++half) {
+      if (!view.any[half]) continue;
+      float* of_half = scores + half * kHalf * kGroup;
+      if (e.large == 0) round_weights<false>(of_half, e);
+      else round_weights<true>(of_half, e);
+    }
+  }
+}
+
+// A user's score functor over the visible part of the block: score → log2 e · variant.score(scale · score).
+template <class V>
+inline void transform(const RowTile& tile, const Block& block, const void* variant, const Index* position,
+                      const Index* head, Index block_begin) {
+  const V& user = *static_cast<const V*>(variant);
+  const float factor = score_factor(tile.score_scale);
+  for (Index row = 0; row < tile.rows; ++row) {
+    float* scores = tile.weights + row / kGroup * kGroupFloats + row % kGroup;
+    for (Index t = block.first; t < block.last; ++t) {
+      if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
+      float& s = scores[t * kGroup];
+      s = kLog2E * static_cast<float>(user.score(factor * s, position[row], block_begin + t, head[row]));
+    }
+  }
+}
