@@ -3,8 +3,8 @@
 
 // R rows × C vectors of outputs, held in registers while the tokens of the block go by. C == 1 may be a part of a vector.
 // Careful: a hidden token is skipped instead of added with weight zero, because 0 × NaN is not 0. Same bits otherwise.
-template <class Codec, int R, int C, bool Careful, class Rows>
-GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index width, const Rows& rows,
+template <class Codec, int R, int C, bool Careful>
+GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index width, const OffsetRows& rows,
                          const Block& block) {
   const float* w = tile.weights + row * kBlock;
   float* o = tile.o + row * tile.o_stride + column;
@@ -38,8 +38,8 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
 }
 
 // All columns of R rows: as many vectors at a time as registers allow, then one by one.
-template <class Codec, int R, bool Careful, class Rows>
-GQA_OP void output_columns(const RowTile& tile, Index row, const Rows& rows, const Block& block) {
+template <class Codec, int R, bool Careful>
+GQA_OP void output_columns(const RowTile& tile, Index row, const OffsetRows& rows, const Block& block) {
   constexpr int C = kOutputTile / R < 8 ? kOutputTile / R : 8;
   Index column = 0;
   if constexpr (C > 1) {
@@ -52,8 +52,8 @@ GQA_OP void output_columns(const RowTile& tile, Index row, const Rows& rows, con
     output_strip<Codec, R, 1, Careful>(tile, row, column, tile.value_dim - column, rows, block);
 }
 
-template <class Codec, int R, class Rows>
-GQA_OP void output_rows(const RowTile& tile, Index& row, const Rows& rows, const Block& block) {
+template <class Codec, int R>
+GQA_OP void output_rows(const RowTile& tile, Index& row, const OffsetRows& rows, const Block& block) {
   for (; row + R <= tile.rows; row += R) output_columns<Codec, R, false>(tile, row, rows, block);
   if constexpr (R > 1) output_rows<Codec, R / 2>(tile, row, rows, block);
 }
@@ -62,17 +62,22 @@ GQA_OP void output_rows(const RowTile& tile, Index& row, const Rows& rows, const
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Block& block) {
   const OffsetRows rows{block.v, block.v_offset};
+  Index row = 0;
   if (block.careful) {
-    for (Index row = 0; row < tile.rows; ++row) output_columns<Codec, 1, true>(tile, row, rows, block);
+    for (; row < tile.rows; ++row) output_columns<Codec, 1, true>(tile, row, rows, block);
     return;
   }
-  Index row = 0;
-  if (Codec::bytes != 4 && tile.rows > kWidenRows) {
-    const StridedRows wide = widen_block<Codec>(rows, tile.staging, tile.value_dim, block.first, block.last);
-    output_rows<F32, kOutputRows>(tile, row, wide, block);
-  } else {
-    output_rows<Codec, kOutputRows>(tile, row, rows, block);
+  if constexpr (Codec::bytes != 4) {
+    if (tile.rows > kWidenRows) {
+      Index offset[kBlock];
+      widen_rows<Codec>(rows, tile.staging, tile.value_dim, block.first, block.last, offset);
+      Block wide = block;
+      wide.v = tile.staging;
+      wide.v_offset = offset;
+      return accumulate<F32>(tile, wide);
+    }
   }
+  output_rows<Codec, kOutputRows>(tile, row, rows, block);
 }
 
 template <class Codec>

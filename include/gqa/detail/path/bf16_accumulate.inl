@@ -143,7 +143,8 @@ GQA_OP void round_weights(const RowTile& tile) {
 }
 
 template <class Codec>
-GQA_OP StagedPairs stage_pairs(const RowTile& tile, const Block& block, const CachedPairs<Codec>& cached) {
+GQA_OP StagedPairs stage_pairs(const RowTile& tile, const Block& block, std::uint64_t seen) {
+  const CachedPairs<Codec> cached{block, seen};
   const Index stride = round_up(tile.value_dim, kLanes2) * 4;
   for (Index pair = block.first / 2; pair < (block.last + 1) / 2; ++pair) {
     for (Index column = 0; column < tile.value_dim; column += kLanes2) {
@@ -157,18 +158,28 @@ GQA_OP StagedPairs stage_pairs(const RowTile& tile, const Block& block, const Ca
   return {tile.staging, stride};
 }
 
+inline void accumulate_staged(const RowTile& tile, const Block& block, const StagedPairs& pairs, Index row) {
+  output_rows<4>(tile, row, pairs, block);
+}
+
 // o[row] ← alpha[row] · o[row] + Σ bf16(weights[row][t]) · v[t], by pairs of tokens in ascending order.
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Block& block) {
   round_weights(tile);
+  if (block.careful) {  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
+    RowTile upto = tile;
+    for (Index row = 0; row < tile.rows; ++row) {
+      upto.rows = row + 1;
+      accumulate_staged(upto, block, stage_pairs<Codec>(tile, block, block.visible[row]), row);
+    }
+    return;
+  }
   const std::uint64_t below_last = block.last == kBlock ? ~std::uint64_t{0} : (std::uint64_t{1} << block.last) - 1u;
-  const CachedPairs<Codec> cached{block, below_last & ~((std::uint64_t{1} << block.first) - 1u)};
-  Index row = 0;
-  if (block.careful) {  // a hidden token's values are taken as zero: 0 × NaN is not 0
-    for (; row < tile.rows; ++row) output_columns<1>(tile, row, CachedPairs<Codec>{block, block.visible[row]}, block);
-  } else if (tile.rows > kStageRows) {
-    output_rows<4>(tile, row, stage_pairs(tile, block, cached), block);
-  } else {
-    output_rows<4>(tile, row, cached, block);
+  const std::uint64_t all = below_last & ~((std::uint64_t{1} << block.first) - 1u);
+  if (Codec::type != ElementType::bf16 || tile.rows > kStageRows)
+    return accumulate_staged(tile, block, stage_pairs<Codec>(tile, block, all), 0);
+  if constexpr (Codec::type == ElementType::bf16) {
+    Index row = 0;
+    output_rows<4>(tile, row, CachedPairs<Codec>{block, all}, block);
   }
 }

@@ -33,8 +33,8 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
 }
 
 // A tile of R rows × T tokens of scores, as in scores.inl; a lane sums a pair of dims at a time.
-template <int R, class Rows>
-GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const Block& block) {
+template <int R>
+GQA_OP void score_strip(const RowTile& tile, Index row, const avx512::OffsetRows& rows, const Block& block) {
   constexpr int T = avx512::kScoreTile / R;
   constexpr int G = T < 4 ? T : 4;
   const std::byte* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * 2;
@@ -87,8 +87,8 @@ GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const 
   }
 }
 
-template <int R, class Rows>
-GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, const Block& block) {
+template <int R>
+GQA_OP void score_rows(const RowTile& tile, Index& row, const avx512::OffsetRows& rows, const Block& block) {
   for (; row + R <= tile.rows; row += R) score_strip<R>(tile, row, rows, block);
   if constexpr (R > 1) score_rows<R / 2>(tile, row, rows, block);
 }
@@ -97,13 +97,18 @@ GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, const 
 template <class Codec>
 inline void scores(const RowTile& tile, const Block& block) {
   const avx512::OffsetRows rows{block.k, block.k_offset};
-  Index row = 0;
-  if constexpr (Codec::type == ElementType::bf16) {
-    score_rows<avx512::kScoreRows>(tile, row, rows, block);
+  if constexpr (Codec::type != ElementType::bf16) {
+    Index offset[kBlock];
+    for (Index t = block.first; t < block.last; ++t) {
+      offset[t] = t * round_up(tile.head_dim, kLanes2) * 2;
+      pack_pairs<Codec>(rows(t), 1, tile.head_dim, tile.staging + offset[t]);
+    }
+    Block narrow = block;
+    narrow.k = tile.staging;
+    narrow.k_offset = offset;
+    scores<Bf16>(tile, narrow);
   } else {
-    const Index stride = round_up(tile.head_dim, kLanes2) * 2;
-    for (Index t = block.first; t < block.last; ++t)
-      pack_pairs<Codec>(rows(t), 1, tile.head_dim, tile.staging + t * stride);
-    score_rows<avx512::kScoreRows>(tile, row, avx512::StridedRows{tile.staging, stride}, block);
+    Index row = 0;
+    score_rows<avx512::kScoreRows>(tile, row, rows, block);
   }
 }

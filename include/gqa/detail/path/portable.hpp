@@ -13,10 +13,10 @@ struct Vec {
   float lane[kLanes];
 };
 
-inline constexpr int kScoreTile = 4;        // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 2;        // the most rows of a score tile
-inline constexpr int kOutputTile = 4;       // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 2;       // the most rows of an output tile
+inline constexpr int kScoreTile = 2;        // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 1;        // the most rows of a score tile
+inline constexpr int kOutputTile = 1;       // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 1;       // the most rows of an output tile
 
 GQA_OP Vec set1(float value) {
   Vec r;

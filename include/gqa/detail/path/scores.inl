@@ -10,24 +10,20 @@ struct OffsetRows {
   const Index* offset;
   GQA_OP const std::byte* operator()(Index t) const { return base + offset[t]; }
 };
-struct StridedRows {
-  const std::byte* base;
-  Index stride;
-  GQA_OP const std::byte* operator()(Index t) const { return base + t * stride; }
-};
 
-// staging[t][0 … width) ← row t as f32, zeros up to a whole vector, for t in [first, last).
-template <class Codec, class Rows>
-GQA_OP StridedRows widen_block(const Rows& rows, std::byte* staging, Index width, Index first, Index last) {
+// Rows `from` as f32 in staging, zeros up to a whole vector; `offset` tells where, for tokens [first, last).
+template <class Codec>
+GQA_OP void widen_rows(const OffsetRows& from, std::byte* staging, Index width, Index first, Index last,
+                       Index (&offset)[kBlock]) {
   const Index stride = round_up(width, kLanes);
   float* out = reinterpret_cast<float*>(staging);
   for (Index t = first; t < last; ++t) {
-    const std::byte* row = rows(t);
+    const std::byte* row = from(t);
+    offset[t] = t * stride * Index{sizeof(float)};
     Index d = 0;
     for (; d + kLanes <= width; d += kLanes) store(out + t * stride + d, load_as<Codec>(row + d * Codec::bytes));
     if (d < width) store(out + t * stride + d, load_part<Codec>(row + d * Codec::bytes, width - d));
   }
-  return {staging, stride * Index{sizeof(float)}};
 }
 
 // While tokens [t0, t1) are worked on, asks for the same tokens of the rows that come next: values while it is the turn of the
@@ -50,8 +46,8 @@ GQA_OP void prefetch_rows(const Upcoming& next, Index t0, Index t1, Index bytes)
 }
 
 // A tile of R rows × T tokens of scores: R·T accumulators, each lane a partial sum over d; reduced together at the end.
-template <class Codec, int R, class Rows>
-GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const Block& block) {
+template <class Codec, int R>
+GQA_OP void score_strip(const RowTile& tile, Index row, const OffsetRows& rows, const Block& block) {
   constexpr int T = kScoreTile / R;
   constexpr int G = T < 4 ? T : 4;
   const float* q = static_cast<const float*>(tile.q) + row * tile.q_stride;
@@ -102,8 +98,8 @@ GQA_OP void score_strip(const RowTile& tile, Index row, const Rows& rows, const 
   }
 }
 
-template <class Codec, int R, class Rows>
-GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, const Block& block) {
+template <class Codec, int R>
+GQA_OP void score_rows(const RowTile& tile, Index& row, const OffsetRows& rows, const Block& block) {
   for (; row + R <= tile.rows; row += R) score_strip<Codec, R>(tile, row, rows, block);
   if constexpr (R > 1) score_rows<Codec, R / 2>(tile, row, rows, block);
 }
@@ -111,12 +107,16 @@ GQA_OP void score_rows(const RowTile& tile, Index& row, const Rows& rows, const 
 // weights[row][t] ← q[row] · k[t] for t in [first, last); q carries the scale.
 template <class Codec>
 inline void scores(const RowTile& tile, const Block& block) {
-  const OffsetRows rows{block.k, block.k_offset};
-  Index row = 0;
-  if (Codec::bytes != 4 && tile.rows > kWidenRows) {
-    const StridedRows wide = widen_block<Codec>(rows, tile.staging, tile.head_dim, block.first, block.last);
-    score_rows<F32, kScoreRows>(tile, row, wide, block);
-  } else {
-    score_rows<Codec, kScoreRows>(tile, row, rows, block);
+  if constexpr (Codec::bytes != 4) {
+    if (tile.rows > kWidenRows) {
+      Index offset[kBlock];
+      widen_rows<Codec>({block.k, block.k_offset}, tile.staging, tile.head_dim, block.first, block.last, offset);
+      Block wide = block;
+      wide.k = tile.staging;
+      wide.k_offset = offset;
+      return scores<F32>(tile, wide);
+    }
   }
+  Index row = 0;
+  score_rows<Codec, kScoreRows>(tile, row, {block.k, block.k_offset}, block);
 }
