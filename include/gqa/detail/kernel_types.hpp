@@ -42,6 +42,7 @@ struct RowTile {
   float* alpha = nullptr;    ///< rows: what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
+  bool scored = false;           ///< a scoring variant goes over the scores: `transform` leaves them in units of log2
 };
 
 /// Rows that will be read soon: row t at data + offset[t] bytes, for t in [first, last).

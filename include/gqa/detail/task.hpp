@@ -53,6 +53,7 @@ class Task {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
+    scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
     for (Index row = 0; row < range.rows; ++row) {
       const Index at = range.first_row + row;

@@ -190,7 +190,10 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 #include "gqa/detail/path/amx_softmax.inl"
 #include "gqa/detail/path/amx_accumulate.inl"
 
-inline const Kernels& kernels() noexcept {
+#if defined(GQA_COMPILED_KERNELS)
+const Kernels& kernels() noexcept;
+#else
+GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
   static constexpr Kernels table{
       .path = Path::amx,
       .pack = pack,
@@ -207,6 +210,7 @@ inline const Kernels& kernels() noexcept {
   };
   return table;
 }
+#endif
 
 }  // namespace gqa::detail::inline GQA_ABI::amx
 

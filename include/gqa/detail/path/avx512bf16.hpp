@@ -58,7 +58,10 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return kBlock * round_up(widest, kLanes2) * Index{sizeof(bf16)};
 }
 
-inline const Kernels& kernels() noexcept {
+#if defined(GQA_COMPILED_KERNELS)
+const Kernels& kernels() noexcept;
+#else
+GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
   static constexpr Kernels table{
       .path = Path::avx512bf16,
       .pack = pack,
@@ -73,6 +76,7 @@ inline const Kernels& kernels() noexcept {
   };
   return table;
 }
+#endif
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512bf16
 

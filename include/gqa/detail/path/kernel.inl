@@ -20,7 +20,10 @@ inline Index staging_bytes(Index rows, Index head_dim, Index value_dim) {
   return rows > kWidenRows ? kBlock * widest * Index{sizeof(float)} : 0;
 }
 
-inline const Kernels& kernels() noexcept {
+#if defined(GQA_COMPILED_KERNELS)
+const Kernels& kernels() noexcept;
+#else
+GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
   static constexpr Kernels table{
       .path = GQA_KERNEL_PATH,
       .pack = pack,
@@ -35,3 +38,4 @@ inline const Kernels& kernels() noexcept {
   };
   return table;
 }
+#endif

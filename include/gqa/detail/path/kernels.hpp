@@ -3,6 +3,7 @@
 /// Every path's kernels, and which of them a call uses.
 #pragma once
 
+#include "gqa/detail/path/amx.hpp"
 #include "gqa/detail/path/avx2.hpp"
 #include "gqa/detail/path/avx512.hpp"
 #include "gqa/detail/path/avx512bf16.hpp"
@@ -15,7 +16,7 @@ namespace gqa::detail::inline GQA_ABI {
 inline const Kernels& kernels_for(Path path, [[maybe_unused]] bool bf16_products) noexcept {
   switch (path) {
 #if GQA_DETAIL_X86
-    case Path::amx:
+    case Path::amx: return bf16_products ? amx::kernels() : avx512::kernels();
     case Path::avx512bf16: return bf16_products ? avx512bf16::kernels() : avx512::kernels();
     case Path::avx512: return avx512::kernels();
     case Path::avx2: return avx2::kernels();
@@ -29,6 +30,7 @@ template <class V>
 inline auto transform_on(const Kernels& kernels) noexcept {
   switch (kernels.path) {
 #if GQA_DETAIL_X86
+    case Path::amx: return &amx::transform<V>;
     case Path::avx512bf16:  // the same layout of scores
     case Path::avx512: return &avx512::transform<V>;
     case Path::avx2: return &avx2::transform<V>;

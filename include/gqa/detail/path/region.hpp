@@ -42,6 +42,14 @@
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
 #endif
 
+// A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS,
+// all with the same -m flags. Nobody has to; without them every unit carries the kernels and the linker keeps one copy.
+#if defined(GQA_COMPILE_KERNELS_HERE)
+#define GQA_KERNELS_FUNCTION
+#else
+#define GQA_KERNELS_FUNCTION inline
+#endif
+
 /// Kernel building blocks: always inlined into the stage that uses them.
 #define GQA_OP inline __attribute__((always_inline))
 /// Unrolls the next loop whole, at any optimisation level that optimises.

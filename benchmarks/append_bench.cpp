@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Appending keys and values to the owning caches: one token to each of many sequences, as in a decode step, or a chunk of a
+/// prompt. Held against the speed at which memory can be written.
+///
+///   append_<cache>/<heads>/<from>_<type>/<tokens>/t1             <tokens> at a time, converted from <from> to <type>
+
+#include "bench_main.hpp"
+
+namespace gqa::bench {
+namespace {
+
+constexpr Index kv_heads = 8, head_dim = 128, capacity = 2048, sequences = 32;
+
+/// Owning caches of one kind, that tokens are appended to in turn; one that is full starts again.
+template <class Cache>
+class Appender {
+ public:
+  Appender(std::vector<Cache> caches, ElementType from, Index tokens)
+      : caches_(std::move(caches)),
+        rows_(normal_elements(from, static_cast<std::size_t>(tokens * kv_heads * head_dim))) {
+    view_.data = rows_.data();
+    view_.type = from;
+    view_.tokens = tokens;
+    view_.heads = kv_heads;
+    view_.dim = head_dim;
+    view_.strides = {kv_heads * head_dim, head_dim, 1};
+  }
+  void operator()() {
+    Cache& cache = caches_[at_];
+    at_ = (at_ + 1) % caches_.size();
+    if constexpr (!std::is_same_v<Cache, RingKvCache>)
+      if (cache.length() + view_.tokens > capacity) cache.clear();
+    cache.append(view_, view_);
+  }
+
+ private:
+  std::vector<Cache> caches_;
+  std::vector<std::byte> rows_;
+  ConstTensorView view_;
+  std::size_t at_ = 0;
+};
+
+template <class Cache>
+std::vector<Cache> open_caches(ElementType type) {
+  std::vector<Cache> caches;
+  for (Index i = 0; i < sequences; ++i)
+    caches.emplace_back(
+        KvCacheConfig{.kv_heads = kv_heads, .head_dim = head_dim, .k_type = type, .capacity = capacity});
+  return caches;
+}
+
+/// @param open makes the caches when the entry runs
+template <class Open>
+void add_append(const std::string& kind, ElementType from, ElementType to, Index tokens, Open open) {
+  const std::string name = "append_" + kind + "/gqa_32_8/" + element_name(from) + "_" + element_name(to) + "/" +
+                           std::to_string(tokens) + "/t1";
+  add(name, [=](benchmark::State& state) {
+    auto caches = open(to);
+    Appender append(std::move(caches), from, tokens);
+    for (Index i = 0; i < sequences * capacity / tokens; ++i) append();  // every page has been written
+    Work work;
+    work.bytes = 2.0 * static_cast<double>(tokens * kv_heads * head_dim * element_bytes(to));
+    work.memory = Limit::memory_write;
+    measure_call(state, 1, work, [&] { append(); });
+    state.counters["ns_per_token"] =
+        1e9 * work.bytes / static_cast<double>(state.counters["bytes_per_s"]) / static_cast<double>(tokens);
+  });
+}
+
+}  // namespace
+
+void register_benchmarks() {
+  static std::unique_ptr<PagedKvPool> pool;
+  const auto open_sequences = [](ElementType type) {
+    pool = std::make_unique<PagedKvPool>(KvPoolConfig{.kv_heads = kv_heads,
+                                                      .head_dim = head_dim,
+                                                      .k_type = type,
+                                                      .page_size = bench_page_size,
+                                                      .pages = sequences * capacity / bench_page_size});
+    std::vector<PagedSequence> opened;
+    for (Index i = 0; i < sequences; ++i) opened.push_back(pool->sequence());
+    return opened;
+  };
+  constexpr ElementType bf16 = ElementType::bf16, f16 = ElementType::f16, f32 = ElementType::f32;
+  for (const auto& [from, to] : {std::pair{bf16, bf16}, std::pair{f32, bf16}, std::pair{f32, f16}, std::pair{f32, f32}})
+    for (const Index tokens : {1, 512}) {
+      add_append("contiguous", from, to, tokens, open_caches<ContiguousKvCache>);
+      if (to == f16 || to == f32) continue;
+      add_append("ring", from, to, tokens, open_caches<RingKvCache>);
+      add_append("paged", from, to, tokens, open_sequences);
+    }
+}
+
+}  // namespace gqa::bench

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""This library beside what one would use instead, on the same shapes, in one process:
+
+    PyTorch        scaled_dot_product_attention, enable_gqa          pip install torch==2.13.0
+    ONNX Runtime   com.microsoft.GroupQueryAttention                 pip install onnxruntime onnx
+    llama.cpp      ggml_flash_attn_ext                               pip install llama-cpp-python, or GGML_LIB_DIR=folder
+
+Any that is not installed is left out; NumPy is needed. First every side computes the same problem and the results are compared.
+Then they are timed in turn, round after round, beside the machine's own limit, on pinned threads and with a cache that comes
+from memory; medians are printed, and how many times as long the others take."""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import sys
+import time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--threads", type=int, default=1, help="threads of every side (default: 1)")
+parser.add_argument("--seconds", type=float, default=3, help="of timing for each problem (default: 3)")
+parser.add_argument("--tokens", type=int, default=8192, help="in the cache of the decode steps (default: 8192)")
+parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prefills; 0: none (default: 2048)")
+parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
+options = parser.parse_args()
+
+# Before anything starts threads: the processors that all sides share.
+cpus = sorted(os.sched_getaffinity(0))[:options.threads]
+os.sched_setaffinity(0, cpus)
+os.environ["OMP_NUM_THREADS"] = str(options.threads)
+
+import numpy as np  # noqa: E402
+
+from rivals import Inputs, Problem, installed  # noqa: E402
+
+
+def problems():
+    for heads, kv_heads in ((32, 32), (32, 8), (32, 1)):
+        for kind in ("bf16", "f16", "f32"):
+            yield Problem("decode", kind, heads, kv_heads, 1, options.tokens)
+    if options.prefill > 0:
+        for kind in ("bf16", "f32"):
+            yield Problem("prefill", kind, 32, 8, options.prefill, options.prefill)
+
+
+# What rounding queries, keys, values, weights and results to the type may change in a result, for inputs of unit variance.
+TOLERANCE = {"f32": 2e-4, "bf16": 3e-2, "f16": 5e-3}
+
+
+def one_sample(call, copies, state):
+    """Seconds of a call on the next copy of the cache."""
+    copy = state["at"] = (state["at"] + 1) % copies
+    start = time.perf_counter()
+    call(copy)
+    return time.perf_counter() - start
+
+
+def run(problem, sides):
+    """Rows for the table: one for each side that can do the problem."""
+    inputs = Inputs(problem, sides[0].out_of_cache_bytes())
+    calls = []
+    expected = None
+    for side in sides:
+        call = side.prepare(problem, inputs)
+        if call is None:
+            continue
+        result = np.array(getattr(call, "result", call)(0), dtype=np.float32)
+        expected = result if expected is None else expected
+        error = float(np.max(np.abs(result - expected)))
+        if not error <= TOLERANCE[problem.type]:
+            raise SystemExit(f"{side.name} and {sides[0].name} disagree on {problem}: {error}")
+        calls.append((side, call, error, {"at": 0}, []))
+    limits = []
+    end = time.monotonic() + options.seconds
+    rounds = 0
+    while rounds < 3 or (time.monotonic() < end and rounds < 200):
+        rounds += 1
+        limits.append(sides[0].limit(problem))
+        for _, call, _, state, samples in calls:
+            if options.threads > 1:
+                time.sleep(0.005)  # the others' idle threads stop spinning
+            samples.append(one_sample(call, len(inputs.copies), state))
+    for _, call, _, _, _ in calls:
+        getattr(call, "close", lambda: None)()
+    limit = statistics.median(limits)
+    ours = statistics.median(calls[0][4])
+    rows = []
+    for side, _, error, _, samples in calls:
+        seconds = statistics.median(samples)
+        rate = (problem.kv_bytes if problem.n_q < problem.n_kv else problem.flop) / seconds
+        rows.append({"operation": problem.name, "query_heads": problem.query_heads, "kv_heads": problem.kv_heads,
+                     "head_dim": problem.head_dim, "type": problem.type, "tokens": problem.n_kv, "threads": options.threads,
+                     "side": side.name, "ms": seconds * 1e3, "rate": rate, "limit": limit, "times_as_long": seconds / ours,
+                     "largest_difference": error, "rounds": rounds})
+    return rows
+
+
+def main():
+    sides = installed(options.threads)
+    print(f"{sides[0].machine()}; {datetime.date.today()}; {options.threads} thread(s) on processors {cpus}")
+    print("; ".join(f"{side.name} {side.version}" for side in sides))
+    print(f"\n{'problem':34} {'side':18} {'ms':>9} {'rate':>14} {'of limit':>9} {'takes':>8} {'largest difference':>19}")
+    rows = []
+    for problem in problems():
+        title = f"{problem.name} {problem.query_heads}/{problem.kv_heads} {problem.type} {problem.n_kv}"
+        if sys.stderr.isatty():
+            print(title + " …", end="\r", file=sys.stderr, flush=True)
+        for row in run(problem, sides):
+            unit = "GB/s" if problem.n_q < problem.n_kv else "GFLOP/s"
+            print(f"{title:34} {row['side']:18} {row['ms']:9.3f} {row['rate'] / 1e9:7.1f} {unit:7}"
+                  f"{100 * row['rate'] / row['limit']:7.1f}% {row['times_as_long']:7.2f}x {row['largest_difference']:19.1e}",
+                  flush=True)
+            title = ""
+            rows.append(row)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"machine": sides[0].machine(), "date": str(datetime.date.today()),
+                       "sides": {side.name: side.version for side in sides}, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

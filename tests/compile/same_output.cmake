@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.23)
+# Runs PROGRAMS, a list, and compares what they print: it must be the same, and not nothing.
+unset(first)
+foreach(program IN LISTS PROGRAMS)
+  execute_process(COMMAND "${program}" RESULT_VARIABLE result OUTPUT_VARIABLE output)
+  if(NOT result EQUAL 0 OR output STREQUAL "")
+    message(FATAL_ERROR "${program} failed: ${result}")
+  endif()
+  if(NOT DEFINED first)
+    set(first "${output}")
+    message("${program}\n${output}")
+  elseif(NOT output STREQUAL first)
+    message(FATAL_ERROR "${program} prints something else:\n${output}")
+  endif()
+endforeach()

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which path runs: detection, the environment variable, and what the option allows. Choices are tested for processors that this
+// machine is not.
+#include "gqa/cpu.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+namespace gqa {
+namespace {
+
+using detail::CpuFeatures;
+
+constexpr CpuFeatures kNothing{};
+constexpr CpuFeatures kAvx2{.avx2 = true};
+constexpr CpuFeatures kAvx512{.avx2 = true, .avx512 = true};
+constexpr CpuFeatures kBf16{.avx2 = true, .avx512 = true, .avx512bf16 = true};
+constexpr CpuFeatures kAmx{.avx2 = true, .avx512 = true, .avx512bf16 = true, .amx = true};
+
+TEST(ChoosePath, TakesTheBestWithoutAWish) {
+  for (const char* wish : {static_cast<const char*>(nullptr), ""}) {
+    EXPECT_EQ(detail::choose_path(kNothing, wish).path, Path::portable);
+    EXPECT_EQ(detail::choose_path(kAvx2, wish).path, Path::avx2);
+    EXPECT_EQ(detail::choose_path(kAvx512, wish).path, Path::avx512);
+    EXPECT_EQ(detail::choose_path(kBf16, wish).path, Path::avx512bf16);
+    EXPECT_EQ(detail::choose_path(kAmx, wish).path, Path::amx);
+  }
+}
+
+TEST(ChoosePath, AWishLowersThePath) {
+  EXPECT_EQ(detail::choose_path(kAmx, "portable").path, Path::portable);
+  EXPECT_EQ(detail::choose_path(kAmx, "avx2").path, Path::avx2);
+  EXPECT_EQ(detail::choose_path(kAmx, "avx512").path, Path::avx512);
+  EXPECT_EQ(detail::choose_path(kAmx, "avx512bf16").path, Path::avx512bf16);
+  EXPECT_EQ(detail::choose_path(kAvx2, "portable").path, Path::portable);
+  EXPECT_EQ(detail::choose_path(kAmx, "amx").path, Path::amx);
+}
+
+TEST(ChoosePath, AWishNeverRaisesIt) {
+  EXPECT_EQ(detail::choose_path(kNothing, "amx").path, Path::portable);
+  EXPECT_EQ(detail::choose_path(kAvx2, "avx512").path, Path::avx2);
+  EXPECT_EQ(detail::choose_path(kAvx512, "amx").path, Path::avx512);
+}
+
+TEST(ChoosePath, AWishThatCannotRunGivesTheBestBelowIt) {
+  EXPECT_EQ(detail::choose_path(kAmx, "neon").path, Path::portable);
+  // AMX without the path between: the best that is not above the wish.
+  constexpr CpuFeatures odd{.avx2 = true, .avx512 = true, .avx512bf16 = false, .amx = true};
+  EXPECT_EQ(detail::choose_path(odd, "avx512bf16").path, Path::avx512);
+}
+
+TEST(ChoosePath, SaysWhy) {
+  for (const CpuFeatures& has : {kNothing, kAvx2, kAvx512, kBf16, kAmx})
+    for (const char* wish : {static_cast<const char*>(nullptr), "portable", "neon", "avx2", "avx512", "avx512bf16", "amx"}) {
+      const ActivePath chosen = detail::choose_path(has, wish);
+      ASSERT_NE(chosen.reason, nullptr);
+      EXPECT_GT(std::string(chosen.reason).size(), 10u);
+      if (wish != nullptr) {
+        EXPECT_NE(std::string(chosen.reason).find("GQA_PATH"), std::string::npos) << chosen.reason;
+      }
+    }
+}
+
+TEST(ChoosePath, AWordThatIsNoPathIsAnError) {
+  for (const char* wish : {"AVX2", "avx", "amx ", "best", "0"}) {
+    try {
+      static_cast<void>(detail::choose_path(kAmx, wish));
+      ADD_FAILURE() << wish << " was taken for a path";
+    } catch (const ArgumentError& error) {
+      const std::string message = error.what();
+      EXPECT_NE(message.find("GQA_PATH"), std::string::npos) << message;
+      EXPECT_NE(message.find(wish), std::string::npos) << message;
+      EXPECT_NE(message.find("avx512bf16"), std::string::npos) << message;
+    }
+  }
+}
+
+TEST(Paths, HaveTheirNames) {
+  EXPECT_STREQ(path_name(Path::portable), "portable");
+  EXPECT_STREQ(path_name(Path::neon), "neon");
+  EXPECT_STREQ(path_name(Path::avx2), "avx2");
+  EXPECT_STREQ(path_name(Path::avx512), "avx512");
+  EXPECT_STREQ(path_name(Path::avx512bf16), "avx512bf16");
+  EXPECT_STREQ(path_name(Path::amx), "amx");
+}
+
+TEST(Paths, ThisMachineAgreesWithTheCompilersOwnDetection) {
+  EXPECT_TRUE(path_available(Path::portable));
+  EXPECT_FALSE(path_available(Path::neon));
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  EXPECT_EQ(path_available(Path::avx2), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+  EXPECT_EQ(path_available(Path::avx512), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                                              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+  EXPECT_EQ(path_available(Path::avx512bf16), path_available(Path::avx512) && __builtin_cpu_supports("avx512bf16"));
+#endif
+  // A path implies those below it.
+  EXPECT_LE(path_available(Path::amx), path_available(Path::avx512bf16));
+  EXPECT_LE(path_available(Path::avx512bf16), path_available(Path::avx512));
+  EXPECT_LE(path_available(Path::avx512), path_available(Path::avx2));
+}
+
+TEST(ActivePath, IsTheChoiceForThisProcessAndDoesNotChange) {
+  const ActivePath first = active_path();
+  EXPECT_TRUE(path_available(first.path));
+  EXPECT_EQ(first.path, detail::choose_path(detail::features(), std::getenv("GQA_PATH")).path);
+  const char* before = std::getenv("GQA_PATH");
+  const std::string kept = before == nullptr ? "" : before;
+  ::setenv("GQA_PATH", first.path == Path::portable ? "avx2" : "portable", 1);
+  EXPECT_EQ(active_path().path, first.path) << "decided once per process";
+  ::setenv("GQA_PATH", kept.c_str(), 1);
+  EXPECT_EQ(active_path().reason, first.reason);
+}
+
+}  // namespace
+}  // namespace gqa

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nothing is allocated in steady state, or at all if the caller gives scratch; scratch is O(tile), never O(sequence²).
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "support/executors.hpp"
+#include "support/problem.hpp"
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+void* counted(std::size_t bytes) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
+  throw std::bad_alloc();
+}
+void* counted(std::size_t bytes, std::align_val_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  const auto align = static_cast<std::size_t>(alignment);
+  if (void* memory = std::aligned_alloc(align, (bytes + align - 1) / align * align)) return memory;
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return counted(bytes); }
+void* operator new[](std::size_t bytes) { return counted(bytes); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) { return counted(bytes, alignment); }
+void* operator new[](std::size_t bytes, std::align_val_t alignment) { return counted(bytes, alignment); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace gqa::test {
+namespace {
+
+/// Allocations while `body` runs.
+template <class Body>
+long allocations_of(const Body& body) {
+  const long before = allocations.load();
+  body();
+  return allocations.load() - before;
+}
+
+/// One call's arguments, made before counting begins.
+struct Call {
+  Problem problem;
+  Tensor q;
+  StoredCaches kv;
+  Output out;
+  Sequence sequence;
+
+  Call(const Shape& shape, const Types& types, const Place& place = {})
+      : problem(make_problem(shape, 151)),
+        q(problem.q, types.q),
+        kv(store_cache(problem.kv, types.k, types.v, place)),
+        out(types.out, shape.n_q, shape.query_heads, shape.value_dim),
+        sequence{q.const_view(), kv.view(), out.view(), {}, out.lse()} {}
+};
+
+class Allocation : public PerPathAndType {};
+
+TEST(Counter, Counts) {
+  EXPECT_EQ(allocations_of([] { std::vector<int>(100).swap(*std::make_unique<std::vector<int>>()); }), 2);
+}
+
+TEST_P(Allocation, NoneInSteadyState) {
+  const DynamicAttention functor;
+  Call decode({4, 2, 16, 16, 1, 3 * detail::kSpan}, all_of(type()));
+  Call paged({4, 2, 16, 16, 1, detail::kSpan + 5}, all_of(type()), paged_place(7));
+  Call prefill({4, 2, 16, 16, 80, 80}, all_of(type()));
+  const Sequence batch[] = {decode.sequence, paged.sequence, prefill.sequence};
+  ShuffledExecutor allocating{1, 4};  // allocates itself, and is used to warm up only
+  Options options = How{path()}.options();
+  options.executor = allocating;
+  functor(batch, options);  // the first call of the size
+  CountingExecutor four;
+  four.claimed_concurrency = 4;
+  options.executor = four;
+  EXPECT_EQ(allocations_of([&] {
+              for (int i = 0; i < 3; ++i) {
+                functor(batch, options);
+                functor(batch, CausalWindow{100}, options);
+                functor(decode.sequence, options);
+                functor(prefill.q.const_view(), prefill.kv.view(), prefill.out.view(), Full{}, options);
+                functor(paged.sequence, options);
+              }
+            }),
+            0)
+      << on(path()) << ", " << element_name(type());
+}
+
+TEST_P(Allocation, NoneAtAllWithTheCallersScratch) {
+  const GroupedQueryAttention<4, 2, 16> functor;
+  Call decode({4, 2, 16, 16, 1, 3 * detail::kSpan}, all_of(type()));
+  Call prefill({4, 2, 16, 16, 80, 80}, all_of(type()));
+  const Sequence batch[] = {decode.sequence, prefill.sequence};
+  Options options = How{path()}.options();
+  const std::size_t bytes = functor.scratch_bytes(batch, options);
+  ASSERT_GT(bytes, 0u);
+  functor(batch, options);
+  const Result expected = decode.out.result();
+
+  // Any alignment, exactly the bytes, garbage in them before and nothing written behind.
+  for (const std::size_t offset : {0, 1, 13, 32, 63}) {
+    std::vector<std::byte> memory(offset + bytes + 64, std::byte{0xff});
+    options.scratch = std::span(memory).subspan(offset, bytes);
+    const GroupedQueryAttention<4, 2, 16> fresh;
+    EXPECT_EQ(allocations_of([&] { fresh(batch, options); }), 0) << on(path()) << ", offset " << offset;
+    EXPECT_TRUE(same_bits(expected, decode.out.result()));
+    for (std::size_t i = 0; i < offset; ++i) ASSERT_EQ(memory[i], std::byte{0xff});
+    for (std::size_t i = offset + bytes; i < memory.size(); ++i) ASSERT_EQ(memory[i], std::byte{0xff});
+  }
+}
+
+TEST_P(Allocation, TheQueryOfScratchAllocatesNothing) {
+  const DynamicAttention functor;
+  Call decode({4, 2, 16, 16, 1, 3 * detail::kSpan}, all_of(type()));
+  const Options options = How{path()}.options();
+  EXPECT_EQ(allocations_of([&] { static_cast<void>(functor.scratch_bytes({&decode.sequence, 1}, options)); }), 0);
+}
+
+// Scratch follows the tile, and for a decode the spans: not the sequence squared, and not the length of a prefill.
+TEST_P(Allocation, ScratchIsOfTheSizeOfATile) {
+  const DynamicAttention functor;
+  const Options options = How{path()}.options();
+  const auto bytes = [&](Index n_q, Index n_kv) {
+    // Views are enough: nothing is read.
+    static const std::vector<float> memory(64);
+    KvCacheView kv = KvCacheView::contiguous(memory.data(), memory.data(), {n_kv, 2, 16});
+    Sequence sequence{ConstTensorView(memory.data(), n_q, 4, 16), kv, TensorView(const_cast<float*>(memory.data()), n_q, 4, 16)};
+    return functor.scratch_bytes({&sequence, 1}, options);
+  };
+  EXPECT_EQ(bytes(1000, 1000), bytes(100000, 100000)) << "a prefill's scratch does not grow with its length";
+  const double row = 4.0 * (16 + 16 + 1) * 2 * 8;  // four query heads: o, l, m in floats, generously
+  EXPECT_LT(static_cast<double>(bytes(1, 1 << 20)), 2048 * row + 1e6) << "a decode's scratch holds a state per span";
+  EXPECT_LE(bytes(1, 1 << 10), bytes(1, 1 << 14));
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryPath, Allocation, Allocation::cases(), Allocation::name);
+
+}  // namespace
+}  // namespace gqa::test

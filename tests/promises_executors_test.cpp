@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Any number of threads, any executor, tasks in any order = serial.
+#include <gtest/gtest.h>
+
+#include "gqa/thread_pool.hpp"
+#include "support/executors.hpp"
+#include "support/problem.hpp"
+
+namespace gqa::test {
+namespace {
+
+constexpr Index kHeads = 4;
+constexpr Index kKvHeads = 2;
+constexpr Index kValueDim = 16;
+
+/// A batch with every kind of work in it: a long decode that is split along the sequence, verify, chunk and prefill.
+class Workload {
+ public:
+  explicit Workload(const Types& types) : types_(types) {
+    const std::pair<Index, Index> lengths[] = {
+        {1, 4 * detail::kSpan + 100}, {70, 70}, {5, 2 * detail::kSpan}, {66, detail::kSpan + 66}, {1, 20}, {0, 5}};
+    for (const auto& [n_q, n_kv] : lengths) {
+      const Problem p = make_problem({kHeads, kKvHeads, 16, kValueDim, n_q, n_kv}, 70 + queries_.size());
+      queries_.emplace_back(p.q, types.q);
+      caches_.push_back(store_cache(p.kv, types.k, types.v, {}));
+    }
+  }
+
+  template <class V = Causal>
+  Result run(Path path, const ExecutorRef& executor, const V& variant = {}) const {
+    How how{path, types_.out};
+    how.executor = executor;
+    std::vector<Output> outputs;
+    for (const Tensor& q : queries_) outputs.emplace_back(types_.out, q.view().tokens, kHeads, kValueDim);
+    std::vector<Sequence> batch;
+    for (std::size_t i = 0; i < queries_.size(); ++i)
+      batch.push_back({queries_[i].const_view(), caches_[i].view(), outputs[i].view(), {}, outputs[i].lse()});
+    functor_(batch, variant, how.options());
+    Result all;
+    for (const Output& output : outputs) all.append(output.result());
+    return all;
+  }
+
+ private:
+  Types types_;
+  std::vector<Tensor> queries_;
+  std::vector<StoredCaches> caches_;
+  DynamicAttention functor_;
+};
+
+class Executors : public PerPathAndType {};
+
+TEST_P(Executors, AnyNumberOfThreadsIsSerial) {
+  const Workload workload(all_of(type()));
+  const Result serial = workload.run(path(), {});
+  for (const int threads : {1, 2, 3, 7}) {
+    SCOPED_TRACE(describe(on(path()), all_of(type()), "threads", threads));
+    ThreadsExecutor plain{threads};
+    EXPECT_TRUE(same_bits(serial, workload.run(path(), plain))) << "std::thread";
+    ThreadPoolExecutor pool(threads);
+    for (int repeat = 0; repeat < 2; ++repeat)
+      EXPECT_TRUE(same_bits(serial, workload.run(path(), pool))) << "Eigen's thread pool, call " << repeat;
+#if defined(_OPENMP)
+    OpenMpExecutor openmp{threads};
+    EXPECT_TRUE(same_bits(serial, workload.run(path(), openmp))) << "OpenMP";
+#endif
+  }
+#if !defined(_OPENMP)
+  RecordProperty("executors_not_run", "OpenMP: this build is without -fopenmp");
+#endif
+}
+
+TEST_P(Executors, TasksInAnyOrderAreSerial) {
+  const Workload workload(cache_of(type()));
+  const Result serial = workload.run(path(), {});
+  BackwardExecutor backward;
+  EXPECT_TRUE(same_bits(serial, workload.run(path(), backward))) << on(path()) << ", backward";
+  for (const std::uint64_t seed : {10u, 20u, 30u}) {
+    ShuffledExecutor shuffled{seed, 1};
+    EXPECT_TRUE(same_bits(serial, workload.run(path(), shuffled))) << on(path()) << ", shuffled with seed " << seed;
+  }
+}
+
+TEST_P(Executors, HoldsForWindowsAndFullAttentionToo) {
+  const Workload workload(cache_of(type()));
+  SCOPED_TRACE(describe(on(path()), cache_of(type())));
+  ShuffledExecutor shuffled{7, 3};
+  ThreadsExecutor threads{3};
+  const Result window = workload.run(path(), {}, CausalWindow{700});
+  EXPECT_TRUE(same_bits(window, workload.run(path(), shuffled, CausalWindow{700})));
+  EXPECT_TRUE(same_bits(window, workload.run(path(), threads, CausalWindow{700})));
+  const Result full = workload.run(path(), {}, Full{});
+  EXPECT_TRUE(same_bits(full, workload.run(path(), shuffled, Full{})));
+  EXPECT_TRUE(same_bits(full, workload.run(path(), threads, Full{})));
+}
+
+// Work is cut by lengths only: what an executor says of itself changes neither the tasks nor the bits.
+TEST_P(Executors, TheCutDoesNotFollowTheExecutor) {
+  const Workload workload(cache_of(type()));
+  CountingExecutor modest;
+  const Result serial = workload.run(path(), modest);
+  for (const Index claimed : {3, 64, 100000}) {
+    CountingExecutor boastful;
+    boastful.claimed_concurrency = claimed;
+    EXPECT_TRUE(same_bits(serial, workload.run(path(), boastful))) << on(path()) << ", concurrency " << claimed;
+    EXPECT_EQ(boastful.most_tasks, modest.most_tasks);
+    EXPECT_EQ(boastful.calls, modest.calls);
+  }
+}
+
+// These tests would prove nothing if there were but one task: a long decode must be split along the sequence, and a prefill into
+// tiles.
+TEST(Cut, ALongDecodeAndALongPrefillAreManyTasks) {
+  report_paths_not_run();
+  for (const Path path : available_paths()) {
+    const Problem decode = make_problem({2, 1, 8, 8, 1, 4 * detail::kSpan + 1}, 80);
+    CountingExecutor executor;
+    How how{path};
+    how.executor = executor;
+    static_cast<void>(solve(decode, {}, how));
+    EXPECT_GE(executor.most_tasks, 5) << on(path) << ": a decode over five spans with one KV head";
+
+    executor = {};
+    const Problem prefill = make_problem({2, 1, 8, 8, 300, 300}, 81);
+    static_cast<void>(solve(prefill, {}, how));
+    EXPECT_GE(executor.most_tasks, 600 / detail::kTileRows) << on(path) << ": a prefill of 600 rows with one KV head";
+
+    executor = {};
+    const Problem heads = make_problem({8, 8, 8, 8, 150, 150}, 82);
+    static_cast<void>(solve(heads, {}, how));
+    EXPECT_GE(executor.most_tasks, 8) << on(path) << ": a prefill with eight KV heads";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryPath, Executors, Executors::cases(), Executors::name);
+
+}  // namespace
+}  // namespace gqa::test

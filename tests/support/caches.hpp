@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// One logical cache laid out in every storage that the view knows. What is not in use holds NaN and infinities.
+#pragma once
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "gqa/kv_cache_view.hpp"
+#include "tensors.hpp"
+
+namespace gqa::test {
+
+/// Keys and values of one sequence, without a storage.
+struct LogicalCache {
+  Numbers k;  ///< n_kv × Hkv × D
+  Numbers v;  ///< n_kv × Hkv × Dv
+  Index length() const { return k.tokens; }
+};
+
+enum class CacheLayout : std::uint8_t {
+  token_major,  ///< token, head, dim
+  head_major,   ///< head, token, dim
+  interleaved,  ///< token, head, (key row, value row): K and V in one piece of memory
+  padded,       ///< token-major with odd gaps
+  reversed      ///< tokens and heads run backwards
+};
+inline constexpr CacheLayout kCacheLayouts[] = {CacheLayout::token_major, CacheLayout::head_major,
+                                                CacheLayout::interleaved, CacheLayout::padded, CacheLayout::reversed};
+
+inline const char* layout_name(CacheLayout layout) {
+  constexpr const char* names[] = {"token_major", "head_major", "interleaved", "padded", "reversed"};
+  return names[static_cast<int>(layout)];
+}
+
+/// Where a cache lies.
+struct Place {
+  Storage storage = Storage::contiguous;
+  CacheLayout layout = CacheLayout::token_major;
+  Index slots = 0;      ///< contiguous: room for so many tokens, at least the length; ring: capacity; 0: just the length
+  Index page_size = 0;  ///< paged
+  Index keep_from = 0;  ///< positions before this hold garbage, and so do table entries of whole pages before it
+  std::uint64_t seed = 1;
+
+  std::string name() const {
+    std::string text = storage == Storage::paged  ? "paged(" + std::to_string(page_size) + ")"
+                       : storage == Storage::ring ? "ring(" + std::to_string(slots) + ")"
+                                                  : "contiguous";
+    return text + " " + layout_name(layout);
+  }
+};
+
+inline Place contiguous_place(CacheLayout layout = CacheLayout::token_major, Index slots = 0) {
+  return {Storage::contiguous, layout, slots, 0, 0, 1};
+}
+inline Place paged_place(Index page_size, CacheLayout layout = CacheLayout::token_major, std::uint64_t seed = 1) {
+  return {Storage::paged, layout, 0, page_size, 0, seed};
+}
+inline Place ring_place(Index capacity, CacheLayout layout = CacheLayout::token_major) {
+  return {Storage::ring, layout, capacity, 0, 0, 1};
+}
+
+/// Caches of a batch in one storage: each sequence's own memory, or pages of one pool in shuffled physical order.
+class StoredCaches {
+ public:
+  StoredCaches(const std::vector<const LogicalCache*>& sequences, ElementType k_type, ElementType v_type,
+               const Place& place) {
+    planes_.reserve(sequences.size());
+    if (place.storage == Storage::paged) {
+      store_in_pool(sequences, k_type, v_type, place);
+      return;
+    }
+    for (const LogicalCache* sequence : sequences) store_alone(*sequence, k_type, v_type, place);
+  }
+  StoredCaches(StoredCaches&&) = default;
+  StoredCaches& operator=(StoredCaches&&) = delete;
+  StoredCaches(const StoredCaches&) = delete;
+
+  const KvCacheView& view(std::size_t sequence = 0) const { return views_[sequence]; }
+  KvCacheView& mutable_view(std::size_t sequence = 0) { return views_[sequence]; }
+
+  std::byte* k_address(Index position, Index head, Index d, std::size_t sequence = 0) const {
+    const KvCacheView& view = views_[sequence];
+    return address(view, view.k, view.k_type, view.k_strides, position, head) + d * element_bytes(view.k_type);
+  }
+  std::byte* v_address(Index position, Index head, Index d, std::size_t sequence = 0) const {
+    const KvCacheView& view = views_[sequence];
+    return address(view, view.v, view.v_type, view.v_strides, position, head) + d * element_bytes(view.v_type);
+  }
+
+ private:
+  // Memory of K and V: two pieces, or one where they are interleaved.
+  struct Planes {
+    std::vector<std::byte> k;
+    std::vector<std::byte> v;
+  };
+
+  static std::byte* address(const KvCacheView& view, const void* base, ElementType type, const KvStrides& strides,
+                            Index position, Index head) {
+    Index slot = position;
+    Index page = 0;
+    if (view.storage == Storage::ring) slot = position % view.capacity;
+    if (view.storage == Storage::paged) {
+      slot = position % view.page_size;
+      page = view.page_table[position / view.page_size];
+    }
+    const auto* at = static_cast<const std::byte*>(base) +
+                     (page * strides.page + slot * strides.token + head * strides.head) * element_bytes(type);
+    return const_cast<std::byte*>(at);
+  }
+
+  struct Piece {
+    KvStrides strides{0, 0, 0};
+    Index first = 0;     // element offset of page 0, slot 0, head 0
+    Index elements = 1;  // in all
+  };
+
+  // Layout of `pages` runs of `slots` tokens of `heads` rows of `dim` elements; `gap` elements of the other tensor behind each row.
+  static Piece lay_out(CacheLayout layout, Index pages, Index slots, Index heads, Index dim, Index gap) {
+    Piece piece;
+    switch (layout) {
+      case CacheLayout::token_major: piece.strides = KvStrides::token_major(heads, dim, slots); break;
+      case CacheLayout::head_major: piece.strides = KvStrides::head_major(heads, slots, dim); break;
+      case CacheLayout::interleaved:
+        piece.strides = {heads * (dim + gap), dim + gap, slots * heads * (dim + gap)};
+        break;
+      case CacheLayout::padded: {
+        const Index row = dim + 3;
+        const Index token = heads * row + 5;
+        piece.strides = {token, row, slots * token + 7};
+        break;
+      }
+      case CacheLayout::reversed:
+        piece.strides = {-heads * dim, -dim, slots * heads * dim};
+        piece.first = slots > 0 ? (slots - 1) * heads * dim + (heads - 1) * dim : 0;
+        break;
+    }
+    const Index farthest = (pages - 1) * piece.strides.page + std::max<Index>(0, (slots - 1) * piece.strides.token) +
+                           std::max<Index>(0, (heads - 1) * piece.strides.head);
+    if (pages > 0 && slots > 0) piece.elements = piece.first + farthest + dim;
+    return piece;
+  }
+
+  KvCacheView make_planes(Index pages, Index slots, Index heads, Index dim, Index value_dim, ElementType k_type,
+                          ElementType v_type, CacheLayout layout) {
+    if (layout == CacheLayout::interleaved && k_type != v_type) layout = CacheLayout::token_major;
+    const bool together = layout == CacheLayout::interleaved;
+    const Piece k = lay_out(layout, pages, slots, heads, dim, together ? value_dim : 0);
+    const Piece v = lay_out(layout, pages, slots, heads, value_dim, together ? dim : 0);
+    Planes& planes = planes_.emplace_back();
+    planes.k.resize(static_cast<std::size_t>((k.elements + (together ? value_dim : 0)) * element_bytes(k_type)));
+    fill_with_garbage(planes.k, k_type);
+    if (!together) {
+      planes.v.resize(static_cast<std::size_t>(v.elements * element_bytes(v_type)));
+      fill_with_garbage(planes.v, v_type);
+    }
+    KvCacheView view;
+    view.k = planes.k.data() + k.first * element_bytes(k_type);
+    view.v = together ? planes.k.data() + dim * element_bytes(v_type) : planes.v.data() + v.first * element_bytes(v_type);
+    view.k_type = k_type;
+    view.v_type = v_type;
+    view.kv_heads = heads;
+    view.head_dim = dim;
+    view.value_dim = value_dim;
+    view.k_strides = k.strides;
+    view.v_strides = v.strides;
+    return view;
+  }
+
+  void write(const LogicalCache& cache, std::size_t sequence, Index first) {
+    const KvCacheView& view = views_[sequence];
+    for (Index t = first; t < cache.length(); ++t)
+      for (Index h = 0; h < view.kv_heads; ++h) {
+        for (Index d = 0; d < view.head_dim; ++d)
+          write_element(k_address(t, h, d, sequence), view.k_type, cache.k.at(t, h, d));
+        for (Index d = 0; d < view.value_dim; ++d)
+          write_element(v_address(t, h, d, sequence), view.v_type, cache.v.at(t, h, d));
+      }
+  }
+
+  void store_alone(const LogicalCache& cache, ElementType k_type, ElementType v_type, const Place& place) {
+    const Index slots = place.storage == Storage::ring && place.slots > 0 ? place.slots
+                                                                          : std::max(place.slots, cache.length());
+    KvCacheView view = make_planes(1, slots, cache.k.heads, cache.k.dim, cache.v.dim, k_type, v_type, place.layout);
+    view.storage = place.storage;
+    view.length = cache.length();
+    view.capacity = place.storage == Storage::ring ? slots : 0;
+    views_.push_back(view);
+    write(cache, views_.size() - 1, std::max(place.keep_from, view.first_position()));
+  }
+
+  void store_in_pool(const std::vector<const LogicalCache*>& sequences, ElementType k_type, ElementType v_type,
+                     const Place& place) {
+    const Index size = place.page_size;
+    Index used = 0;
+    for (const LogicalCache* sequence : sequences) used += (sequence->length() + size - 1) / size;
+    const Index pages = used + 3;  // three that nobody uses
+    const LogicalCache& any = *sequences.front();
+    const KvCacheView pool = make_planes(pages, size, any.k.heads, any.k.dim, any.v.dim, k_type, v_type, place.layout);
+    const std::vector<Index> physical = permutation(pages, place.seed);
+    std::size_t next = 0;
+    tables_.resize(sequences.size());
+    for (std::size_t s = 0; s < sequences.size(); ++s) {
+      std::vector<std::int32_t>& table = tables_[s];
+      const Index logical_pages = (sequences[s]->length() + size - 1) / size;
+      for (Index page = 0; page < logical_pages; ++page)
+        table.push_back(static_cast<std::int32_t>(physical[next++]));
+      KvCacheView view = pool;
+      view.storage = Storage::paged;
+      view.length = sequences[s]->length();
+      view.page_size = size;
+      view.pool_pages = pages;
+      view.page_table_size = static_cast<Index>(table.size()) + 2;
+      // Entries that nothing looks at hold garbage: two behind the last page, and those of pages before keep_from.
+      table.push_back(std::numeric_limits<std::int32_t>::min());
+      table.push_back(std::numeric_limits<std::int32_t>::max());
+      view.page_table = table.data();
+      views_.push_back(view);
+      write(*sequences[s], s, place.keep_from);
+      for (Index page = 0; (page + 1) * size <= place.keep_from && page < logical_pages; ++page)
+        table[static_cast<std::size_t>(page)] = -1;
+    }
+  }
+
+  std::vector<Planes> planes_;
+  std::vector<std::vector<std::int32_t>> tables_;
+  std::vector<KvCacheView> views_;
+};
+
+/// One sequence.
+inline StoredCaches store_cache(const LogicalCache& cache, ElementType type, const Place& place = {}) {
+  return StoredCaches({&cache}, type, type, place);
+}
+inline StoredCaches store_cache(const LogicalCache& cache, ElementType k_type, ElementType v_type, const Place& place) {
+  return StoredCaches({&cache}, k_type, v_type, place);
+}
+
+}  // namespace gqa::test

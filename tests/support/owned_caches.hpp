@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows to append to owning caches, and reading them back through the view by the formula of its documentation.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "gqa/kv_cache.hpp"
+#include "support/random.hpp"
+#include "support/tensors.hpp"
+
+namespace gqa::test {
+
+/// Heads and widths of a test's caches.
+struct KvDims {
+  Index kv_heads = 3;
+  Index head_dim = 5;
+  Index value_dim = 4;
+};
+
+inline constexpr ElementType kTypes[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
+inline constexpr KvLayout kLayouts[] = {KvLayout::head_major, KvLayout::token_major};
+inline constexpr KvDims kDims;
+
+inline KvCacheConfig config(Index capacity, ElementType k_type = ElementType::f32,
+                            ElementType v_type = ElementType::f32, KvLayout layout = KvLayout::head_major) {
+  return {.kv_heads = kDims.kv_heads,
+          .head_dim = kDims.head_dim,
+          .value_dim = kDims.value_dim,
+          .k_type = k_type,
+          .v_type = v_type,
+          .capacity = capacity,
+          .layout = layout};
+}
+
+inline std::string types_and_layout(ElementType k, ElementType v, KvLayout layout) {
+  return std::string(element_name(k)) + " keys, " + element_name(v) + " values, " +
+         (layout == KvLayout::head_major ? "head-major" : "token-major");
+}
+
+inline constexpr Index kPageSizes[] = {1, 7, 16, 64, 1000};
+
+inline KvPoolConfig pool_config(Index page_size, Index pages, ElementType k_type = ElementType::f32,
+                                ElementType v_type = ElementType::f32, KvLayout layout = KvLayout::head_major) {
+  return {.kv_heads = kDims.kv_heads,
+          .head_dim = kDims.head_dim,
+          .value_dim = kDims.value_dim,
+          .k_type = k_type,
+          .v_type = v_type,
+          .page_size = page_size,
+          .pages = pages,
+          .layout = layout};
+}
+
+inline std::vector<std::int32_t> pages_of(const PagedSequence& sequence) {
+  return {sequence.pages().begin(), sequence.pages().end()};
+}
+
+/// Keys and values of a sequence, from position 0 on.
+struct KvNumbers {
+  Numbers k;
+  Numbers v;
+  KvNumbers(Index tokens, const KvDims& dims, std::uint64_t seed)
+      : k(tokens, dims.kv_heads, dims.head_dim), v(tokens, dims.kv_heads, dims.value_dim) {
+    Random random(seed);
+    for (float& x : k.values) x = random.normal();
+    for (float& x : v.values) x = random.normal();
+  }
+};
+
+/// The same in memory, in any types and layout.
+struct KvSource {
+  Tensor k;
+  Tensor v;
+  KvSource(const KvNumbers& numbers, ElementType k_type, ElementType v_type, TensorLayout layout = TensorLayout::packed)
+      : k(numbers.k, k_type, layout), v(numbers.v, v_type, layout) {}
+  explicit KvSource(const KvNumbers& numbers) : KvSource(numbers, ElementType::f32, ElementType::f32) {}
+
+  template <class Cache>
+  void append_to(Cache& cache, Index first, Index count) const {
+    cache.append(k.const_view().slice(first, count), v.const_view().slice(first, count));
+  }
+};
+
+inline const std::byte* stored_row(const KvCacheView& view, bool key, Index position, Index head) {
+  Index slot = position;
+  Index page = 0;
+  if (view.storage == Storage::ring) slot = position % view.capacity;
+  if (view.storage == Storage::paged) {
+    slot = position % view.page_size;
+    page = view.page_table[position / view.page_size];
+  }
+  const KvStrides& strides = key ? view.k_strides : view.v_strides;
+  return static_cast<const std::byte*>(key ? view.k : view.v) +
+         (page * strides.page + slot * strides.token + head * strides.head) *
+             element_bytes(key ? view.k_type : view.v_type);
+}
+
+inline float stored(const KvCacheView& view, bool key, Index position, Index head, Index d) {
+  const ElementType type = key ? view.k_type : view.v_type;
+  return read_element(stored_row(view, key, position, head) + d * element_bytes(type), type);
+}
+
+/// Positions [first, length) of the view are those of the source, rounded to the stored types.
+inline testing::AssertionResult holds(const KvCacheView& view, const KvSource& source, Index first, Index length) {
+  if (view.length != length) return testing::AssertionFailure() << "length is " << view.length << ", not " << length;
+  for (const bool key : {true, false}) {
+    const Tensor& from = key ? source.k : source.v;
+    const ElementType type = key ? view.k_type : view.v_type;
+    for (Index position = first; position < length; ++position)
+      for (Index head = 0; head < view.kv_heads; ++head)
+        for (Index d = 0; d < (key ? view.head_dim : view.value_dim); ++d) {
+          const float expected = rounded_to(type, from.at(position, head, d));
+          const float found = stored(view, key, position, head, d);
+          if (expected != found)
+            return testing::AssertionFailure() << (key ? "k" : "v") << " of position " << position << ", head " << head
+                                               << ", dim " << d << " is " << found << ", not " << expected;
+        }
+  }
+  return testing::AssertionSuccess();
+}
+inline testing::AssertionResult holds(const KvCacheView& view, const KvSource& source, Index length) {
+  return holds(view, source, 0, length);
+}
+
+/// Runs `call`, which must throw exactly E, and returns the message.
+template <class E, class Call>
+std::string message_of(Call&& call) {
+  try {
+    call();
+  } catch (const E& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
+}  // namespace gqa::test

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// The paths that this machine runs, and a record of those that it does not.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <ostream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gqa/cpu.hpp"
+#include "gqa/element.hpp"
+
+namespace gqa {
+inline void PrintTo(Path path, std::ostream* out) { *out << path_name(path); }
+inline void PrintTo(ElementType type, std::ostream* out) { *out << element_name(type); }
+}  // namespace gqa
+
+namespace gqa::test {
+
+inline constexpr Path kEveryPath[] = {Path::portable, Path::neon,       Path::avx2,
+                                      Path::avx512,   Path::avx512bf16, Path::amx};
+inline constexpr ElementType kEveryType[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
+
+/// Every path that this process can run.
+inline const std::vector<Path>& available_paths() {
+  static const std::vector<Path> found = [] {
+    std::vector<Path> paths;
+    for (const Path path : kEveryPath)
+      if (path_available(path)) paths.push_back(path);
+    return paths;
+  }();
+  return found;
+}
+
+/// Says which paths this machine does not have: printed once a program, and recorded as a property of the test that asks.
+inline void report_paths_not_run() {
+  static const std::string missing = [] {
+    std::string words;
+    for (const Path path : kEveryPath)
+      if (!path_available(path) && path != Path::neon) words += (words.empty() ? "" : " ") + std::string(path_name(path));
+    if (!words.empty()) std::printf("[  NOT RUN ] paths that this machine does not have: %s\n", words.c_str());
+    return words;
+  }();
+  testing::Test::RecordProperty("paths_not_run", missing);
+}
+
+/// True for the paths whose arithmetic is f32 for every type: they agree with each other bit for bit.
+inline bool has_f32_arithmetic_only(Path path) {
+  return path == Path::portable || path == Path::avx2 || path == Path::avx512;
+}
+
+/// The available ones of those.
+inline std::vector<Path> f32_paths() {
+  std::vector<Path> paths;
+  for (const Path path : available_paths())
+    if (has_f32_arithmetic_only(path)) paths.push_back(path);
+  return paths;
+}
+
+/// The fastest f32 path here: for tests whose point is not the path.
+inline Path best_f32_path() { return f32_paths().back(); }
+
+/// A test for each available path and each element type.
+class PerPathAndType : public testing::TestWithParam<std::tuple<Path, ElementType>> {
+ public:
+  static auto cases() { return testing::Combine(testing::ValuesIn(available_paths()), testing::ValuesIn(kEveryType)); }
+  static std::string name(const testing::TestParamInfo<ParamType>& info) {
+    return std::string(path_name(std::get<0>(info.param))) + "_" + element_name(std::get<1>(info.param));
+  }
+
+ protected:
+  void SetUp() override { report_paths_not_run(); }
+  Path path() const { return std::get<0>(GetParam()); }
+  ElementType type() const { return std::get<1>(GetParam()); }
+};
+
+/// A test for each available path.
+class PerPath : public testing::TestWithParam<Path> {
+ public:
+  static auto cases() { return testing::ValuesIn(available_paths()); }
+  static std::string name(const testing::TestParamInfo<Path>& info) { return path_name(info.param); }
+
+ protected:
+  void SetUp() override { report_paths_not_run(); }
+  Path path() const { return GetParam(); }
+};
+
+}  // namespace gqa::test

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Holds a result against the definition in double precision, within a bound that follows from the types.
+//
+// Where the bound comes from. u = 2⁻²⁴ is half a unit in the last place of f32; γ(n) = n·u / (1 − n·u) bounds n roundings.
+//
+// Scores, in units of log2:  σ_t = c·q·k_t  with  c = scale · log2 e.
+//   Roundings on the way of each product: 4 in c (square root, quotient, log2 e, product), 1 in c·q_i, one per fused addition in
+//   its lane, ⌈D/16⌉, and 4 in the tree over 16 lanes. Hence |σ̂_t − σ_t| ≤ e_t = γ(⌈D/16⌉ + 9) · c · Σ_i |q_i·k_ti|.
+//   bf16 products are exact in f32. vdpbf16ps adds two of them to each of 16 lanes; a tile product adds chains of 16 and then one
+//   sum a chunk of 32 dims: at most ⌈D/16⌉ + 26 roundings with those of the scale.
+//   A score functor works in float on natural units: 4 more roundings of |s| · log2 e, its argument's error taken as it comes (the
+//   functors in these tests have slopes of at most 2).
+//
+// Weights:  p_t = 2^(σ_t − m).
+//   The rounding of σ̂_t − m̂, and of each m_old − m_new by which the weight is scaled later, adds u times a part of m − σ_t; the
+//   parts add up to m − σ_t. Each of the 1 + R exponentials is off by ε (2⁻²² here; the polynomial promises 2⁻²²·⁴), each of the
+//   R rescalings rounds once. R ≤ blocks in a span + spans. So the weight is off by a factor within 1 ± δ_t,
+//       δ_t = 2^(e_t + u·(m − σ_t) + …) · (1 + ε + u)^(1 + R) − 1.
+//   What underflows (2^x for x < −126 is 0) is less than 2⁻¹²⁶ of the largest weight.
+//   Paths with bf16 products round p_t to bf16 once, half a unit being 2⁻⁸, after an exponential that is good to 2⁻¹¹.
+//
+// Sums: a term of Σ p_t·v_t goes through at most min(n, span) fused additions, one rescaling a block and three roundings in each
+//   merge of spans: γ(N_o). The sum of weights has 16 short lanes: γ(N_l).
+//
+// Output: o = Σ w_t·v_t with w_t = p_t / Σ p. From ô − o = (Σ w_t·v_t·a_t − o·Σ w_t·b_t) / (1 + Σ w_t·b_t):
+//       |ô − o| ≤ (Σ w_t·|v_t|·(δ_t + γ(N_o)) + |o|·η) / (1 − η) + 3u·|o| + the output type's rounding,   η = Σ w_t·δ_t + γ(N_l).
+//   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "gqa/reference.hpp"
+#include "problem.hpp"
+
+namespace gqa::test {
+
+/// How far results were from the reference.
+struct ErrorReport {
+  double largest_error = 0.0;           ///< of any output element
+  double largest_share_of_bound = 0.0;  ///< error / bound; a result is right if this is at most 1
+  double largest_bound = 0.0;
+  double largest_eta = 0.0;             ///< the relative error of a row's sum of weights; a bound with η near 1 says nothing
+  std::string worst;
+};
+
+inline bool uses_bf16_products(const ConstTensorView& q, const KvCacheView& kv, const How& how) {
+  if (has_f32_arithmetic_only(how.path)) return false;
+  return how.accept_bf16_products ||
+         (q.type == ElementType::bf16 && kv.k_type == ElementType::bf16 && kv.v_type == ElementType::bf16);
+}
+
+template <class V>
+ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& kv, const How& how, const V& variant,
+                                   const Result& result, std::span<const Index> positions = {}) {
+  constexpr double u = 0x1p-24;
+  constexpr double ln2 = 0.693147180559945309417;
+  const auto gamma = [](double n) { return n * u / (1.0 - n * u); };
+  const std::optional<double> scale = how.scale.has_value() ? std::optional<double>(*how.scale) : std::nullopt;
+  const ReferenceResult reference = reference_attention(q, kv, variant, scale, positions);
+
+  const bool bf16_products = uses_bf16_products(q, kv, how);
+  const bool inputs_rounded = bf16_products && how.accept_bf16_products;
+  const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim))) / ln2;
+  const double dim = static_cast<double>(q.dim);
+  const double spans = std::ceil(static_cast<double>(kv.length) / static_cast<double>(detail::kSpan)) + 1.0;
+  const double blocks = static_cast<double>(detail::kSpan / detail::kBlock);
+  const double rescalings = blocks + spans;
+  const double exponential = 0x1p-22;
+  const double weight_rounding = bf16_products ? 0x1p-8 + 0x1p-11 : 0.0;
+  const double score_roundings = std::ceil(dim / 16.0) + (bf16_products ? 26.0 : 9.0);
+  const double input_rounding = inputs_rounded ? 0x1p-8 : 0.0;
+  const double tiny = bf16_products ? 0x1p-126 : 0x1p-149;  // least step of a sum: bf16 products flush denormals
+  const double n_o = std::min(static_cast<double>(kv.length), static_cast<double>(detail::kSpan)) + blocks + 3.0 * spans;
+  const double n_l = blocks + 3.0 * spans + 8.0;
+  const double out_relative = how.out == ElementType::bf16 ? 0x1p-8 : how.out == ElementType::f16 ? 0x1p-11 : 0.0;
+  const double out_absolute = how.out == ElementType::f16 ? 0x1p-25 : how.out == ElementType::bf16 ? 0x1p-134 : 0x1p-150;
+
+  ErrorReport report;
+  const auto judge = [&](double actual, double expected, double bound, const char* what, Index token, Index head,
+                         Index d) {
+    double error = std::abs(actual - expected);
+    if (actual == expected) error = 0.0;  // infinities of one sign
+    const double share = error == 0.0 ? 0.0 : error / bound;
+    if (!(share <= report.largest_share_of_bound)) {
+      report.largest_share_of_bound = std::isnan(share) ? std::numeric_limits<double>::infinity() : share;
+      report.worst = describe(what, "token", token, "head", head, "dim", d, "is", actual, "expected", expected, "error", error,
+                              "bound", bound);
+    }
+    if (d >= 0) {
+      report.largest_error = std::max(report.largest_error, error);
+      report.largest_bound = std::max(report.largest_bound, bound);
+    }
+  };
+
+  const Index group = q.heads / kv.kv_heads;
+  for (Index token = 0; token < q.tokens; ++token) {
+    const Index position = positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
+    const PositionRange range = variant.visible_range(position, kv.length);
+    for (Index head = 0; head < q.heads; ++head) {
+      const Index row = token * q.heads + head;
+      const Eigen::VectorXd query =
+          detail::reference_row(q.data, q.type, token * q.strides.token + head * q.strides.head, q.dim, q.strides.dim);
+      const double lse = reference.lse[row];
+      double eta = gamma(n_l);
+      double underflow = 0.0;
+      Eigen::VectorXd spread = Eigen::VectorXd::Zero(kv.value_dim);
+      for (Index t = std::max<Index>(range.begin, 0); t < std::min(range.end, kv.length); ++t) {
+        if constexpr (MaskingVariant<V>)
+          if (!variant.is_visible(position, t, head)) continue;
+        const Eigen::VectorXd key =
+            detail::reference_row(kv.k, kv.k_type, detail::reference_offset(kv, kv.k_strides, t, head / group), q.dim, 1);
+        const Eigen::VectorXd value = detail::reference_row(
+            kv.v, kv.v_type, detail::reference_offset(kv, kv.v_strides, t, head / group), kv.value_dim, 1);
+        const double product = query.dot(key) * factor * ln2;
+        const double score = detail::reference_score(variant, product, position, t, head);  // natural units
+        const double magnitude = factor * query.cwiseAbs().dot(key.cwiseAbs());
+        double e = (gamma(score_roundings) + 2.0 * input_rounding * (1.0 + input_rounding)) * magnitude +
+                   dim * tiny * (1.0 + key.cwiseAbs().maxCoeff());
+        if (ScoringVariant<V>) e = 2.0 * e + gamma(6.0) * (std::abs(score) + std::abs(product)) / ln2;
+        const double below = std::max(0.0, lse - score) / ln2;  // at least m − σ_t, as lse ≥ m
+        const double weight = std::exp(score - lse);
+        const double delta = weight == 0.0 ? 0.0
+                                           : std::exp2(e + u * (below + 2.0 * e)) * (1.0 + weight_rounding) *
+                                                     std::pow(1.0 + exponential + u, 1.0 + rescalings) - 1.0;
+        eta += weight * delta;
+        spread += value.cwiseAbs() * (weight * (delta + gamma(n_o) + input_rounding));
+        underflow += 0x1p-125 * value.cwiseAbs().maxCoeff() + tiny;
+      }
+      report.largest_eta = std::max(report.largest_eta, eta);
+      for (Index d = 0; d < kv.value_dim; ++d) {
+        const double expected = reference.out(row, d);
+        const double exact = (spread[d] + std::abs(expected) * eta) / (1.0 - eta) + 3.0 * u * std::abs(expected) + underflow;
+        const double bound = exact + out_relative * (std::abs(expected) + exact) + out_absolute;
+        judge(static_cast<double>(result.at(token, head, d)), expected, bound, "out", token, head, d);
+      }
+      const double lse_bound = -std::log1p(-eta) + 2.0 * u * std::abs(lse) + 0x1p-125;
+      judge(static_cast<double>(result.lse_at(token, head)), lse, lse_bound, "lse", token, head, -1);
+    }
+  }
+  return report;
+}
+
+template <class V>
+testing::AssertionResult within_bound(const ConstTensorView& q, const KvCacheView& kv, const How& how, const V& variant,
+                                      const Result& result, std::span<const Index> positions = {}) {
+  const ErrorReport report = compare_with_reference(q, kv, how, variant, result, positions);
+  if (report.largest_eta >= 0.5)
+    return testing::AssertionFailure() << "the bound says nothing: weights may be off by " << report.largest_eta;
+  if (report.largest_share_of_bound <= 1.0) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << report.largest_share_of_bound << " times the bound: " << report.worst;
+}
+
+}  // namespace gqa::test
