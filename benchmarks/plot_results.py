@@ -41,10 +41,10 @@ def limit(name):
     return entry and entry.get("bytes_per_s", entry.get("flop_per_s"))
 
 
-def save(figure, axes, name, title):
+def save(figure, axes, name, title, legend=None):
     axes.set_title(f"{title}\n{where}", fontsize=10)
     axes.grid(True, which="both", linewidth=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **(legend or {}))
     figure.tight_layout()
     file = os.path.join(options.out, name)
     figure.savefig(file, dpi=150)
@@ -85,7 +85,7 @@ def decode_by_kv_heads():
     points = sorted((int(m[1]), e["real_time"] / 1e3, e["bytes_per_s"]) for n, e in entries.items() if (m := pattern.match(n)))
     if len(points) < 2:
         return print("no picture of KV heads: the file has no entries of decode_bench")
-    figure, axes = plt.subplots(figsize=(7, 5))
+    figure, axes = plt.subplots(figsize=(9, 5))
     heads = [p[0] for p in points]
     axes.plot(heads, [p[1] for p in points], marker="o", linewidth=2, label="gqa, bf16")
     memory = limit("memory_read")
@@ -103,7 +103,8 @@ def decode_by_kv_heads():
     axes.set_xticks(heads, [str(h) for h in heads])
     axes.set_xlabel("KV heads (32 query heads, D = 128)")
     axes.set_ylabel("ms for one token over 8192")
-    save(figure, axes, "decode_kv_heads.png", "A decode step from MQA (left) over GQA to MHA (right)")
+    save(figure, axes, "decode_kv_heads.png", "A decode step from MQA (left) over GQA to MHA (right)",
+         {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if lines else None)
 
 
 def decode_by_context():

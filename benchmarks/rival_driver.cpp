@@ -37,6 +37,9 @@ const char* gqa_driver_machine() {
   return name.c_str();
 }
 
+/// Samples of limits count processor time from here on.
+void gqa_driver_count_processor_time() { gqa::bench::sample_processor_time() = true; }
+
 /// Bytes that must be walked before what was read once is out of every cache.
 std::uint64_t gqa_driver_out_of_cache_bytes() { return gqa::bench::out_of_cache_bytes(); }
 

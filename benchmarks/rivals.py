@@ -66,13 +66,13 @@ class Ours:
     name = "gqa"
 
     def __init__(self, threads):
-        folder = tempfile.mkdtemp(prefix="gqa-rivals-")
-        library = os.path.join(folder, "driver.so")
-        compiler = os.environ.get("CXX", "c++")
-        subprocess.run(
-            [compiler, "-std=c++20", "-O2", "-DNDEBUG", "-fPIC", "-shared", "-I", os.path.join(HERE, "..", "include"),
-             os.path.join(HERE, "rival_driver.cpp"), "-o", library, "-lpthread"], check=True)
-        self.lib = ctypes.CDLL(library)
+        with tempfile.TemporaryDirectory() as folder:
+            library = os.path.join(folder, "driver.so")
+            subprocess.run(
+                [os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-DNDEBUG", "-fPIC", "-shared", "-I",
+                 os.path.join(HERE, "..", "include"), os.path.join(HERE, "rival_driver.cpp"), "-o", library, "-lpthread"],
+                check=True)
+            self.lib = ctypes.CDLL(library)
         for function, result in (("open", ctypes.c_void_p), ("error", ctypes.c_char_p), ("path", ctypes.c_char_p),
                                  ("machine", ctypes.c_char_p), ("out_of_cache_bytes", ctypes.c_uint64),
                                  ("read_bandwidth", ctypes.c_double), ("peak", ctypes.c_double)):
@@ -82,6 +82,9 @@ class Ours:
 
     def out_of_cache_bytes(self):
         return self.lib.gqa_driver_out_of_cache_bytes()
+
+    def count_processor_time(self):
+        self.lib.gqa_driver_count_processor_time()
 
     def machine(self):
         return self.lib.gqa_driver_machine().decode()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The AMX path against a scalar model of its arithmetic, bit for bit, for whole attention calls; the model against attention in
 // double precision. On a machine with AMX the path runs on its tiles, on one with AVX-512 and bf16 on the emulator's.
-#define GQA_DETAIL_EMULATED_AMX  // provide_amx() sees to it that the instructions work
+#define GQA_DETAIL_EMULATED_AMX  // amx_emulator.hpp sees to it that the instructions work
 
 #include <gtest/gtest.h>
 
@@ -16,8 +16,6 @@
 namespace gqa::test {
 namespace {
 
-const AmxProvider provider = provide_amx();
-
 constexpr Types kBf16 = {ElementType::bf16, ElementType::bf16, ElementType::bf16, ElementType::f32};
 
 How on_amx() {
@@ -29,8 +27,8 @@ How on_amx() {
 class Amx : public testing::Test {
  protected:
   void SetUp() override {
-    if (provider == AmxProvider::nobody) GTEST_SKIP() << "neither AMX nor AVX-512 with bf16 to emulate it with";
-    RecordProperty("tiles", provider == AmxProvider::processor ? "the processor's" : "emulated");
+    if (amx_provider == AmxProvider::nobody) GTEST_SKIP() << "neither AMX nor AVX-512 with bf16 to emulate it with";
+    RecordProperty("tiles", amx_provider == AmxProvider::processor ? "the processor's" : "emulated");
   }
 
   /// The path = the model, for one problem in one storage.
@@ -253,7 +251,7 @@ TEST_F(Amx, ThreadsHaveTilesOfTheirOwn) {
 }
 
 TEST_F(Amx, TheInstructionsAreTheOnesThatThePreambleCounts) {
-  if (provider != AmxProvider::emulator) GTEST_SKIP() << "only the emulator counts";
+  if (amx_provider != AmxProvider::emulator) GTEST_SKIP() << "only the emulator counts";
   // One block for 128 rows: D / 32 · 4 · 8 products of scores with as many loads, 2 · 8 · Dv / 16 of outputs with 12 loads and 4
   // stores for 8 of them, and a product for every half of a group's weights.
   const Problem p = make_problem({128, 1, 128, 128, 1, detail::kBlock}, 223);
@@ -326,6 +324,24 @@ TEST(AmxModel, IsNearAttentionInDoublePrecision) {
   expect_near_reference(make_problem({2, 1, 16, 16, 3, 70}, 227, Distribution::large_scores), Causal{});
   expect_near_reference(make_problem({4, 2, 16, 16, 30, 90}, 228), SieveWithScores{});
   expect_near_reference(make_problem({4, 2, 16, 16, 30, 90}, 229), StrictlyBeforeOdd{});
+}
+
+TEST(AmxModel, WeightsArePowersOfTwoRoundedToBf16) {
+  EXPECT_EQ(weight(0.0f, 1.0f, 0.0f), 1.0f);
+  EXPECT_EQ(weight(-kInfinity, 1.0f, 3.0f), 0.0f);
+  EXPECT_EQ(weight(-1e30f, 1.0f, 3.0f), 0.0f);
+  EXPECT_TRUE(std::isnan(weight(NAN, 1.0f, 3.0f)));
+  for (int n = 0; n < 127; ++n) EXPECT_EQ(weight(static_cast<float>(-n), 1.0f, 0.0f), std::ldexp(1.0f, -n));
+  for (const float m : {0.0f, -3.7f, 100.3f, 16383.0f, 16385.0f, 1e9f}) {
+    EXPECT_EQ(weight(m, 1.0f, m), 1.0f) << m;
+    for (float below = 0.0f; below < 126.0f; below += 0x1.3p-7f) {
+      const float s = m - below;
+      const double exact = std::exp2(static_cast<double>(s) - static_cast<double>(m));
+      const double step = 0x1p-24 * (std::abs(static_cast<double>(m)) + 2.0 * 127.0) * 0.7;  // of X, in units of x
+      const double error = std::expm1(0x1p-9 + 0x1p-13 + (std::abs(m) < 16384.0f ? step : 0x1p-16));
+      ASSERT_NEAR(static_cast<double>(weight(s, 1.0f, m)), exact, exact * error) << s << " below " << m;
+    }
+  }
 }
 
 TEST(AmxModel, GivesAnOnlyTokensValueExactly) {

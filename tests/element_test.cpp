@@ -96,19 +96,19 @@ TYPED_TEST(SixteenBits, NarrowingRoundsToNearestWithTiesToEven) {
       if (static_cast<double>(middle) != exact_middle) continue;  // bf16 denormals: the middle is no float
       const float toward_zero = std::nextafterf(middle, 0.0f);
       const float away = std::nextafterf(middle, sign != 0 ? -INFINITY : INFINITY);
-      using Type = typename TypeParam::Type;
-      ASSERT_EQ(Type(middle).bits, sign | (low % 2 == 0 ? low : high)) << low;
-      ASSERT_EQ(Type(toward_zero).bits, sign | low) << low;
-      ASSERT_EQ(Type(away).bits, sign | high) << low;
+      using Narrow = typename TypeParam::Type;
+      ASSERT_EQ(Narrow(middle).bits, sign | (low % 2 == 0 ? low : high)) << low;
+      ASSERT_EQ(Narrow(toward_zero).bits, sign | low) << low;
+      ASSERT_EQ(Narrow(away).bits, sign | high) << low;
     }
 }
 
 TYPED_TEST(SixteenBits, NarrowingGivesTheNearestNumberForRandomFloats) {
   test::Random random(201);
-  using Type = typename TypeParam::Type;
+  using Narrow = typename TypeParam::Type;
   for (int i = 0; i < 200000; ++i) {
     const auto value = std::bit_cast<float>(static_cast<std::uint32_t>(random.bits()));
-    const Type narrow(value);
+    const Narrow narrow(value);
     if (std::isnan(value)) {
       ASSERT_TRUE(std::isnan(static_cast<float>(narrow)));
       continue;

@@ -111,7 +111,7 @@ TEST_P(Allocation, NoneAtAllWithTheCallersScratch) {
   const Result expected = decode.out.result();
 
   // Any alignment, exactly the bytes, garbage in them before and nothing written behind.
-  for (const std::size_t offset : {0, 1, 13, 32, 63}) {
+  for (const std::size_t offset : {0u, 1u, 13u, 32u, 63u}) {
     std::vector<std::byte> memory(offset + bytes + 64, std::byte{0xff});
     options.scratch = std::span(memory).subspan(offset, bytes);
     const GroupedQueryAttention<4, 2, 16> fresh;

@@ -5,8 +5,8 @@
 // instruction, does what the manual says on a tile state of the thread's own, and goes on behind it. A tile instruction that is
 // misused ends the program with a message; any other invalid opcode ends it as it would have without the handler.
 //
-// A program that defines GQA_DETAIL_EMULATED_AMX and calls provide_amx() first thing can run Path::amx wherever there is AVX-512
-// with bf16.
+// A program whose every unit defines GQA_DETAIL_EMULATED_AMX, and one of whose units includes this file, can run Path::amx wherever
+// there is AVX-512 with bf16.
 #pragma once
 
 #include <atomic>
@@ -307,5 +307,10 @@ inline AmxProvider provide_amx() {
   if (has.amx) return AmxProvider::processor;
   return has.avx512bf16 && install_amx_emulator() ? AmxProvider::emulator : AmxProvider::nobody;
 }
+
+#if defined(GQA_DETAIL_EMULATED_AMX)
+/// Seen to before main.
+inline const AmxProvider amx_provider = provide_amx();
+#endif
 
 }  // namespace gqa::test

@@ -3,9 +3,10 @@
 /// From positions to addresses: the one place that knows contiguous, ring and paged storage apart.
 #pragma once
 
+#include <bit>
+
 #include "gqa/detail/kernel_types.hpp"
 #include "gqa/kv_cache_view.hpp"
-#include "gqa/variant.hpp"
 
 namespace gqa::detail {
 
@@ -44,6 +45,13 @@ inline ByteStrides byte_strides(const KvStrides& strides, ElementType type) noex
   return {strides.token * bytes, strides.head * bytes, strides.page * bytes};
 }
 
+/// Bits [first, last), 0 <= first <= last <= 64.
+inline std::uint64_t bit_range(Index first, Index last) noexcept {
+  if (first >= last) return 0;
+  const std::uint64_t below_last = last == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << last) - 1;
+  return below_last & ~((std::uint64_t{1} << first) - 1);
+}
+
 inline Place locate(const KvCacheView& kv, Index position) noexcept {
   switch (kv.storage) {
     case Storage::contiguous: return {0, position, kv.length - position};
@@ -78,22 +86,32 @@ class AddressBook {
   /// Entries that `tables` needs.
   static constexpr Index kTableSize = 6 * kBlock;
 
-  /// Rows of the positions in `range`, a part of the block that starts at `begin`. Valid until the call after the next.
-  BlockAddress block(Index begin, const PositionRange& range) noexcept {
-    const Index first = range.begin - begin;
-    const Index last = range.end - begin;
-    Place place = locate(kv_, range.begin);
-    if (place.run >= last - first)
+  /// Rows of those tokens of the block at `begin` whose bits are set in `seen`. A token between them that nobody sees, which may lie
+  /// in a page that is gone, gets the address of the one before it. Valid until the call after the next.
+  BlockAddress block(Index begin, std::uint64_t seen) noexcept {
+    if (seen == 0) return {};
+    const Index first = std::countr_zero(seen);
+    const Index last = kBlock - std::countl_zero(seen);
+    Place place = locate(kv_, begin + first);
+    if (place.run >= last - first && seen == bit_range(first, last))
       return {place.page * k_.page + (place.slot - first) * k_.token, place.page * v_.page + (place.slot - first) * v_.token,
               uniform_, uniform_ + kBlock, true, begin, first, last};
     other_ = !other_;
     Index* const offsets = scattered_ + (other_ ? 2 * kBlock : 0);
-    for (Index t = first; t < last;) {
-      place = locate(kv_, begin + t);
-      for (Index i = 0; i < place.run && t < last; ++i, ++t) {
-        offsets[t] = place.page * k_.page + (place.slot + i) * k_.token;
-        offsets[kBlock + t] = place.page * v_.page + (place.slot + i) * v_.token;
+    Index until = first + place.run;  // where the run of `place` ends
+    for (Index t = first; t < last; ++t) {
+      if (((seen >> t) & 1u) == 0) {
+        offsets[t] = offsets[t - 1];
+        offsets[kBlock + t] = offsets[kBlock + t - 1];
+        continue;
       }
+      if (t >= until) {
+        place = locate(kv_, begin + t);
+        until = t + place.run;
+      }
+      const Index slot = place.slot + place.run - (until - t);
+      offsets[t] = place.page * k_.page + slot * k_.token;
+      offsets[kBlock + t] = place.page * v_.page + slot * v_.token;
     }
     return {0, 0, offsets, offsets + kBlock, false, begin, first, last};
   }

@@ -60,13 +60,15 @@ inline void check_pointer(const ArgumentName& name, const char* member, const vo
     fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(element_bytes(type)));
 }
 
-/// (extent − 1) · |stride| bytes added to `reach`; fails if that leaves 62 bits.
+/// (extent − 1) · |stride| elements added to `reach`; fails if that leaves 56 bits. A stride that is never stepped is bounded too,
+/// so that turning any stride into bytes is safe.
 inline void add_reach(const ArgumentName& name, const char* member, Index& reach, Index extent, Index stride) {
+  constexpr Index most = Index{1} << 56;
   Index distance = 0;
   const Index steps = extent > 0 ? extent - 1 : 0;
-  if (stride == INTPTR_MIN || __builtin_mul_overflow(steps, stride < 0 ? -stride : stride, &distance) ||
-      __builtin_add_overflow(reach, distance, &reach) || reach > (Index{1} << 60))
-    fail(name(member), stride, "a stride whose offsets fit in 60 bits");
+  if (stride < -most || stride > most || __builtin_mul_overflow(steps, stride < 0 ? -stride : stride, &distance) ||
+      __builtin_add_overflow(reach, distance, &reach) || reach > most)
+    fail(name(member), stride, "a stride whose offsets fit in 56 bits");
 }
 
 inline void check_tensor(const ArgumentName& name, const char* member_type, const char* member_data,
@@ -104,13 +106,12 @@ inline void check_no_overlap(const ArgumentName& name, const TensorView& out) {
   }
 }
 
-inline void check_kv_strides(const ArgumentName& name, const char* member, const KvStrides& strides, ElementType type,
-                             Index slots, Index heads, Index pages) {
-  const ByteStrides bytes = byte_strides(strides, type);
+inline void check_kv_strides(const ArgumentName& name, const char* member, const KvStrides& strides, Index slots,
+                             Index heads, Index pages) {
   Index reach = 0;
-  add_reach(name, member, reach, slots, bytes.token);
-  add_reach(name, member, reach, heads, bytes.head);
-  add_reach(name, member, reach, pages, bytes.page);
+  add_reach(name, member, reach, slots, strides.token);
+  add_reach(name, member, reach, heads, strides.head);
+  add_reach(name, member, reach, pages, strides.page);
 }
 
 inline void check_cache(const ArgumentName& name, const KvCacheView& kv) {
@@ -142,8 +143,8 @@ inline void check_cache(const ArgumentName& name, const KvCacheView& kv) {
       break;
     default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
   }
-  check_kv_strides(name, "kv.k_strides", kv.k_strides, kv.k_type, slots, kv.kv_heads, pages);
-  check_kv_strides(name, "kv.v_strides", kv.v_strides, kv.v_type, slots, kv.kv_heads, pages);
+  check_kv_strides(name, "kv.k_strides", kv.k_strides, slots, kv.kv_heads, pages);
+  check_kv_strides(name, "kv.v_strides", kv.v_strides, slots, kv.kv_heads, pages);
 }
 
 /// The position of query token i: given, or one of the last n_q of the cache.
@@ -186,10 +187,24 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
                ", which a query sees: at least length - position = " + std::to_string(kv.length - hull.begin));
     return;
   }
-  for (Index page = hull.begin / kv.page_size; page <= (hull.end - 1) / kv.page_size; ++page)
-    if (kv.page_table[page] < 0 || kv.page_table[page] >= kv.pool_pages)
-      fail(name(("kv.page_table[" + std::to_string(page) + "]").c_str()), kv.page_table[page],
-           "a page in [0, " + std::to_string(kv.pool_pages) + ")");
+  const auto check_pages = [&](Index begin, Index end) {
+    for (Index page = begin / kv.page_size; page * kv.page_size < end; ++page)
+      if (kv.page_table[page] < 0 || kv.page_table[page] >= kv.pool_pages)
+        fail(name(("kv.page_table[" + std::to_string(page) + "]").c_str()), kv.page_table[page],
+             "a page in [0, " + std::to_string(kv.pool_pages) + ")");
+  };
+  PositionRange done;  // grows while ranges touch it, as those of successive positions do
+  for (Index token = 0; token < sequence.q.tokens; ++token) {
+    const PositionRange range = visible_range(variant, query_position(sequence, token), kv.length);
+    if (range.begin >= range.end) continue;
+    if (done.begin >= done.end || range.begin > done.end || range.end < done.begin) {
+      check_pages(range.begin, range.end);
+      done = range;
+      continue;
+    }
+    if (range.begin < done.begin) check_pages(range.begin, done.begin), done.begin = range.begin;
+    if (range.end > done.end) check_pages(done.end, range.end), done.end = range.end;
+  }
 }
 
 inline void check_sequence(const ArgumentName& name, const HeadShape& shape, const VariantRef& variant,

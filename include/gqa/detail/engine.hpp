@@ -47,7 +47,10 @@ inline void attend(std::span<const Sequence> batch, const HeadShape& fixed, cons
   call.batch = batch;
   call.group = call.shape.query_heads / call.shape.kv_heads;
   call.variant = variant;
-  call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
+  {
+    const FloatEnvironment environment;
+    call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
+  }
   const ScratchSizes sizes = plan_batch(batch, call.shape, variant, path, options, nullptr, call.task_count);
   if (call.task_count == 0) return;
   const std::size_t needed = total_scratch(sizes);

@@ -32,13 +32,6 @@ inline RowTile head_tile(const RowTile& tile, Index j) noexcept {
   return part;
 }
 
-/// Bits [first, last), 0 <= first <= last <= 64.
-inline std::uint64_t bit_range(Index first, Index last) noexcept {
-  if (first >= last) return 0;
-  const std::uint64_t below_last = last == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << last) - 1;
-  return below_last & ~((std::uint64_t{1} << first) - 1);
-}
-
 /// One task: its inputs, its place in the plan, its scratch.
 class Task {
  public:
@@ -55,6 +48,7 @@ class Task {
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
+    PositionRange covered;
     for (Index row = 0; row < range.rows; ++row) {
       const Index at = range.first_row + row;
       const Index position = query_position(sequence, at / call.group);
@@ -62,6 +56,12 @@ class Task {
       scratch_.row_begin[row] = seen.begin;
       scratch_.row_end[row] = seen.end;
       scratch_.row_position[row] = position;
+      // Rows far apart may leave positions between them that no row sees.
+      if (seen.begin < seen.end) {
+        gaps_ = gaps_ || (covered.end > 0 && (seen.begin > covered.end || seen.end < covered.begin));
+        if (covered.end == 0 || seen.begin < covered.begin) covered.begin = seen.begin;
+        if (seen.end > covered.end) covered.end = seen.end;
+      }
       if (row == 0 || seen.begin > latest_begin_) latest_begin_ = seen.begin;
       if (row == 0 || seen.end < earliest_end_) earliest_end_ = seen.end;
     }
@@ -100,7 +100,7 @@ class Task {
     for (BlockAddress here = address(begin), next; begin < end; begin += kBlock, here = next) {
       // The block after this one is known before it is needed, in the next span too: kernels prefetch it.
       next = begin + kBlock < range_.hull.end ? address(begin + kBlock) : BlockAddress{};
-      run_block(here, next);
+      if (here.first < here.last) run_block(here, next);
     }
   }
 
@@ -130,9 +130,22 @@ class Task {
  private:
   /// The part of the block at `begin` that the task's rows see.
   BlockAddress address(Index begin) {
-    const PositionRange hull = range_.hull;
-    return addresses_.block(begin, {begin > hull.begin ? begin : hull.begin,
-                                    begin + kBlock < hull.end ? begin + kBlock : hull.end});
+    const Index first = range_.hull.begin - begin;
+    const Index last = range_.hull.end - begin;
+    const std::uint64_t hull = bit_range(first < 0 ? 0 : first, last > kBlock ? kBlock : last);
+    return addresses_.block(begin, gaps_ ? hull & seen_by_any(begin) : hull);
+  }
+
+  /// The tokens of the block at `begin` that lie in a row's range.
+  std::uint64_t row_range(Index row, Index begin) const noexcept {
+    const Index first = scratch_.row_begin[row] - begin;
+    const Index last = scratch_.row_end[row] - begin;
+    return bit_range(first < 0 ? 0 : first, last > kBlock ? kBlock : last);
+  }
+  std::uint64_t seen_by_any(Index begin) const noexcept {
+    std::uint64_t seen = 0;
+    for (Index row = 0; row < range_.rows; ++row) seen |= row_range(row, begin);
+    return seen;
   }
 
   const std::byte* k_rows(const BlockAddress& at, Index head) const noexcept {
@@ -182,9 +195,7 @@ class Task {
   bool mark_visible(Index block_begin, Index kv_head, std::uint64_t all) {
     bool differ = false;
     for (Index row = 0; row < range_.rows; ++row) {
-      const Index begin = scratch_.row_begin[row] - block_begin;
-      const Index end = scratch_.row_end[row] - block_begin;
-      std::uint64_t bits = bit_range(begin < 0 ? 0 : begin, end > kBlock ? kBlock : end) & all;
+      std::uint64_t bits = row_range(row, block_begin) & all;
       if (call_.variant.refine != nullptr)
         bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row],
                                     kv_head * call_.group + (range_.first_row + row) % call_.group, block_begin);
@@ -209,6 +220,7 @@ class Task {
   VariantRef::Transform transform_ = nullptr;
   Index latest_begin_ = 0;
   Index earliest_end_ = 0;
+  bool gaps_ = false;  // positions in the hull that may be in no row's range
 };
 
 /// The thread as the kernels need it, for the length of a task.

@@ -58,6 +58,11 @@ struct alignas(64) PairSums {
   }
 };
 
+/// Thirty-two elements of a token that is not seen.
+struct alignas(64) Zeros {
+  std::byte byte[128] = {};
+};
+
 }  // namespace gqa::detail
 
 // Tile instructions by literal tile number; either dialect of assembler.
@@ -69,6 +74,22 @@ struct alignas(64) PairSums {
 // Tile c += tile a · tile b.
 #define GQA_TILE_PRODUCT(c, a, b) \
   asm volatile("tdpbf16ps {%%tmm" #b ", %%tmm" #a ", %%tmm" #c "|tmm" #c ", tmm" #a ", tmm" #b "}" : :)
+
+GQA_BEGIN_PLAIN_REGION()
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// A user's score, in code of the unit's own instruction set. Inlined into a path, Clang fuses the user's products and sums where
+/// that path has fused ones, and the same functor gives other scores on other paths.
+template <class V>
+__attribute__((noinline)) float score_of(const V& variant, float score, Index query_position, Index key_position,
+                                         Index query_head) {
+  return static_cast<float>(variant.score(score, query_position, key_position, query_head));
+}
+
+}  // namespace gqa::detail::inline GQA_ABI
+
+GQA_END_PLAIN_REGION()
 
 GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
@@ -84,6 +105,7 @@ inline constexpr Index kGroupFloats = kGroup * kBlock;  // of a group's scores i
 
 inline constexpr TileConfig kTileConfig;
 inline constexpr PairSums kPairSums;
+inline constexpr Zeros kZeros;
 
 inline void enter() { asm volatile("ldtilecfg %0" : : "m"(kTileConfig) : "memory"); }
 inline void leave() { asm volatile("tilerelease" : : : "memory"); }

@@ -15,36 +15,60 @@ inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {
   return false;
 }
 
-// 32 values of one token; zeros for a token whose bit in `seen` is off.
+// A token's values, 32 at a time. A hidden token's are zeros, one piece of them again and again.
 template <class Codec>
-GQA_OP __m512i value_row(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
-  if (((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
-  const std::byte* v = block.v + block.v_offset[t] + column * Codec::bytes;
-  if (Codec::type == ElementType::bf16 && count == kHalf) return _mm512_loadu_si512(v);
-  return narrow<Codec>(v, count);
+struct ValueRow {
+  const std::byte* at;
+  Index step;  // bytes
+  GQA_OP ValueRow(const Block& block, std::uint64_t seen, Index t) {
+    const bool shows = ((seen >> t) & 1u) != 0;
+    at = shows ? block.v + block.v_offset[t] : kZeros.byte;
+    step = shows ? kHalf * Codec::bytes : 0;
+  }
+  GQA_OP __m512i next(Index count) {
+    const std::byte* p = at;
+    at += step;
+    if (Codec::type == ElementType::bf16 && count == kHalf) return _mm512_loadu_si512(p);
+    return narrow<Codec>(p, count);
+  }
+};
+
+// Two rows of 32 values → two rows of operand B, 16 columns each: the even and the odd columns' pairs, then these two by turns.
+struct Interleaved {
+  __m512i low;
+  __m512i high;
+};
+GQA_OP Interleaved interleave(__m512i a, __m512i b) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  constexpr __mmask32 kOddWords = 0xaaaaaaaau;
+  const __m512i even = _mm512_mask_blend_epi16(kOddWords, a, _mm512_slli_epi32(b, 16));
+  const __m512i odd = _mm512_mask_blend_epi16(kOddWords, _mm512_srli_epi32(a, 16), b);
+  return {_mm512_permutex2var_epi32(even, first, odd), _mm512_permutex2var_epi32(even, second, odd)};
 }
 
-// V of half a block as operand B: staging[half][column / 16][pair of tokens][column % 16][2].
+// V of half a block as operand B: staging[half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in `seen` is off are
+// zeros.
 template <class Codec>
 GQA_OP void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  constexpr __mmask32 kOddWords = 0xaaaaaaaau;
   std::byte* tiles = tile.staging + half * kHalf * tile.o_stride * Index{sizeof(bf16)};
+  const Index whole = tile.value_dim / kHalf * kHalf;
+  const Index rest = tile.value_dim - whole;
   for (Index pair = 0; pair < kGroup; ++pair) {
     const Index t = half * kHalf + 2 * pair;
     std::byte* to = tiles + pair * kRowBytes;
     prefetch_rows(block.next_k, t, t + 2, tile.head_dim * Codec::bytes);
-    for (Index column = 0; column < tile.value_dim; column += kHalf) {
-      const Index count = tile.value_dim - column < kHalf ? tile.value_dim - column : kHalf;
-      const __m512i a = value_row<Codec>(block, seen, t, column, count);
-      const __m512i b = value_row<Codec>(block, seen, t + 1, column, count);
-      const __m512i even = _mm512_mask_blend_epi16(kOddWords, a, _mm512_slli_epi32(b, 16));
-      const __m512i odd = _mm512_mask_blend_epi16(kOddWords, _mm512_srli_epi32(a, 16), b);
-      std::byte* out = to + column / kLanes * kTileBytes;
-      _mm512_storeu_si512(out, _mm512_permutex2var_epi32(even, low, odd));
-      if (count > kLanes) _mm512_storeu_si512(out + kTileBytes, _mm512_permutex2var_epi32(even, high, odd));
+    ValueRow<Codec> a(block, seen, t);
+    ValueRow<Codec> b(block, seen, t + 1);
+    for (Index column = 0; column < whole; column += kHalf, to += 2 * kTileBytes) {
+      const Interleaved values = interleave(a.next(kHalf), b.next(kHalf));
+      _mm512_storeu_si512(to, values.low);
+      _mm512_storeu_si512(to + kTileBytes, values.high);
     }
+    if (rest == 0) continue;
+    const Interleaved values = interleave(a.next(rest), b.next(rest));
+    _mm512_storeu_si512(to, values.low);
+    if (rest > kLanes) _mm512_storeu_si512(to + kTileBytes, values.high);
   }
 }
 
@@ -61,7 +85,7 @@ GQA_OP GroupWeights group_weights(const RowTile& tile, const Block& block, Index
   return {tile.weights + group * kGroupFloats, {view.any[0], view.any[1]}};
 }
 
-// V of the block in staging, and one row group's o; strides of o in bytes.
+// V of the block in staging: operand B by half and column tile.
 struct ValueTiles {
   const std::byte* first;
   Index columns;  // tiles side by side
@@ -82,7 +106,7 @@ GQA_OP void sum_weights(const GroupWeights& p, float* l) {
   GQA_TILE_STORE(0, l, kRowBytes);
 }
 
-// o (16 rows) += weights · V. The weights are in tiles 4 and 5.
+// o (16 rows, stride in bytes) += weights · V. The weights are in tiles 4 and 5.
 GQA_OP void output_one_group(const GroupWeights& p, const ValueTiles& v, float* o, Index stride) {
   Index column = 0;
   for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes) {

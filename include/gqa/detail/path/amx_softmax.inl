@@ -121,7 +121,7 @@ inline void transform(const RowTile& tile, const Block& block, const void* varia
     for (Index t = block.first; t < block.last; ++t) {
       if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
       float& s = scores[t * kGroup];
-      s = kLog2E * static_cast<float>(user.score(factor * s, position[row], block_begin + t, head[row]));
+      s = kLog2E * score_of(user, factor * s, position[row], block_begin + t, head[row]);
     }
   }
 }

@@ -122,6 +122,20 @@ GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
 
+// Any value of V that is no finite number once rounded to bf16? For the paths whose products are of bf16.
+inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {
+  const __m512i least = _mm512_set1_epi32(0x7f7f8000);  // halfway from the largest bf16 to infinity
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (Index t = block.first; t < block.last; ++t) {
+    const std::byte* v = block.v + block.v_offset[t];
+    for (Index d = 0; d < value_dim; d += kLanes) {
+      const Vec part = load_part<F32>(v + d * 4, value_dim - d < kLanes ? value_dim - d : kLanes);
+      if (_mm512_cmpge_epi32_mask(_mm512_and_si512(_mm512_castps_si512(part), magnitude), least) != 0) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace gqa::detail::inline GQA_ABI::avx512
 
 GQA_END_REGION()

@@ -69,7 +69,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .scores = {scores<F32>, scores<Bf16>, scores<F16>},
       .softmax = avx512::softmax,
       .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
-      .nonfinite = {avx512::nonfinite<F32>, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
+      .nonfinite = {avx512::nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
       .merge = avx512::merge,
       .store = avx512::store,
       .staging_bytes = staging_bytes,

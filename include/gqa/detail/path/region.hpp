@@ -72,3 +72,19 @@ struct F16 {
 };
 
 }  // namespace gqa::detail
+
+GQA_BEGIN_PLAIN_REGION()
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// A user's score, in code of the unit's own instruction set, whichever path asks. Inlined into a path, the compiler would fuse the
+/// user's products and sums where that path has fused ones, and the same functor would give other scores there.
+template <class V>
+__attribute__((noinline)) float user_score(const V& variant, float score, Index query_position, Index key_position,
+                                           Index query_head) {
+  return static_cast<float>(variant.score(score, query_position, key_position, query_head));
+}
+
+}  // namespace gqa::detail::inline GQA_ABI
+
+GQA_END_PLAIN_REGION()

@@ -64,7 +64,7 @@ inline void transform(const RowTile& tile, const Block& block, const void* varia
     float* w = tile.weights + row * kBlock;
     for (Index t = block.first; t < block.last; ++t) {
       if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
-      const float score = static_cast<float>(user.score(w[t], position[row], block_begin + t, head[row]));
+      const float score = user_score(user, w[t], position[row], block_begin + t, head[row]);
       w[t] = kLog2E * score;
     }
   }
