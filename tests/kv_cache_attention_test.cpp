@@ -68,7 +68,7 @@ TEST(KvCacheAttention, AllThreeCachesGiveTheSameBits) {
       }
 }
 
-TEST(KvCacheAttention, WindowThatReachesWhatATruncatedRingLostShowsNan) {
+TEST(KvCacheAttention, WindowThatReachesWhatATruncatedRingLostIsRefused) {
   const KvDims dims{.kv_heads = 1, .head_dim = 8, .value_dim = 8};
   const KvSource source(KvNumbers(40, dims, 14));
   RingKvCache ring({.kv_heads = 1, .head_dim = 8, .capacity = 16});
@@ -79,10 +79,12 @@ TEST(KvCacheAttention, WindowThatReachesWhatATruncatedRingLostShowsNan) {
   How how;
   how.path = best_f32_path();
   const Result inside = attend(q.const_view(), ring.view(), how, CausalWindow{13});
-  const Result outside = attend(q.const_view(), ring.view(), how, CausalWindow{14});
-  for (Index d = 0; d < 8; ++d) {
-    EXPECT_TRUE(std::isfinite(inside.at(0, 0, d)));
-    EXPECT_TRUE(std::isnan(outside.at(0, 0, d)));
+  for (Index d = 0; d < 8; ++d) EXPECT_TRUE(std::isfinite(inside.at(0, 0, d)));
+  try {
+    attend(q.const_view(), ring.view(), how, CausalWindow{14});
+    FAIL() << "a position that is gone was read";
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "gqa: kv.oldest is 20; expected position 19, which a query sees, or before");
   }
 }
 

@@ -211,7 +211,7 @@ TEST(RingKvCache, ChunkIsTokenByToken) {
     }
 }
 
-TEST(RingKvCache, TruncatedRingShowsWhatItLost) {
+TEST(RingKvCache, TruncatedRingSaysWhatItLost) {
   const KvSource source(KvNumbers(60, kDims, 10));
   for (const ElementType type : kTypes) {
     SCOPED_TRACE(element_name(type));
@@ -221,30 +221,21 @@ TEST(RingKvCache, TruncatedRingShowsWhatItLost) {
     EXPECT_EQ(cache.length(), 17);
     EXPECT_EQ(cache.first_position(), 12);
     EXPECT_TRUE(holds(cache.view(), source, 12, 17));
-    const auto lost = [&](Index position) {
-      Index nans = 0;
-      for (Index h = 0; h < kDims.kv_heads; ++h) {
-        for (Index d = 0; d < kDims.head_dim; ++d) nans += std::isnan(stored(cache.view(), true, position, h, d));
-        for (Index d = 0; d < kDims.value_dim; ++d) nans += std::isnan(stored(cache.view(), false, position, h, d));
-      }
-      return nans == kDims.kv_heads * (kDims.head_dim + kDims.value_dim);
-    };
-    for (Index p = cache.view().first_position(); p < 12; ++p) EXPECT_TRUE(lost(p)) << p;
-    EXPECT_EQ(cache.view().first_position(), 9);
+    EXPECT_EQ(cache.view().first_position(), 12);
 
     source.append_to(cache, 17, 1);  // covers the slot of 9
     EXPECT_EQ(cache.first_position(), 12);
     EXPECT_TRUE(holds(cache.view(), source, 12, 18));
-    EXPECT_TRUE(lost(10) && lost(11));
+    EXPECT_EQ(cache.view().first_position(), 12);
     cache.truncate(13);  // a second time, before the first loss has been covered
     EXPECT_EQ(cache.first_position(), 12);
     EXPECT_TRUE(holds(cache.view(), source, 12, 13));
-    for (Index p = 5; p < 12; ++p) EXPECT_TRUE(lost(p)) << p;
+    EXPECT_EQ(cache.view().first_position(), 12);
     source.append_to(cache, 13, 20);
     EXPECT_EQ(cache.first_position(), 25);
     EXPECT_TRUE(holds(cache.view(), source, 25, 33));
     cache.truncate(32);  // one token less: one token lost
-    EXPECT_TRUE(lost(24));
+    EXPECT_EQ(cache.view().first_position(), 25);
     EXPECT_TRUE(holds(cache.view(), source, 25, 32));
   }
 }

@@ -147,13 +147,13 @@ class RingKvCache {
   }
 
   /// Makes position `length` the next one and drops the tokens from there on. What they had overwritten does not come
-  /// back: first_position() stays. Until appended tokens cover them, the slots of what is missing read as NaN, so that
-  /// a query whose window reaches too far back shows it.
+  /// back: first_position() stays, and a call whose queries reach further back throws ArgumentError.
   /// @throws ArgumentError unless length is 0 or between first_position() and length()
   GQA_ALWAYS_INLINE void truncate(Index length) { detail::truncate_ring(slots_, length); }
   /// Drops all tokens; the next position is 0 again. The memory is kept.
   GQA_ALWAYS_INLINE void clear() noexcept {
     slots_.view.length = 0;
+    slots_.view.oldest = 0;
     slots_.first = 0;
   }
 

@@ -63,14 +63,17 @@ struct KvCacheView {
   KvStrides k_strides{0, 0, 0};
   KvStrides v_strides{0, 0, 0};
   Index capacity = 0;                        ///< ring: slots
+  Index oldest = 0;                          ///< ring: positions before it are gone even if their slots are in range
   Index page_size = 0;                       ///< paged: tokens in a page, any positive number
   Index pool_pages = 0;                      ///< paged: physical pages in the pool; table entries lie in [0, pool_pages)
   const std::int32_t* page_table = nullptr;  ///< paged: logical page → physical page
   Index page_table_size = 0;                 ///< paged: entries; at least ceil(length / page_size)
 
-  /// The oldest position still stored: 0, or length − capacity once a ring has gone round.
+  /// The oldest position still stored: 0, or in a ring that has gone round length − capacity, or `oldest` if that is later.
   GQA_ALWAYS_INLINE constexpr Index first_position() const noexcept {
-    return storage == Storage::ring && length > capacity ? length - capacity : 0;
+    if (storage != Storage::ring) return 0;
+    const Index overwritten = length > capacity ? length - capacity : 0;
+    return oldest > overwritten ? oldest : overwritten;
   }
 
   /// Positions 0 … length − 1 in slots 0 … length − 1.

@@ -181,11 +181,12 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   const PositionRange hull = visible_hull(variant, sequence, 0, sequence.q.tokens);
   if (hull.begin == hull.end) return;
   if (kv.storage == Storage::ring) {
-    if (hull.begin < kv.first_position())
-      fail(name("kv.capacity"), kv.capacity,
-           "room for position " + std::to_string(hull.begin) +
-               ", which a query sees: at least length - position = " + std::to_string(kv.length - hull.begin));
-    return;
+    if (hull.begin >= kv.first_position()) return;
+    if (kv.length - hull.begin <= kv.capacity)
+      fail(name("kv.oldest"), kv.oldest, "position " + std::to_string(hull.begin) + ", which a query sees, or before");
+    fail(name("kv.capacity"), kv.capacity,
+         "room for position " + std::to_string(hull.begin) +
+             ", which a query sees: at least length - position = " + std::to_string(kv.length - hull.begin));
   }
   const auto check_pages = [&](Index begin, Index end) {
     for (Index page = begin / kv.page_size; page * kv.page_size < end; ++page)

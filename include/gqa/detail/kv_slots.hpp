@@ -3,7 +3,6 @@
 /// The contiguous and the ring cache, with their bodies: K and V in one piece each.
 #pragma once
 
-#include <limits>
 #include <string>
 
 #include "gqa/detail/kv_layout.hpp"
@@ -99,6 +98,7 @@ inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTen
   write_around(value_plane(cache), cache.slots, position, v.slice(skipped, v.tokens - skipped));
   cache.view.length = length;
   if (length - cache.slots > cache.first) cache.first = length - cache.slots;
+  cache.view.oldest = cache.first;
 }
 
 inline void truncate_contiguous(KvSlots& cache, Index length) {
@@ -106,27 +106,10 @@ inline void truncate_contiguous(KvSlots& cache, Index length) {
   cache.view.length = length;
 }
 
-/// One NaN, read as rows of any extent.
-inline ConstTensorView nan_rows(const float* nan, Index tokens, Index heads, Index dim) {
-  return ConstTensorView(nan, tokens, heads, dim, TensorStrides{0, 0, 0});
-}
-
 inline void truncate_ring(KvSlots& cache, Index length) {
   check_truncate(length, cache.first, cache.view.length);
-  if (length == 0) {
-    cache.first = 0;
-  } else {
-    // The view speaks of the last `slots` positions, but those before `first` hold tokens that are dropped now. NaN
-    // there makes a query that looks too far back show it, instead of reading the wrong tokens.
-    const Index gone = length > cache.slots ? length - cache.slots : 0;
-    if (gone < cache.first) {
-      constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-      const KvPlane keys = key_plane(cache);
-      const KvPlane values = value_plane(cache);
-      write_around(keys, cache.slots, gone, nan_rows(&nan, cache.first - gone, cache.view.kv_heads, keys.dim));
-      write_around(values, cache.slots, gone, nan_rows(&nan, cache.first - gone, cache.view.kv_heads, values.dim));
-    }
-  }
+  if (length == 0) cache.first = 0;
+  cache.view.oldest = cache.first;  // what the dropped tokens had overwritten does not come back
   cache.view.length = length;
 }
 
