@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AMX path against a scalar model of its arithmetic, bit for bit, for whole attention calls; the model against attention in
-// double precision. On a machine with AMX the path runs on its tiles, on one with AVX-512 and bf16 on the emulator's.
+// The AMX path against a scalar model of its arithmetic, bit for bit, for whole attention calls; the model against
+// attention in double precision. On a machine with AMX the path runs on its tiles, on one with AVX-512 and bf16 on
+// the emulator's.
 #define GQA_DETAIL_EMULATED_AMX  // amx_emulator.hpp sees to it that the instructions work
 
 #include <gtest/gtest.h>
@@ -54,7 +55,8 @@ class Amx : public testing::Test {
 using TileOfFloats = float[16][16];
 using TileOfWords = std::uint16_t[16][32];
 
-__attribute__((target("amx-tile,amx-bf16"))) void one_product(TileOfFloats& c, const TileOfWords& a, const TileOfWords& b) {
+__attribute__((target("amx-tile,amx-bf16"))) void one_product(TileOfFloats& c, const TileOfWords& a,
+                                                              const TileOfWords& b) {
   static constexpr detail::TileConfig config;
   asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
   asm volatile("tileloadd {(%0,%1,1), %%tmm5|tmm5, [%0+%1*1]}" : : "r"(&c), "r"(Index{64}) : "memory");
@@ -65,7 +67,8 @@ __attribute__((target("amx-tile,amx-bf16"))) void one_product(TileOfFloats& c, c
   asm volatile("tilerelease" : : : "memory");
 }
 
-// Random signs and mantissas; exponents spread over `exponents` values from `least` up, so that terms cancel, vanish or are denormal.
+// Random signs and mantissas; exponents spread over `exponents` values from `least` up, so that terms cancel, vanish
+// or are denormal.
 std::uint16_t random_bf16(Random& random, int least, int exponents) {
   const auto exponent = static_cast<std::uint32_t>(least + static_cast<int>(random.below(exponents)));
   return static_cast<std::uint16_t>((static_cast<std::uint32_t>(random.bits() & 1u) << 15) | (exponent << 7) |
@@ -77,7 +80,8 @@ TEST_F(Amx, OneTileProductIsTheModels) {
     int least, exponents, least_c;
   };
   // Ordinary numbers; denormal operands and results, and sums that just reach normal ones; infinities and NaN.
-  for (const Case& range : {Case{120, 14, 120}, Case{100, 60, 90}, Case{0, 80, 0}, Case{30, 36, 0}, Case{225, 31, 200}}) {
+  for (const Case& range :
+       {Case{120, 14, 120}, Case{100, 60, 90}, Case{0, 80, 0}, Case{30, 36, 0}, Case{225, 31, 200}}) {
     Random random(static_cast<std::uint64_t>(1000 + range.least));
     for (int round = 0; round < 20; ++round) {
       alignas(64) TileOfFloats c;
@@ -89,8 +93,9 @@ TEST_F(Amx, OneTileProductIsTheModels) {
         for (std::uint16_t& x : row) x = random_bf16(random, range.least, range.exponents);
       for (auto& row : c)
         for (float& x : row)
-          x = std::bit_cast<float>((static_cast<std::uint32_t>(random_bf16(random, range.least_c, range.exponents)) << 16) |
-                                   static_cast<std::uint32_t>(random.bits() & 0xffffu));
+          x = std::bit_cast<float>(
+              (static_cast<std::uint32_t>(random_bf16(random, range.least_c, range.exponents)) << 16) |
+              static_cast<std::uint32_t>(random.bits() & 0xffffu));
       alignas(64) TileOfFloats result;
       std::memcpy(&result, &c, sizeof c);
       one_product(result, a, b);
@@ -136,8 +141,8 @@ TEST_F(Amx, EveryWidth) {
 }
 
 TEST_F(Amx, EveryLengthAroundTilesBlocksAndSpans) {
-  for (const Index n_kv :
-       {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 511, 512, 513, 545, 1023, 1024, 1025, 1600})
+  for (const Index n_kv : {1,  2,  15, 16,  17,  31,  32,  33,  47,  48,  49,   63,   64,   65,
+                           95, 96, 97, 127, 128, 129, 511, 512, 513, 545, 1023, 1024, 1025, 1600})
     expect_model(make_problem({4, 2, 32, 16, 1, n_kv}, 207));
   for (const Index n_kv : {17, 33, 64, 100, 129}) expect_model(make_problem({2, 1, 32, 16, n_kv, n_kv}, 208));
 }
@@ -149,15 +154,17 @@ TEST_F(Amx, PrefillsAndChunks) {
 }
 
 TEST_F(Amx, EveryDistribution) {
-  for (const Distribution distribution : {Distribution::normal, Distribution::sinks, Distribution::large_scores,
-                                          Distribution::dominant_key, Distribution::equal_keys, Distribution::denormal}) {
+  for (const Distribution distribution :
+       {Distribution::normal, Distribution::sinks, Distribution::large_scores, Distribution::dominant_key,
+        Distribution::equal_keys, Distribution::denormal}) {
     SCOPED_TRACE(distribution_name(distribution));
     expect_model(make_problem({4, 2, 64, 64, 3, detail::kSpan + 100}, 212, distribution));
     expect_model(make_problem({4, 2, 33, 31, 20, 100}, 213, distribution));
   }
 }
 
-// Scores from tiny to beyond what any f32 holds, in one tile: the steps to a weight differ, and no row may notice its neighbours'.
+// Scores from tiny to beyond what any f32 holds, in one tile: the steps to a weight differ, and no row may notice its
+// neighbours'.
 TEST_F(Amx, ScoresOfEverySizeSideBySide) {
   Problem p = make_problem({20, 1, 32, 32, 2, 150}, 214);
   for (Index h = 0; h < 20; ++h)
@@ -246,14 +253,13 @@ TEST_F(Amx, ThreadsHaveTilesOfTheirOwn) {
   ThreadsExecutor threads{3};
   How how = on_amx();
   how.executor = threads;
-  for (int round = 0; round < 3; ++round)
-    EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how)));
+  for (int round = 0; round < 3; ++round) EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how)));
 }
 
 TEST_F(Amx, TheInstructionsAreTheOnesThatThePreambleCounts) {
   if (amx_provider != AmxProvider::emulator) GTEST_SKIP() << "only the emulator counts";
-  // One block for 128 rows: D / 32 · 4 · 8 products of scores with as many loads, 2 · 8 · Dv / 16 of outputs with 12 loads and 4
-  // stores for 8 of them, and a product for every half of a group's weights.
+  // One block for 128 rows: D / 32 · 4 · 8 products of scores with as many loads, 2 · 8 · Dv / 16 of outputs with 12
+  // loads and 4 stores for 8 of them, and a product for every half of a group's weights.
   const Problem p = make_problem({128, 1, 128, 128, 1, detail::kBlock}, 223);
   const long products = amx_counts.products;
   const long loads = amx_counts.loads;
@@ -270,9 +276,10 @@ TEST_F(Amx, TheInstructionsAreTheOnesThatThePreambleCounts) {
 
 // ---- the model, everywhere ----
 
-// |model − exact| for bf16 inputs. A weight is off by half a bf16 ulp, the cubic's error and what its exponent is off by: the rounding
-// of the score's sum, of the product with the scale and of the step to 128·(127 + x), each relative to |score| + 127. Outputs are
-// quotients of two sums with such weights; their own additions are in f32. What is denormal is lost, absolutely.
+// How far the model may be from exact attention, for bf16 inputs. A weight is off by half a bf16 ulp (2^-8), the cubic's
+// error, and what its exponent is off by: the rounding of the score's sum, of the product with the scale and of the step
+// to 128·(127 + x), each relative to |score| + 127. Outputs are quotients of two sums with such weights; their own
+// additions are in f32. What is denormal is lost, absolutely.
 template <class V>
 void expect_near_reference(const Problem& p, const V& variant) {
   const Tensor q(p.q, ElementType::bf16);
@@ -293,7 +300,7 @@ void expect_near_reference(const Problem& p, const V& variant) {
   for (const float x : p.kv.k.values) most_k = std::max(most_k, std::abs(static_cast<double>(x)));
   const double score = dim * most_q * most_k / std::sqrt(dim) * 1.02;  // no |score| is larger, natural units
   const double exponent = u * (score * (16.0 + dim / 16.0 + 8.0) + 8.0 * 127.0 * 0.7);
-  const double weight_error = std::expm1(0x1p-8 * 0.5 + 0x1p-13 + exponent);
+  const double weight_error = std::expm1(0x1p-8 + 0x1p-13 + exponent);
   const double additions = u * (32.0 + length / 16.0);
   for (Index row = 0; row < exact.lse.size(); ++row) {
     const Index token = row / p.shape.query_heads;
@@ -337,8 +344,12 @@ TEST(AmxModel, WeightsArePowersOfTwoRoundedToBf16) {
     for (float below = 0.0f; below < 126.0f; below += 0x1.3p-7f) {
       const float s = m - below;
       const double exact = std::exp2(static_cast<double>(s) - static_cast<double>(m));
+      if (exact < 0x1p-126) {  // s is m less a whole number of ulps, of 64 at 1e9; weights that small are zero
+        EXPECT_LE(weight(s, 1.0f, m), 0x1p-126f) << s << " below " << m;
+        continue;
+      }
       const double step = 0x1p-24 * (std::abs(static_cast<double>(m)) + 2.0 * 127.0) * 0.7;  // of X, in units of x
-      const double error = std::expm1(0x1p-9 + 0x1p-13 + (std::abs(m) < 16384.0f ? step : 0x1p-16));
+      const double error = std::expm1(0x1p-8 + 0x1p-13 + (std::abs(m) < 16384.0f ? step : 0x1p-16));
       ASSERT_NEAR(static_cast<double>(weight(s, 1.0f, m)), exact, exact * error) << s << " below " << m;
     }
   }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tile instructions in software, for machines without AMX: x86-64 Linux.
 //
-// A processor without AMX raises an invalid opcode at each tile instruction, which Linux makes SIGILL. The handler decodes the
-// instruction, does what the manual says on a tile state of the thread's own, and goes on behind it. A tile instruction that is
-// misused ends the program with a message; any other invalid opcode ends it as it would have without the handler.
+// A processor without AMX raises an invalid opcode at each tile instruction, which Linux makes SIGILL. The handler
+// decodes the instruction, does what the manual says on a tile state of the thread's own, and goes on behind it. A
+// tile instruction that is misused ends the program with a message; any other invalid opcode ends it as it would have
+// without the handler.
 //
-// A program whose every unit defines GQA_DETAIL_EMULATED_AMX, and one of whose units includes this file, can run Path::amx wherever
-// there is AVX-512 with bf16.
+// A program whose every unit defines GQA_DETAIL_EMULATED_AMX, and one of whose units includes this file, can run
+// Path::amx wherever there is AVX-512 with bf16.
 #pragma once
 
 #include <atomic>
@@ -74,13 +75,13 @@ inline std::uint64_t read_register(const ucontext_t& context, int number) {
 /// A decoded tile instruction.
 struct Instruction {
   std::uint8_t opcode;
-  int prefix;               ///< VEX.pp: 0 none, 1 66, 2 F3, 3 F2
+  int prefix;  ///< VEX.pp: 0 none, 1 66, 2 F3, 3 F2
   bool memory;
-  int reg;                  ///< ModRM.reg
-  int rm;                   ///< ModRM.rm of a register operand
+  int reg;  ///< ModRM.reg
+  int rm;   ///< ModRM.rm of a register operand
   int vvvv;
-  std::uint64_t address;    ///< base and displacement: where row 0 is
-  std::uint64_t stride;     ///< scaled index: from row to row
+  std::uint64_t address;  ///< base and displacement: where row 0 is
+  std::uint64_t stride;   ///< scaled index: from row to row
   bool has_sib;
   int length;
 };
@@ -145,9 +146,7 @@ inline bool decode(const std::uint8_t* code, const ucontext_t& context, Instruct
   return true;
 }
 
-inline void release() {
-  std::memset(static_cast<void*>(&state), 0, sizeof state);
-}
+inline void release() { std::memset(static_cast<void*>(&state), 0, sizeof state); }
 
 inline void configure(const std::uint8_t* config) {
   if (config[0] == 0) return release();
@@ -155,13 +154,16 @@ inline void configure(const std::uint8_t* config) {
   for (int i = 2; i < 16; ++i)
     if (config[i] != 0) stop("ldtilecfg with a reserved byte that is not zero");
   for (int t = kTiles; t < 16; ++t)
-    if (config[16 + 2 * t] != 0 || config[17 + 2 * t] != 0 || config[48 + t] != 0) stop("ldtilecfg of a tile beyond the eighth");
+    if (config[16 + 2 * t] != 0 || config[17 + 2 * t] != 0 || config[48 + t] != 0)
+      stop("ldtilecfg of a tile beyond the eighth");
   release();
   for (int t = 0; t < kTiles; ++t) {
     state.row_bytes[t] = read_unaligned<std::uint16_t>(config + 16 + 2 * t);
     state.rows[t] = config[48 + t];
-    if (state.row_bytes[t] > kMaxRowBytes || state.rows[t] > kMaxRows) stop("ldtilecfg of a tile beyond 16 rows of 64 bytes");
-    if ((state.row_bytes[t] == 0) != (state.rows[t] == 0)) stop("ldtilecfg with rows or bytes of a tile zero, and not both");
+    if (state.row_bytes[t] > kMaxRowBytes || state.rows[t] > kMaxRows)
+      stop("ldtilecfg of a tile beyond 16 rows of 64 bytes");
+    if ((state.row_bytes[t] == 0) != (state.rows[t] == 0))
+      stop("ldtilecfg with rows or bytes of a tile zero, and not both");
   }
   std::memcpy(state.config, config, 64);
   state.configured = true;
@@ -173,11 +175,13 @@ inline void require_tile(int tile) {
   if (state.rows[tile] == 0) stop("a tile that is not configured");
 }
 
-/// c += a · b with the numbers of the manual: for each element two chains of fused multiply-adds from zero, one over the even
-/// terms and one over the odd; then c + (even + odd). The caller has set denormals to be zero, as operands and as results.
-__attribute__((target("avx512f"), noinline)) inline void product(std::uint8_t (*c)[kMaxRowBytes], const std::uint8_t (*a)[kMaxRowBytes],
-                                                          const std::uint8_t (*b)[kMaxRowBytes], int rows, int pairs,
-                                                          int columns) {
+/// c += a · b with the numbers of the manual: for each element two chains of fused multiply-adds from zero, one over
+/// the even terms and one over the odd; then c + (even + odd). The caller has set denormals to be zero, as operands
+/// and as results.
+__attribute__((target("avx512f"), noinline)) inline void product(std::uint8_t (*c)[kMaxRowBytes],
+                                                                 const std::uint8_t (*a)[kMaxRowBytes],
+                                                                 const std::uint8_t (*b)[kMaxRowBytes], int rows,
+                                                                 int pairs, int columns) {
   const auto lanes = static_cast<__mmask16>((1u << columns) - 1u);
   for (int m = 0; m < rows; ++m) {
     __m512 even = _mm512_setzero_ps();
@@ -189,8 +193,8 @@ __attribute__((target("avx512f"), noinline)) inline void product(std::uint8_t (*
       const __m512 a_even = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(pair << 16)));
       const __m512 a_odd = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(pair & 0xffff0000u)));
       even = _mm512_fmadd_ps(a_even, _mm512_castsi512_ps(_mm512_slli_epi32(terms, 16)), even);
-      odd = _mm512_fmadd_ps(a_odd, _mm512_castsi512_ps(_mm512_and_si512(terms, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))),
-                            odd);
+      odd = _mm512_fmadd_ps(
+          a_odd, _mm512_castsi512_ps(_mm512_and_si512(terms, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))), odd);
     }
     const __m512 sum = _mm512_add_ps(_mm512_load_ps(c[m]), _mm512_add_ps(even, odd));
     _mm512_store_ps(c[m], _mm512_maskz_mov_ps(lanes, sum));
@@ -202,8 +206,8 @@ inline void multiply(int c, int a, int b) {
   require_tile(a);
   require_tile(b);
   if (c == a || c == b || a == b) stop("tdpbf16ps with two operands in one tile");
-  if (state.rows[c] != state.rows[a] || state.row_bytes[c] != state.row_bytes[b] || state.row_bytes[a] != 4 * state.rows[b] ||
-      state.row_bytes[c] % 4 != 0)
+  if (state.rows[c] != state.rows[a] || state.row_bytes[c] != state.row_bytes[b] ||
+      state.row_bytes[a] != 4 * state.rows[b] || state.row_bytes[c] % 4 != 0)
     stop("tdpbf16ps of tiles whose shapes do not go together");
   const unsigned saved = _mm_getcsr();
   _mm_setcsr(0x9fc0);  // every exception masked, nearest even, denormal operands and results zero
@@ -226,8 +230,8 @@ inline void load(const Instruction& in) {
 inline void store(const Instruction& in) {
   require_tile(in.reg);
   for (int row = 0; row < state.rows[in.reg]; ++row)
-    std::memcpy(reinterpret_cast<void*>(in.address + static_cast<std::uint64_t>(row) * in.stride), state.tile[in.reg][row],
-                static_cast<std::size_t>(state.row_bytes[in.reg]));
+    std::memcpy(reinterpret_cast<void*>(in.address + static_cast<std::uint64_t>(row) * in.stride),
+                state.tile[in.reg][row], static_cast<std::size_t>(state.row_bytes[in.reg]));
   amx_counts.stores.fetch_add(1, std::memory_order_relaxed);
 }
 

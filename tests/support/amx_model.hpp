@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The AMX path's arithmetic in plain loops: what a whole attention call computes, one row at a time, on any machine.
 //
-// Written from the definition, not from the kernels: no tiles, no lanes but the sixteen that l is kept in, no rows beside each other.
+// Written from the definition, not from the kernels: no tiles, no lanes but the sixteen that l is kept in, no rows
+// beside each other.
 //
 //   s_t   bf16 products summed by dims in chunks of 32                               tile_product
 //   w_t   2^(c·s_t − m) by a cubic, rounded to bf16 (nearest even; below 2^-127 zero)  weight
@@ -33,8 +34,8 @@ inline constexpr Index kSums = 16;  ///< partial sums that l is kept in
 /// Zero of the same sign for a denormal.
 inline float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
 
-/// `rounded`, or zero if the exact result it stands for is below the least normal number even after rounding to 24 bits: tiny, as
-/// x86 sees it. 2^-126 · (1 − 2^-25) is where that rounding begins to reach 2^-126.
+/// `rounded`, or zero if the exact result it stands for is below the least normal number even after rounding to 24
+/// bits: tiny, as x86 sees it. 2^-126 · (1 − 2^-25) is where that rounding begins to reach 2^-126.
 inline float flushed_result(float rounded, double exact) {
   return std::abs(exact) < 0x1.ffffffp-127 ? std::copysign(0.0f, rounded) : rounded;
 }
@@ -46,8 +47,9 @@ inline float fused(float a, float b, float c) {
 
 inline float added(float a, float b) { return flushed_result(a + b, static_cast<double>(a) + static_cast<double>(b)); }
 
-/// What tdpbf16ps does to one element: c + Σ a_i b_i over 32 bf16 terms. Even and odd terms are summed apart, from zero, by fused
-/// multiply-adds; then both are added to each other, and that to c. Denormals are zero on the way in and out.
+/// What tdpbf16ps does to one element: c + Σ a_i b_i over 32 bf16 terms. Even and odd terms are summed apart, from
+/// zero, by fused multiply-adds; then both are added to each other, and that to c. Denormals are zero on the way in
+/// and out.
 inline float tile_product(const float* a, const float* b, float c) {
   float even = 0.0f;
   float odd = 0.0f;
@@ -172,7 +174,8 @@ class AmxModel {
   }
 
   Row query_row(Index token, Index head) const {
-    Row q = read_row(q_.data, q_.type, token * q_.strides.token + head * q_.strides.head, q_.dim, q_.strides.dim, padded_dim());
+    Row q = read_row(q_.data, q_.type, token * q_.strides.token + head * q_.strides.head, q_.dim, q_.strides.dim,
+                     padded_dim());
     for (float& x : q) {
       if (scale_ < 0.0f) x = -x;
       if (scale_ == 0.0f) x = x * 0.0f;
@@ -208,7 +211,8 @@ class AmxModel {
   }
 
   /// The tokens at begin, begin + 1, …, begin + 63, as far as the row sees them.
-  void add_block(ModelState& state, const Row& q, Index begin, const PositionRange& range, Index position, Index head) const {
+  void add_block(ModelState& state, const Row& q, Index begin, const PositionRange& range, Index position,
+                 Index head) const {
     const Index kv_head = head / (q_.heads / kv_.kv_heads);
     std::array<bool, detail::kBlock> seen{};
     std::array<float, detail::kBlock> score{};
@@ -243,7 +247,8 @@ class AmxModel {
       v[t].assign(static_cast<std::size_t>(kv_.value_dim), 0.0f);
       if (!seen[t]) continue;
       p[t] = weight(score[t], c, base);
-      v[t] = cache_row(kv_.v, kv_.v_type, kv_.v_strides, begin + static_cast<Index>(t), kv_head, kv_.value_dim, kv_.value_dim);
+      v[t] = cache_row(kv_.v, kv_.v_type, kv_.v_strides, begin + static_cast<Index>(t), kv_head, kv_.value_dim,
+                       kv_.value_dim);
     }
     for (std::size_t half = 0; half < p.size(); half += kProductTerms) {
       float column[kProductTerms];
@@ -268,8 +273,8 @@ class AmxModel {
 
 /// What a call on Path::amx with bf16 products gives, in f32: out and lse.
 template <Variant V = Causal>
-Result amx_model(const ConstTensorView& q, const KvCacheView& kv, const V& variant = {}, std::optional<float> scale = std::nullopt,
-                 std::span<const Index> positions = {}) {
+Result amx_model(const ConstTensorView& q, const KvCacheView& kv, const V& variant = {},
+                 std::optional<float> scale = std::nullopt, std::span<const Index> positions = {}) {
   return AmxModel<V>(q, kv, variant, scale, positions).run();
 }
 

@@ -162,9 +162,9 @@ struct Result {
 class Output {
  public:
   Output(ElementType type, Index tokens, Index heads, Index dim, TensorLayout layout = TensorLayout::packed)
-      : tensor_(type, tokens, heads, dim, layout), lse_(static_cast<std::size_t>(tokens * heads)) {
+      : tensor_(type, tokens, heads, dim, layout),
+        lse_(static_cast<std::size_t>(tokens * heads), std::bit_cast<float>(0x5a5a5a5au)) {
     std::fill(tensor_.bytes().begin(), tensor_.bytes().end(), std::byte{0x5a});
-    std::memset(static_cast<void*>(lse_.data()), 0x5a, lse_.size() * sizeof(float));
   }
   const TensorView& view() const { return tensor_.view(); }
   std::span<float> lse() { return lse_; }

@@ -1,37 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The AMX path: bf16 tile products for both halves of attention, a lane of AVX-512 per row for the softmax between them.
+/// The AMX path: bf16 tile products for both halves of attention; between them, a lane of AVX-512 for each row.
 ///
 /// One block of 64 tokens, for groups of 16 rows:
-///   1. Sᵀ = K·Qᵀ       16 tokens × 16 rows a tile; K straight from the cache as operand A, Q packed once per task as operand B
-///   2. m, α            a lane is a row: maximum over the tokens, no step across lanes
+///   1. Sᵀ = K·Qᵀ        16 tokens × 16 rows a tile; K straight from the cache (operand A), Q packed once per task (B)
+///   2. m, α             a lane is a row: maximum over the tokens, no step across lanes
 ///   3. P = exp2(c·S−m)  by a cubic, rounded to bf16, in place of the scores; transposed to row-major as operand A
-///   4. V               token pairs interleaved once per block for all groups, as operand B
-///   5. O ← α·O         only where a maximum has moved
-///   6. l ← l + P·1     the same weights times a tile of ones, so that a row's weights sum to what they were divided by
-///   7. O ← O + P·V     16 rows × 16 dims a tile, loaded and stored once per block
+///   4. V                token pairs interleaved once per block for all groups, as operand B
+///   5. O ← α·O          only where a maximum has moved
+///   6. l ← l + P·1      the same weights times ones: what o is divided by is the sum of what it was weighted with
+///   7. O ← O + P·V      16 rows × 16 dims a tile, loaded and stored once per block
 ///   8. merging states and storing outputs: those of the AVX-512 path
 ///
-/// | instruction | what it does here                               | cycles a piece, as Intel gives them for Sapphire Rapids |
-/// |-------------|-------------------------------------------------|----------------------------------------------------------|
-/// | tdpbf16ps   | C (16×16 f32) += A (16×32 bf16) · B (32×16)     | 16, 52 until the result is there                         |
-/// | tileloadd   | 16 rows of 64 bytes, any stride                 | 8 from L1, 45 until it is there                          |
-/// | tilestored  | 16 rows of 64 bytes                             | 16                                                       |
-/// | ldtilecfg   | shapes of the eight tiles: once per task        | about 200                                                |
-/// | vaddps {rd} | rounds down to whole numbers, in one operation  | 1/2                                                      |
+/// | instruction | what it does here                              | cycles each, until done (Intel's manual) |
+/// |-------------|------------------------------------------------|------------------------------------------|
+/// | tdpbf16ps   | C (16×16 f32) += A (16×32 bf16) · B (32×16)    | 16, 52                                   |
+/// | tileloadd   | 16 rows of 64 bytes, any stride                | 8, 45 from L1                            |
+/// | tilestored  | 16 rows of 64 bytes                            | 16                                       |
+/// | ldtilecfg   | shapes of the eight tiles                      | once per task                            |
+/// | vaddps {rd} | rounds down to a multiple of 128               | 1/2, 4                                   |
 ///
-/// Tile geometry. All eight tiles are 16 rows × 64 bytes. Scores: C 0–3 = 2 token tiles × 2 groups, A 4–5 = K, B 6–7 = Q: four
-/// loads for four products. Outputs: C 0–3 = 2 groups × 2 column tiles, A 4–5 = P, B 6–7 = V: six loads and two stores for four
-/// products. Up to 128 rows share a pass over K and V. An odd last group goes alone; a group of fewer than 16 rows, and one whose
-/// rows must not see each other's values, keeps its O in staging while products are added.
+/// Tile geometry. All eight tiles are 16 rows × 64 bytes. Scores: C 0–3 = 2 token tiles × 2 groups, A 4–5 = K, B 6–7
+/// = Q: four loads for four products. Outputs: C 0–3 = 2 groups × 2 column tiles, A 4–5 = P, B 6–7 = V: six loads and
+/// two stores for four products. Up to 128 rows share a pass over K and V. An odd last group goes alone; a group of
+/// fewer than 16 rows, and one whose rows must not see each other's values, keeps its O in staging while products are
+/// added.
 ///
-/// Accumulation. A product of 32 terms is two chains of fused multiply-adds from zero, one over the even terms and one over the
-/// odd, then c + (even + odd); round to nearest even, denormal inputs and results zero. Scores sum dims in chunks of 32, ascending;
-/// outputs and l sum tokens in halves of a block, ascending. q is used as stored: the scale is applied to scores in f32. l is
-/// kept as 16 partial sums, lane i those of the tokens 2i and 2i + 1 of every half block.
+/// Accumulation. A product of 32 terms is two chains of fused multiply-adds from zero, one over the even terms and
+/// one over the odd, then c + (even + odd); round to nearest even, denormal inputs and results zero. Scores sum dims
+/// in chunks of 32, ascending; outputs and l sum tokens in halves of a block, ascending. q is used as stored: the
+/// scale is applied to scores in f32. l is kept as 16 partial sums, lane i those of the tokens 2i and 2i + 1 of every
+/// half block.
 ///
-/// Compilers know nothing of these tiles: each instruction is an asm statement of its own, in program order and with a memory
-/// clobber (GCC's intrinsics have none, and lose the stores that feed them).
+/// Compilers know nothing of these tiles: each instruction is an asm statement of its own, in program order and with
+/// a memory clobber (GCC's intrinsics have none, and lose the stores that feed them).
 #pragma once
 
 #include "gqa/detail/path/avx512.hpp"
@@ -67,29 +69,13 @@ struct alignas(64) Zeros {
 
 // Tile instructions by literal tile number; either dialect of assembler.
 #define GQA_TILE_ZERO(t) asm volatile("tilezero {%%tmm" #t "|tmm" #t "}" : :)
-#define GQA_TILE_LOAD(t, from, stride)                                                                           \
+#define GQA_TILE_LOAD(t, from, stride) \
   asm volatile("tileloadd {(%0,%1,1), %%tmm" #t "|tmm" #t ", [%0+%1*1]}" : : "r"(from), "r"(stride) : "memory")
-#define GQA_TILE_STORE(t, to, stride)                                                                            \
+#define GQA_TILE_STORE(t, to, stride) \
   asm volatile("tilestored {%%tmm" #t ", (%0,%1,1)|[%0+%1*1], tmm" #t "}" : : "r"(to), "r"(stride) : "memory")
 // Tile c += tile a · tile b.
 #define GQA_TILE_PRODUCT(c, a, b) \
   asm volatile("tdpbf16ps {%%tmm" #b ", %%tmm" #a ", %%tmm" #c "|tmm" #c ", tmm" #a ", tmm" #b "}" : :)
-
-GQA_BEGIN_PLAIN_REGION()
-
-namespace gqa::detail::inline GQA_ABI {
-
-/// A user's score, in code of the unit's own instruction set. Inlined into a path, Clang fuses the user's products and sums where
-/// that path has fused ones, and the same functor gives other scores on other paths.
-template <class V>
-__attribute__((noinline)) float score_of(const V& variant, float score, Index query_position, Index key_position,
-                                         Index query_head) {
-  return static_cast<float>(variant.score(score, query_position, key_position, query_head));
-}
-
-}  // namespace gqa::detail::inline GQA_ABI
-
-GQA_END_PLAIN_REGION()
 
 GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
@@ -97,10 +83,10 @@ namespace gqa::detail::inline GQA_ABI::amx {
 
 using avx512::Vec;
 
-inline constexpr Index kGroup = 16;        // rows of a tile
-inline constexpr Index kHalf = 32;         // tokens, or dims, of one product
+inline constexpr Index kGroup = 16;  // rows of a tile
+inline constexpr Index kHalf = 32;   // tokens, or dims, of one product
 inline constexpr Index kTileBytes = 1024;
-inline constexpr Index kRowBytes = 64;     // of a tile
+inline constexpr Index kRowBytes = 64;                  // of a tile
 inline constexpr Index kGroupFloats = kGroup * kBlock;  // of a group's scores in tile.weights: [token][row]
 
 inline constexpr TileConfig kTileConfig;
@@ -119,9 +105,9 @@ GQA_OP __mmask16 first_lanes(Index count) { return static_cast<__mmask16>((1u <<
 
 // What the rows of a group see of a block: lane = row, bit = token.
 struct GroupView {
-  __m512i half[2];    // tokens 0 … 31 and 32 … 63
-  bool any[2];        // some row sees some token of that half
-  bool everything;    // every row sees every token
+  __m512i half[2];  // tokens 0 … 31 and 32 … 63
+  bool any[2];      // some row sees some token of that half
+  bool everything;  // every row sees every token
 };
 
 GQA_OP GroupView group_view(const RowTile& tile, const Block& block, Index group) {
@@ -198,7 +184,8 @@ GQA_OP void prefetch_rows(const Upcoming& rows, Index t0, Index t1, Index bytes)
     for (Index line = 0; line < bytes; line += kRowBytes) avx512::prefetch(rows.data + rows.offset[t] + line);
 }
 
-// Staging: K of a block as bf16 rows, or V of it as interleaved tiles; behind that O and l of one group, padded to 16 rows.
+// Staging: K of a block as bf16 rows, or V of it as interleaved tiles; behind that O and l of one group, padded to 16
+// rows.
 GQA_OP Index staged_state(Index head_dim, Index value_dim) {
   const Index keys = round_up(head_dim, kHalf);
   const Index values = round_up(value_dim, kLanes);
@@ -209,7 +196,9 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 }
 
 #include "gqa/detail/path/amx_scores.inl"
+
 #include "gqa/detail/path/amx_softmax.inl"
+
 #include "gqa/detail/path/amx_accumulate.inl"
 
 #if defined(GQA_COMPILED_KERNELS)
@@ -223,7 +212,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .scores = {scores<F32>, scores<Bf16>, scores<F16>},
       .softmax = softmax,
       .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
-      .nonfinite = {nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
+      .nonfinite = {avx512::nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
       .merge = avx512::merge,
       .store = avx512::store,
       .staging_bytes = staging_bytes,

@@ -1,20 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Output accumulation of one block, by tile products. Part of amx.hpp.
 
-// Any NaN or infinity in f32 V, or a number that rounds to infinity as bf16?
-inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {
-  const __m512i least = _mm512_set1_epi32(0x7f7f8000);
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  for (Index t = block.first; t < block.last; ++t) {
-    const std::byte* v = block.v + block.v_offset[t];
-    for (Index d = 0; d < value_dim; d += kLanes) {
-      const Vec part = avx512::load_part<F32>(v + d * 4, value_dim - d < kLanes ? value_dim - d : kLanes);
-      if (_mm512_cmpge_epi32_mask(_mm512_and_si512(_mm512_castps_si512(part), magnitude), least) != 0) return true;
-    }
-  }
-  return false;
-}
-
 // A token's values, 32 at a time. A hidden token's are zeros, one piece of them again and again.
 template <class Codec>
 struct ValueRow {
@@ -33,7 +19,8 @@ struct ValueRow {
   }
 };
 
-// Two rows of 32 values → two rows of operand B, 16 columns each: the even and the odd columns' pairs, then these two by turns.
+// Two rows of 32 values → two rows of operand B, 16 columns each: the even and the odd columns' pairs, then these two
+// by turns.
 struct Interleaved {
   __m512i low;
   __m512i high;
@@ -47,8 +34,8 @@ GQA_OP Interleaved interleave(__m512i a, __m512i b) {
   return {_mm512_permutex2var_epi32(even, first, odd), _mm512_permutex2var_epi32(even, second, odd)};
 }
 
-// V of half a block as operand B: staging[half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in `seen` is off are
-// zeros.
+// V of half a block as operand B: staging[half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
+// `seen` is off are zeros.
 template <class Codec>
 GQA_OP void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
   std::byte* tiles = tile.staging + half * kHalf * tile.o_stride * Index{sizeof(bf16)};
@@ -141,7 +128,8 @@ GQA_OP void output_one_group(const GroupWeights& p, const ValueTiles& v, float* 
 }
 
 // The same for two groups that see both halves, o of the second 16 rows behind that of the first.
-GQA_OP void output_two_groups(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, float* o, Index stride) {
+GQA_OP void output_two_groups(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, float* o,
+                              Index stride) {
   Index column = 0;
   float* o1 = o + kGroup * stride / Index{sizeof(float)};
   for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes, o1 += 2 * kLanes) {
@@ -212,16 +200,19 @@ GQA_OP void output_some_rows(const RowTile& tile, const GroupWeights& p, const V
 }
 
 GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index group, std::uint32_t rows) {
-  auto* staged = reinterpret_cast<float*>(tile.staging + staged_state(tile.head_dim, tile.value_dim)) + kGroup * tile.o_stride;
+  auto* staged =
+      reinterpret_cast<float*>(tile.staging + staged_state(tile.head_dim, tile.value_dim)) + kGroup * tile.o_stride;
   float* l = tile.l + group * kGroup * kLanes;
   copy_rows(l, staged, kLanes, rows);
   sum_weights(p, staged);
   copy_rows(staged, l, kLanes, rows);
 }
 
-// A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the same tokens.
+// A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the
+// same tokens.
 template <class Codec>
-GQA_OP void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v, Index group) {
+GQA_OP void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
+                             Index group) {
   const std::uint64_t* visible = block.visible + group * kGroup;
   const Index count = rows_in_group(tile, group);
   for (std::uint32_t left = first_lanes(count); left != 0;) {
@@ -245,7 +236,8 @@ inline void accumulate(const RowTile& tile, const Block& block) {
   if (!block.careful) {
     const std::uint64_t below_last = block.last == kBlock ? ~std::uint64_t{0} : (std::uint64_t{1} << block.last) - 1u;
     const std::uint64_t inside = below_last & ~((std::uint64_t{1} << block.first) - 1u);
-    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half) stage_values<Codec>(tile, block, inside, half);
+    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
+      stage_values<Codec>(tile, block, inside, half);
   }
   for (Index group = 0; group < groups; ++group) {
     const GroupWeights p = group_weights(tile, block, group);

@@ -69,7 +69,8 @@ struct KeyTiles {
   Index staged_stride;
 };
 
-// True if tokens [token, token + 16) can be loaded from where they are: all there, and evenly spaced, as those of a page are.
+// True if tokens [token, token + 16) can be loaded from where they are: all there, and evenly spaced, as those of a
+// page are.
 GQA_OP bool evenly_spaced(const Block& block, Index token) {
   if (token < block.first || token + kGroup > block.last) return false;
   if (block.k_stride != 0) return true;
@@ -79,8 +80,8 @@ GQA_OP bool evenly_spaced(const Block& block, Index token) {
   return true;
 }
 
-// Tokens [token, token + 32) of the block. Rows outside [first, last) are zeros; they, rows without a common stride, a last chunk of
-// fewer than 32 dims and every other element type go through staging.
+// Tokens [token, token + 32) of the block. Rows outside [first, last) are zeros; they, rows without a common stride,
+// a last chunk of fewer than 32 dims and every other element type go through staging.
 template <class Codec>
 GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) {
   const Index stride = tile.q_stride * Index{sizeof(bf16)};
@@ -122,8 +123,8 @@ struct Ahead {
 };
 
 // C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks, then the second's.
-GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q, Index chunks,
-                                Index from, Index to, const Ahead& ahead) {
+GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
+                                Index chunks, Index from, Index to, const Ahead& ahead) {
   for (Index c = from; c < to; ++c) {
     ahead.fetch(c);
     GQA_TILE_LOAD(6, q + c * kTileBytes, kRowBytes);
@@ -185,7 +186,10 @@ inline void scores(const RowTile& tile, const Block& block) {
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
     keys[half] = key_tiles<Codec>(tile, block, half * kHalf);
-  Ahead ahead{{block.v, block.v_offset, block.first, block.last}, 0, (kHalf + chunks - 1) / chunks, tile.value_dim * Codec::bytes};
+  Ahead ahead{{block.v, block.v_offset, block.first, block.last},
+              0,
+              (kHalf + chunks - 1) / chunks,
+              tile.value_dim * Codec::bytes};
   for (Index group = 0; group < groups; group += 2) {
     const bool two = group + 1 < groups;
     const GroupView view = group_view(tile, block, group);

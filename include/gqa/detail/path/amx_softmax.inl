@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The online softmax of one block: a lane is a row, tokens go by one after the other. Part of amx.hpp.
 
-// 2^x in bf16 by one cubic. X = 128·(x + 127) is, but for the curve between powers of two, the bf16's bits as a number:
-// its multiples of 128 are the powers of two. The cubic is the curve: 128·(2^f − 1) for f = F/128 in [0, 1), relative error 2^-13.5
-// (minimax with value 0 at 0, so that 2^0 is exactly 1).
+// 2^x in bf16 by one cubic. X = 128·(x + 127) is, but for the curve between powers of two, the bf16's bits as a
+// number: its multiples of 128 are the powers of two. The cubic is the curve: 128·(2^f − 1) for f = F/128 in [0, 1),
+// relative error 2^-13.5 (minimax with value 0 at 0, so that 2^0 is exactly 1).
 inline constexpr float kStep = 128.0f;
 inline constexpr float kOffset = 127.0f * 128.0f;
 inline constexpr float kCurve1 = 0x1.63e654p-1f;
@@ -28,7 +28,8 @@ template <bool Large>
 GQA_OP __m512i weight_bits(Vec s, const Exponent& e) {
   Vec x = avx512::fma(s, e.slope, e.offset);
   if constexpr (Large) {
-    const Vec steps = avx512::fma(avx512::sub(avx512::mul(s, e.factor), e.base), avx512::set1(kStep), avx512::set1(kOffset));
+    const Vec steps =
+        avx512::fma(avx512::sub(avx512::mul(s, e.factor), e.base), avx512::set1(kStep), avx512::set1(kOffset));
     x = _mm512_mask_mov_ps(x, e.large, steps);
   }
   x = avx512::max(avx512::zero(), x);  // x where it is NaN
@@ -74,8 +75,8 @@ GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
   return avx512::max(avx512::max(m[0], m[1]), avx512::max(m[2], m[3]));
 }
 
-// weights ← exp2(score − m) in bf16, zero for hidden tokens; m and alpha follow. l is left to the products. A row that has seen
-// nothing keeps m = −∞. NaN scores do not enter m; they make their own weights NaN, and so the row.
+// weights ← exp2(score − m) in bf16, zero for hidden tokens; m and alpha follow. l is left to the products. A row
+// that has seen nothing keeps m = −∞. NaN scores do not enter m; they make their own weights NaN, and so the row.
 inline void softmax(const RowTile& tile, const Block& block) {
   const Vec factor = avx512::set1(tile.scored ? 1.0f : score_factor(tile.score_scale));
   const Vec nothing = avx512::set1(avx512::kMinusInfinity);
@@ -99,8 +100,9 @@ inline void softmax(const RowTile& tile, const Block& block) {
     avx512::store(tile.alpha + group * kGroup, _mm512_mask_mov_ps(alpha, same, avx512::set1(1.0f)));
     _mm512_mask_storeu_ps(m, lanes, m_new);
 
-    const Exponent e{avx512::mul(factor, avx512::set1(kStep)), avx512::fma(avx512::set1(-kStep), base, avx512::set1(kOffset)),
-                     factor, base, _mm512_cmp_ps_mask(_mm512_abs_ps(base), avx512::set1(kLargeMaximum), _CMP_GE_OQ)};
+    const Exponent e{avx512::mul(factor, avx512::set1(kStep)),
+                     avx512::fma(avx512::set1(-kStep), base, avx512::set1(kOffset)), factor, base,
+                     _mm512_cmp_ps_mask(_mm512_abs_ps(base), avx512::set1(kLargeMaximum), _CMP_GE_OQ)};
     for (Index half = 0; half < 2; ++half) {
       if (!view.any[half]) continue;
       float* of_half = scores + half * kHalf * kGroup;
@@ -121,7 +123,7 @@ inline void transform(const RowTile& tile, const Block& block, const void* varia
     for (Index t = block.first; t < block.last; ++t) {
       if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
       float& s = scores[t * kGroup];
-      s = kLog2E * score_of(user, factor * s, position[row], block_begin + t, head[row]);
+      s = kLog2E * user_score(user, factor * s, position[row], block_begin + t, head[row]);
     }
   }
 }

@@ -34,10 +34,14 @@
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(push)) GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(pop))
 #else
-#define GQA_BEGIN_REGION(features)    \
-  GQA_DETAIL_PRAGMA(GCC push_options) \
+// The warnings again, for units that include immintrin.h before us.
+#define GQA_BEGIN_REGION(features)                           \
+  GQA_DETAIL_PRAGMA(GCC diagnostic push)                     \
+  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wuninitialized") \
+  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
+  GQA_DETAIL_PRAGMA(GCC push_options)                        \
   GQA_DETAIL_PRAGMA(GCC target(features)) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
-#define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
+#define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options) GQA_DETAIL_PRAGMA(GCC diagnostic pop)
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC push_options) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
 #endif
