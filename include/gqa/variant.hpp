@@ -23,6 +23,7 @@ struct PositionRange {
 ///            — refines the range pair by pair (a tree mask, documents packed in one sequence).
 /// Optional:  float score(float score, Index query_position, Index key_position, Index query_head) const
 ///            — changes a scaled score (ALiBi, soft cap). Must be a pure function of its arguments.
+///            It is compiled with your unit's flags: where those have fused multiply-adds, your products and sums may be fused.
 ///            void check() const
 ///            — throws if the variant's own parameters are wrong; called before any work.
 ///
