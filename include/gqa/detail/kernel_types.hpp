@@ -27,7 +27,7 @@ constexpr Index round_up(Index value, Index multiple) noexcept { return (value +
 /// The rows of one tile for one KV head, and the scratch that holds them. Strides in floats.
 ///
 /// A row's state over the tokens seen so far is (m, l, o): running maximum of its scores in units of log2, the sum of
-/// exp2(score − m) kept as kLanes partial sums (lane = token mod kLanes), and the unnormalised output.
+/// exp2(score − m) kept as kLanes partial sums (which tokens a lane sums is fixed by the path), and the unnormalised output.
 struct RowTile {
   Index rows = 0;
   Index head_dim = 0;
