@@ -78,6 +78,28 @@ TEST_P(Threads, ManyUseOnePool) {
   EXPECT_EQ(wrong.load(), 0) << on(path()) << ", " << element_name(type());
 }
 
+/// Says that it runs one task at a time, and runs them four at a time.
+struct Understating {
+  static Index concurrency() { return 1; }
+  static void parallel_for(Index count, const TaskRef& task) {
+    std::atomic<Index> next{0};
+    at_the_same_time(4, [&](int) {
+      for (Index i = next.fetch_add(1); i < count; i = next.fetch_add(1)) task(i);
+    });
+  }
+};
+
+// There is scratch for one task then: the others wait for it instead of sharing it.
+TEST_P(Threads, AnExecutorThatUnderstatesItsConcurrencyIsSafe) {
+  const std::vector<Work> work = make_work(path(), type());
+  Understating executor;
+  How how{path()};
+  how.executor = executor;
+  for (int round = 0; round < 10; ++round)
+    for (const Work& mine : work)
+      EXPECT_TRUE(same_bits(mine.expected, attend(mine.q.const_view(), mine.kv.view(), how))) << on(path());
+}
+
 // Scratch of a call that may wander between threads: the functor outlives the threads that called it.
 TEST_P(Threads, AFunctorMayBeCopiedMovedAndCalledFromThreadsThatCome) {
   const std::vector<Work> work = make_work(path(), type());

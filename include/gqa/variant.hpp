@@ -24,6 +24,7 @@ struct PositionRange {
 /// Optional:  float score(float score, Index query_position, Index key_position, Index query_head) const
 ///            — changes a scaled score (ALiBi, soft cap). Must be a pure function of its arguments.
 ///            It is compiled with your unit's flags: where those have fused multiply-adds, your products and sums may be fused.
+///            A token with score −∞ has weight zero but is still seen: a NaN in its values shows. Masks belong in is_visible.
 ///            void check() const
 ///            — throws if the variant's own parameters are wrong; called before any work.
 ///

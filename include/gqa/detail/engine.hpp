@@ -9,8 +9,7 @@ namespace gqa::detail::inline GQA_ABI {
 
 inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef& executor) {
   for (Index i = 0; i < sizes.counters; ++i) ::new (&call.counters[i]) std::atomic<Index>(0);
-  if (call.slots.taken != nullptr)
-    for (Index i = 0; i < sizes.slots; ++i) ::new (&call.slots.taken[i]) std::atomic<std::uint32_t>(0);
+  for (Index i = 0; i < sizes.slots; ++i) ::new (&call.slots.taken[i]) std::atomic<std::uint32_t>(0);
   const TaskRef work(&call, [](void* context, Index index) {
     const CallPlan& plan = *static_cast<const CallPlan*>(context);
     const Index slot = plan.slots.acquire();

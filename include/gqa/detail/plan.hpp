@@ -131,7 +131,7 @@ inline void carve_call(Carver& carver, const ScratchSizes& sizes, CallPlan& plan
   plan.sequences = carver.take<SequencePlan>(sizes.sequences);
   plan.counters = carver.take<std::atomic<Index>>(sizes.counters);
   plan.partials = carver.take<std::byte>(static_cast<Index>(sizes.partial_bytes));
-  plan.slots.taken = sizes.slots > 1 ? carver.take<std::atomic<std::uint32_t>>(sizes.slots) : nullptr;
+  plan.slots.taken = carver.take<std::atomic<std::uint32_t>>(sizes.slots);
   plan.slots.data = carver.take<std::byte>(static_cast<Index>(sizes.slot_bytes) * sizes.slots);
   plan.slots.slot_bytes = sizes.slot_bytes;
   plan.slots.count = sizes.slots;

@@ -109,13 +109,12 @@ struct ScratchSlots {
 
   /// A free slot. If an executor runs more tasks at once than it said, the surplus waits here.
   GQA_ALWAYS_INLINE Index acquire() const noexcept {
-    if (count == 1 && taken == nullptr) return 0;
     for (Index slot = 0;; slot = slot + 1 == count ? 0 : slot + 1)
       if (taken[slot].load(std::memory_order_relaxed) == 0 && taken[slot].exchange(1, std::memory_order_acquire) == 0)
         return slot;
   }
   GQA_ALWAYS_INLINE void release(Index slot) const noexcept {
-    if (taken != nullptr) taken[slot].store(0, std::memory_order_release);
+    taken[slot].store(0, std::memory_order_release);
   }
   GQA_ALWAYS_INLINE std::byte* at(Index slot) const noexcept { return data + static_cast<std::size_t>(slot) * slot_bytes; }
 };
