@@ -68,15 +68,16 @@ inline Place locate(const KvCacheView& kv, Index position) noexcept {
 }
 
 /// Finds the rows of a sequence's blocks. One per task: it keeps the table of offsets that every block in one run shares, and
-/// tables of their own for the last two blocks that are not in one run.
+/// tables of their own for the last `kept` blocks that are not in one run: those of a stage and the one after it.
 class AddressBook {
  public:
-  AddressBook(const KvCacheView& kv, Index* tables) noexcept
+  AddressBook(const KvCacheView& kv, Index* tables, Index stage_blocks) noexcept
       : kv_(kv),
         k_(byte_strides(kv.k_strides, kv.k_type)),
         v_(byte_strides(kv.v_strides, kv.v_type)),
         uniform_(tables),
-        scattered_(tables + 2 * kBlock) {
+        scattered_(tables + 2 * kBlock),
+        kept_(stage_blocks + 1) {
     for (Index t = 0; t < kBlock; ++t) {
       uniform_[t] = t * k_.token;
       uniform_[kBlock + t] = t * v_.token;
@@ -84,10 +85,10 @@ class AddressBook {
   }
 
   /// Entries that `tables` needs.
-  static constexpr Index kTableSize = 6 * kBlock;
+  static constexpr Index table_size(Index stage_blocks) noexcept { return (stage_blocks + 2) * 2 * kBlock; }
 
   /// Rows of those tokens of the block at `begin` whose bits are set in `seen`. A token between them that nobody sees, which may lie
-  /// in a page that is gone, gets the address of the one before it. Valid until the call after the next.
+  /// in a page that is gone, gets the address of the one before it. Valid for the next `stage_blocks` calls.
   BlockAddress block(Index begin, std::uint64_t seen) noexcept {
     if (seen == 0) return {};
     const Index first = std::countr_zero(seen);
@@ -96,8 +97,8 @@ class AddressBook {
     if (place.run >= last - first && seen == bit_range(first, last))
       return {place.page * k_.page + (place.slot - first) * k_.token, place.page * v_.page + (place.slot - first) * v_.token,
               uniform_, uniform_ + kBlock, true, begin, first, last};
-    other_ = !other_;
-    Index* const offsets = scattered_ + (other_ ? 2 * kBlock : 0);
+    turn_ = turn_ + 1 == kept_ ? 0 : turn_ + 1;
+    Index* const offsets = scattered_ + turn_ * 2 * kBlock;
     Index until = first + place.run;  // where the run of `place` ends
     for (Index t = first; t < last; ++t) {
       if (((seen >> t) & 1u) == 0) {
@@ -124,8 +125,9 @@ class AddressBook {
   ByteStrides k_;
   ByteStrides v_;
   Index* uniform_;    // 2 × kBlock: K then V
-  Index* scattered_;  // twice 2 × kBlock, used in turn
-  bool other_ = false;
+  Index* scattered_;  // kept_ times 2 × kBlock, used in turn
+  Index kept_;
+  Index turn_ = 0;
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -19,6 +19,8 @@ inline constexpr Index kSpan = 512;
 inline constexpr float kLog2E = 1.44269504088896340736f;
 /// Rows, (query token, query head) pairs, that share one pass over a KV head.
 inline constexpr Index kTileRows = 128;
+/// Blocks that one stage of a task takes, at most: a span's.
+inline constexpr Index kStageBlocks = kSpan / kBlock;
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
 static_assert(kSpan % kBlock == 0);
 
@@ -34,11 +36,11 @@ struct RowTile {
   Index value_dim = 0;
   void* q = nullptr;         ///< packed queries, the path's own layout; rows × q_stride floats of room
   Index q_stride = 0;        ///< round_up(head_dim, 2·kLanes)
-  float* weights = nullptr;  ///< rows × kBlock: scores of one block, then weights; rows rounded up to 16
+  float* weights = nullptr;  ///< of one block: scores, then weights; rows × kBlock, or the path's own layout
   float* m = nullptr;        ///< rows
   float* l = nullptr;        ///< rows × kLanes
   float* o = nullptr;        ///< rows × o_stride
-  Index o_stride = 0;        ///< round_up(value_dim, kLanes)
+  Index o_stride = 0;        ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
   float* alpha = nullptr;    ///< rows: what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
@@ -57,6 +59,7 @@ struct Upcoming {
 ///
 /// Row of token t: k + k_offset[t] bytes, for t in [first, last) only.
 struct Block {
+  Index begin = 0;  ///< the block's first position, a multiple of kBlock
   const std::byte* k = nullptr;
   const std::byte* v = nullptr;
   const Index* k_offset = nullptr;  ///< kBlock entries
@@ -67,8 +70,39 @@ struct Block {
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;                    ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k;                         ///< the keys that the task reads after this block
+  Upcoming next_k;                         ///< the keys of this head that the task reads after this block
 };
+
+/// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their
+/// values. A decode step has few rows, and its stages many blocks: memory is then read in long runs. A tile of many rows has one
+/// block, which stays in the caches. Either way a block's arithmetic is its own.
+///
+/// A unit is one block of one KV head; the unit of block b and head j is units[b · heads + j].
+struct Stage {
+  const Block* units = nullptr;
+  Index blocks = 0;
+  Index heads = 1;         ///< KV heads side by side; they share the tokens [first, last) of a block
+  Index weight_floats = 0; ///< from a unit's weights to the next one's
+  Index alpha_floats = 0;  ///< from a unit's alpha to the next one's
+};
+
+/// The j-th KV head's state and queries, of a tile that holds several heads.
+GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
+  RowTile part = tile;
+  part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
+  part.m = tile.m + j * tile.rows;
+  part.l = tile.l + j * tile.rows * kLanes;
+  part.o = tile.o + j * tile.rows * tile.o_stride;
+  return part;
+}
+
+/// The state, queries, weights and alpha of one unit.
+GQA_ALWAYS_INLINE RowTile unit_tile(const RowTile& tile, const Stage& stage, Index b, Index j) noexcept {
+  RowTile part = head_tile(tile, j);
+  part.weights = tile.weights + (b * stage.heads + j) * stage.weight_floats;
+  part.alpha = tile.alpha + (b * stage.heads + j) * stage.alpha_floats;
+  return part;
+}
 
 /// Where a tile's queries come from: row r is query token (first_row + r) / group, query head head + (first_row + r) % group.
 struct QuerySource {
@@ -94,18 +128,22 @@ struct OutputTarget {
   Index lse_token_stride = 0;
 };
 
-/// One path's kernels: the stages of a task. Every function works on one tile; `scores` and `accumulate` are per element type.
+/// One path's kernels: the stages of a task. `scores` and `accumulate` take all units of a stage, in the order of memory, and are
+/// per element type; the others take one head's tile.
 struct Kernels {
   Path path = Path::portable;
   void (*pack)(const RowTile&, const QuerySource&) = nullptr;            ///< tile.q ← queries, scaled
   void (*begin)(const RowTile&) = nullptr;                               ///< state ← that of no tokens: (−∞, 0, 0)
-  void (*scores[3])(const RowTile&, const Block&) = {};                  ///< tile.weights ← scaled q·k of the block
+  void (*scores[3])(const RowTile&, const Stage&) = {};                  ///< weights ← scaled q·k of the blocks
   void (*softmax)(const RowTile&, const Block&) = nullptr;               ///< weights ← exp2(score − m); m, l, alpha
-  void (*accumulate[3])(const RowTile&, const Block&) = {};              ///< o ← alpha·o + weights·V
+  void (*accumulate[3])(const RowTile&, const Stage&) = {};              ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite[3])(const Block&, Index value_dim) = {};              ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;     ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;          ///< out ← o / l; lse ← m + log l
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
+  Index weight_rows = 1;       ///< what the rows of a unit's weights are rounded up to
+  Index o_multiple = kLanes;   ///< what o_stride is a multiple of
+  Index stage_rows = 0;        ///< rows of all units of a stage, about; 0: one block a stage
   void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 };

@@ -9,6 +9,8 @@ namespace gqa::detail {
 
 /// Everything a task needs besides its inputs, carved out of one slot of scratch (and, if split, out of the partials).
 struct TaskScratch {
+  Index stage_blocks = 1;  ///< blocks of a stage
+  Block* units = nullptr;  ///< of a stage
   RowTile tile;    ///< the state of the current span
   RowTile total;   ///< the state of the spans before it
   Index* tables = nullptr;          ///< AddressBook
@@ -16,7 +18,7 @@ struct TaskScratch {
   Index* row_end = nullptr;
   Index* row_position = nullptr;    ///< per row
   Index* row_head = nullptr;        ///< per row, for the heads of one KV head
-  std::uint64_t* visible = nullptr; ///< per row
+  std::uint64_t* visible = nullptr; ///< per unit and row
 };
 
 }  // namespace gqa::detail
@@ -30,12 +32,22 @@ inline void carve_state(Carver& carver, RowTile& tile, Index rows) noexcept {
   tile.o = carver.take<float>(rows * tile.o_stride);
 }
 
-inline std::size_t state_bytes(Index rows, Index value_dim) noexcept {
+inline std::size_t state_bytes(Index rows, Index o_stride) noexcept {
   Carver carver(nullptr);
   RowTile tile;
-  tile.o_stride = round_up(value_dim, kLanes);
+  tile.o_stride = o_stride;
   carve_state(carver, tile, rows);
   return carver.used();
+}
+
+/// Floats of one unit's weights.
+inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
+  return round_up(rows, kernels.weight_rows) * kBlock;
+}
+
+inline Index stage_blocks(const Kernels& kernels, Index heads, Index rows) noexcept {
+  const Index fit = kernels.stage_rows / (heads * rows);
+  return fit < 1 ? 1 : fit < kStageBlocks ? fit : kStageBlocks;
 }
 
 /// Room for a task of `heads` KV heads with `rows` rows each.
@@ -43,20 +55,24 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
   TaskScratch scratch;
   RowTile& tile = scratch.tile;
   const Index all = heads * rows;
+  const Index blocks = stage_blocks(kernels, heads, rows);
+  const Index units = blocks * heads;
+  scratch.stage_blocks = blocks;
   tile.rows = rows;
   tile.head_dim = shape.head_dim;
   tile.value_dim = shape.value_dim;
   tile.q_stride = round_up(shape.head_dim, 2 * kLanes);
-  tile.o_stride = round_up(shape.value_dim, kLanes);
+  tile.o_stride = round_up(shape.value_dim, kernels.o_multiple);
   tile.q = carver.take<float>(heads * round_up(rows, kLanes) * tile.q_stride);
-  tile.weights = carver.take<float>(round_up(rows, kLanes) * kBlock);
-  tile.alpha = carver.take<float>(round_up(rows, kLanes));
-  scratch.tables = carver.take<Index>(AddressBook::kTableSize);
+  tile.weights = carver.take<float>(units * unit_weights(kernels, rows));
+  tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
+  scratch.units = carver.take<Block>(units);
+  scratch.tables = carver.take<Index>(AddressBook::table_size(blocks));
   scratch.row_begin = carver.take<Index>(rows);
   scratch.row_end = carver.take<Index>(rows);
   scratch.row_position = carver.take<Index>(rows);
   scratch.row_head = carver.take<Index>(rows);
-  scratch.visible = carver.take<std::uint64_t>(rows);
+  scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   scratch.total = tile;
   carve_state(carver, tile, all);
@@ -111,7 +127,7 @@ inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape&
       plan.counter = sizes.counters;
       plan.partial = sizes.partial_bytes;
       sizes.counters += plan.head_groups;
-      sizes.partial_bytes += state_bytes(plan.heads * plan.rows, shape.value_dim) *
+      sizes.partial_bytes += state_bytes(plan.heads * plan.rows, round_up(shape.value_dim, plan.kernels->o_multiple)) *
                              static_cast<std::size_t>(plan.head_groups * plan.spans);
     }
     if (plan.task_count > 0) {

@@ -22,16 +22,6 @@ struct TaskRange {
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The state and queries of the j-th KV head of a task.
-inline RowTile head_tile(const RowTile& tile, Index j) noexcept {
-  RowTile part = tile;
-  part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
-  part.m = tile.m + j * tile.rows;
-  part.l = tile.l + j * tile.rows * kLanes;
-  part.o = tile.o + j * tile.rows * tile.o_stride;
-  return part;
-}
-
 /// One task: its inputs, its place in the plan, its scratch.
 class Task {
  public:
@@ -42,7 +32,7 @@ class Task {
         kernels_(*plan.kernels),
         range_(range),
         scratch_(scratch),
-        addresses_(sequence.kv, scratch.tables) {
+        addresses_(sequence.kv, scratch.tables, scratch.stage_blocks) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
@@ -97,11 +87,8 @@ class Task {
     const Index end = (span + 1) * kSpan < range_.hull.end ? (span + 1) * kSpan : range_.hull.end;
     Index begin = span * kSpan > range_.hull.begin ? span * kSpan : range_.hull.begin;
     begin = begin / kBlock * kBlock;
-    for (BlockAddress here = address(begin), next; begin < end; begin += kBlock, here = next) {
-      // The block after this one is known before it is needed, in the next span too: kernels prefetch it.
-      next = begin + kBlock < range_.hull.end ? address(begin + kBlock) : BlockAddress{};
-      if (here.first < here.last) run_block(here, next);
-    }
+    const Index step = scratch_.stage_blocks * kBlock;
+    for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
   }
 
   void store(const RowTile& state) const {
@@ -155,51 +142,85 @@ class Task {
     return static_cast<const std::byte*>(sequence_.kv.v) + at.v_base + head * addresses_.v_strides().head;
   }
 
-  /// One block of tokens: scores → variant → online softmax → accumulate, for each KV head of the task.
-  void run_block(const BlockAddress& here, const BlockAddress& next) {
-    const Index block_begin = here.begin;
-    const bool whole = here.last - here.first == kBlock && latest_begin_ <= block_begin &&
-                       earliest_end_ >= block_begin + kBlock && call_.variant.refine == nullptr;
-    Block block;
-    block.k_offset = here.k_offset;
-    block.v_offset = here.v_offset;
-    block.k_stride = here.uniform ? addresses_.k_strides().token : 0;
-    block.v_stride = here.uniform ? addresses_.v_strides().token : 0;
-    block.first = here.first;
-    block.last = here.last;
+  /// The blocks in [begin, end): scores → variant → online softmax → accumulate, for each KV head of the task.
+  void run_stage(Index begin, Index end) {
+    Stage stage;
+    stage.units = scratch_.units;
+    stage.heads = range_.heads;
+    stage.weight_floats = unit_weights(kernels_, range_.rows);
+    stage.alpha_floats = round_up(range_.rows, kLanes);
+    for (; begin < end; begin += kBlock) {
+      const BlockAddress here = address(begin);
+      if (here.first < here.last) add_block(here, stage.blocks++);
+    }
+    if (stage.blocks == 0) return;
+    link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
+    const RowTile& tile = scratch_.tile;
+    kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](tile, stage);
+    for (Index b = 0; b < stage.blocks; ++b) {
+      for (Index j = 0; j < stage.heads; ++j) {
+        const Block& block = scratch_.units[b * stage.heads + j];
+        const RowTile unit = unit_tile(tile, stage, b, j);
+        if (transform_ != nullptr)
+          transform_(unit, block, call_.variant.variant, scratch_.row_position, mark_heads(range_.first_head + j), block.begin);
+        kernels_.softmax(unit, block);
+      }
+    }
+    kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
+  }
+
+  /// The units of block number b of a stage.
+  void add_block(const BlockAddress& here, Index b) {
+    const bool whole = here.last - here.first == kBlock && latest_begin_ <= here.begin &&
+                       earliest_end_ >= here.begin + kBlock && call_.variant.refine == nullptr;
     bool rows_differ = false;
+    const std::uint64_t* visible = nullptr;
     for (Index j = 0; j < range_.heads; ++j) {
       const Index head = range_.first_head + j;
+      Block& block = *::new (scratch_.units + b * range_.heads + j) Block;
+      block.begin = here.begin;
       block.k = k_rows(here, head);
       block.v = v_rows(here, head);
-      const bool last_head = j + 1 == range_.heads;  // then the next block's first head follows
-      const BlockAddress& after = last_head ? next : here;
-      const Index head_after = last_head ? range_.first_head : head + 1;
-      block.next_k = {k_rows(after, head_after), after.k_offset, after.first, after.last};
+      block.k_offset = here.k_offset;
+      block.v_offset = here.v_offset;
+      block.k_stride = here.uniform ? addresses_.k_strides().token : 0;
+      block.v_stride = here.uniform ? addresses_.v_strides().token : 0;
+      block.first = here.first;
+      block.last = here.last;
       if (!whole && (j == 0 || call_.variant.refine != nullptr)) {
-        rows_differ = mark_visible(block_begin, head, bit_range(here.first, here.last));
-        block.visible = scratch_.visible;
+        std::uint64_t* const bits = scratch_.visible + (b * range_.heads + j) * range_.rows;
+        rows_differ = mark_visible(bits, here.begin, head, bit_range(here.first, here.last));
+        visible = bits;
       }
-      const auto v_type = static_cast<std::size_t>(sequence_.kv.v_type);
-      block.careful = rows_differ && kernels_.nonfinite[v_type](block, call_.shape.value_dim);
-      const RowTile tile = head_tile(scratch_.tile, j);
-      kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](tile, block);
-      if (transform_ != nullptr)
-        transform_(tile, block, call_.variant.variant, scratch_.row_position, mark_heads(head), block_begin);
-      kernels_.softmax(tile, block);
-      kernels_.accumulate[v_type](tile, block);
+      block.visible = visible;
+      block.careful = rows_differ && kernels_.nonfinite[static_cast<std::size_t>(sequence_.kv.v_type)](block, call_.shape.value_dim);
+    }
+  }
+
+  /// Tells each unit where its head goes on, `after` being the block behind the stage: kernels prefetch it.
+  void link_blocks(const Stage& stage, const BlockAddress& after) {
+    for (Index b = 0; b < stage.blocks; ++b) {
+      for (Index j = 0; j < stage.heads; ++j) {
+        Block& block = scratch_.units[b * stage.heads + j];
+        if (b + 1 < stage.blocks) {
+          const Block& next = scratch_.units[(b + 1) * stage.heads + j];
+          block.next_k = {next.k, next.k_offset, next.first, next.last};
+        } else if (after.first < after.last) {
+          block.next_k = {k_rows(after, range_.first_head + j), after.k_offset, after.first, after.last};
+        }
+      }
     }
   }
 
   /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
-  bool mark_visible(Index block_begin, Index kv_head, std::uint64_t all) {
+  bool mark_visible(std::uint64_t* visible, Index block_begin, Index kv_head, std::uint64_t all) const {
     bool differ = false;
     for (Index row = 0; row < range_.rows; ++row) {
       std::uint64_t bits = row_range(row, block_begin) & all;
       if (call_.variant.refine != nullptr)
         bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row],
                                     kv_head * call_.group + (range_.first_row + row) % call_.group, block_begin);
-      scratch_.visible[row] = bits;
+      visible[row] = bits;
       differ |= bits != all;
     }
     return differ;
@@ -244,7 +265,7 @@ class ThreadSetup {
 inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
                              Index span) noexcept {
   RowTile state = like;
-  const std::size_t bytes = state_bytes(plan.heads * plan.rows, call.shape.value_dim);
+  const std::size_t bytes = state_bytes(plan.heads * plan.rows, like.o_stride);
   Carver carver(call.partials + plan.partial + static_cast<std::size_t>(head_group * plan.spans + span) * bytes);
   carve_state(carver, state, plan.heads * plan.rows);
   return state;

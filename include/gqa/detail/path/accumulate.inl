@@ -1,93 +1,138 @@
 // SPDX-License-Identifier: Apache-2.0
-// Output accumulation of one block. Part of kernel.inl.
+// Output accumulation of a stage. Part of every kernel without tiles; the path says what is added at a time (Product):
+//
+//   kTokens        tokens of a step: 1, or 2 where products are added in pairs
+//   kDims          dims of a step, kVectors accumulators
+//   weight         the weights of a step of a row, in every lane
+//   add            acc + weight · values, lane by lane
+//   settle         an accumulator after its product with alpha
+//
+// and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them.
 
-// R rows × C vectors of outputs, held in registers while the tokens of the block go by. C == 1 may be a part of a vector.
-// Careful: a hidden token is skipped instead of added with weight zero, because 0 × NaN is not 0. Same bits otherwise.
-template <class Codec, int R, int C, bool Careful>
-GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index width, const OffsetRows& rows,
-                         const Block& block) {
-  const float* w = tile.weights + row * kBlock;
+// Rows that take values straight from the cache; more share a staged copy, in the first-level cache.
+inline constexpr Index kDirectRows = 15;
+// Tokens that are taken at a time where that takes several strips, or heads lie side by side: what the first strip has brought
+// from memory is in the first-level cache for the others, and memory is not idle for long.
+inline constexpr Index kFewTokens = 16;
+
+// R rows × C steps of dims of outputs, held in registers while tokens [from, to) go by. C == 1 may be part of a step.
+template <int R, int C, class Values>
+GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index width, Values values, Index from, Index to,
+                         bool rescale, bool touch) {
+  constexpr int N = C * Product::kVectors;
   float* o = tile.o + row * tile.o_stride + column;
-  Vec acc[R * C];
+  Vec acc[R * N];
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
     GQA_UNROLL
-    for (int c = 0; c < C; ++c)
-      acc[r * C + c] = mul(load(o + r * tile.o_stride + c * kLanes), set1(tile.alpha[row + r]));
+    for (int n = 0; n < N; ++n) acc[r * N + n] = load(o + r * tile.o_stride + n * kLanes);
   }
-  for (Index t = block.first; t < block.last; ++t) {
-    if (Careful && ((block.visible[row] >> t) & 1u) == 0) continue;
-    if (row == 0 && column == 0) prefetch_rows(block.next_k, t, t + 1, tile.head_dim * Codec::bytes);
-    const std::byte* v = rows(t) + column * Codec::bytes;
-    Vec value[C];
-    GQA_UNROLL
-    for (int c = 0; c < C; ++c)
-      value[c] = C > 1 || width == kLanes ? load_as<Codec>(v + c * kLanes * Codec::bytes) : load_part<Codec>(v, width);
+  if (rescale) {
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vec weight = set1(w[r * kBlock + t]);
+      const Vec alpha = set1(tile.alpha[row + r]);
       GQA_UNROLL
-      for (int c = 0; c < C; ++c) acc[r * C + c] = fma(weight, value[c], acc[r * C + c]);
+      for (int n = 0; n < N; ++n) acc[r * N + n] = Product::settle(mul(acc[r * N + n], alpha));
+    }
+  }
+  const float* weights = tile.weights + row * kBlock;
+  const Index last = (to + Product::kTokens - 1) / Product::kTokens;
+  for (Index step = from / Product::kTokens; step < last; ++step, values.next()) {
+    if (touch) values.touch(tile.value_dim);
+    Product::Operand value[N];
+    GQA_UNROLL
+    for (int c = 0; c < C; ++c)
+      values(column + c * Product::kDims, C > 1 ? Index{Product::kDims} : width, value + c * Product::kVectors);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const auto weight = Product::weight(weights + r * kBlock, step);
+      GQA_UNROLL
+      for (int n = 0; n < N; ++n) acc[r * N + n] = Product::add(weight, value[n], acc[r * N + n]);
     }
   }
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
     GQA_UNROLL
-    for (int c = 0; c < C; ++c) store(o + r * tile.o_stride + c * kLanes, acc[r * C + c]);
+    for (int n = 0; n < N; ++n) store(o + r * tile.o_stride + n * kLanes, acc[r * N + n]);
   }
 }
 
-// All columns of R rows: as many vectors at a time as registers allow, then one by one.
-template <class Codec, int R, bool Careful>
-GQA_OP void output_columns(const RowTile& tile, Index row, const OffsetRows& rows, const Block& block) {
-  constexpr int C = kOutputTile / R < 8 ? kOutputTile / R : 8;
-  Index column = 0;
-  if constexpr (C > 1) {
-    for (; column + C * kLanes <= tile.value_dim; column += C * kLanes)
-      output_strip<Codec, R, C, Careful>(tile, row, column, kLanes, rows, block);
-  }
-  for (; column + kLanes <= tile.value_dim; column += kLanes)
-    output_strip<Codec, R, 1, Careful>(tile, row, column, kLanes, rows, block);
-  if (column < tile.value_dim)
-    output_strip<Codec, R, 1, Careful>(tile, row, column, tile.value_dim - column, rows, block);
-}
-
-template <class Codec, int R>
-GQA_OP void output_rows(const RowTile& tile, Index& row, const OffsetRows& rows, const Block& block) {
-  for (; row + R <= tile.rows; row += R) output_columns<Codec, R, false>(tile, row, rows, block);
-  if constexpr (R > 1) output_rows<Codec, R / 2>(tile, row, rows, block);
-}
-
-// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending in [first, last).
-template <class Codec>
-inline void accumulate(const RowTile& tile, const Block& block) {
-  const OffsetRows rows{block.v, block.v_offset};
-  Index row = 0;
-  if (block.careful) {
-    for (; row < tile.rows; ++row) output_columns<Codec, 1, true>(tile, row, rows, block);
-    return;
-  }
-  if constexpr (Codec::bytes != 4) {
-    if (tile.rows > kWidenRows) {
-      Index offset[kBlock];
-      widen_rows<Codec>(rows, tile.staging, tile.value_dim, block.first, block.last, offset);
-      Block wide = block;
-      wide.v = tile.staging;
-      wide.v_offset = offset;
-      return accumulate<F32>(tile, wide);
+// All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
+// The strip that reads memory (First: the first columns of the first rows) has load instructions of its own, and touches rows.
+template <int R, bool First, class Values>
+GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, Index from, Index to, Index few, bool rescale) {
+  constexpr int fit = kOutputTile / R < 8 ? kOutputTile / R : 8;
+  constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
+  constexpr Index wide = C * Product::kDims;
+  for (Index end; from < to; from = end, rescale = false, values.skip(few)) {
+    end = from + few < to ? from + few : to;
+    Index column = 0;
+    if constexpr (C > 1) {
+      if (First && wide <= tile.value_dim) {
+        output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, true);
+        column = wide;
+      }
+      for (; column + wide <= tile.value_dim; column += wide)
+        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, false);
+    }
+    for (; column < tile.value_dim; column += Product::kDims) {
+      const Index rest = tile.value_dim - column;
+      const Index width = rest < Product::kDims ? rest : Product::kDims;
+      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, First && column == 0);
     }
   }
-  output_rows<Codec, kOutputRows>(tile, row, rows, block);
 }
 
-template <class Codec>
-inline bool nonfinite(const Block& block, Index value_dim) {
-  for (Index t = block.first; t < block.last; ++t) {
-    const std::byte* v = block.v + block.v_offset[t];
-    Index d = 0;
-    for (; d + kLanes <= value_dim; d += kLanes)
-      if (any_nonfinite(load_as<Codec>(v + d * Codec::bytes))) return true;
-    if (d < value_dim && any_nonfinite(load_part<Codec>(v + d * Codec::bytes, value_dim - d))) return true;
+template <int R, class Values>
+GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, Index from, Index to, Index few, bool rescale) {
+  if (row == 0 && R <= tile.rows) {
+    output_columns<R, true>(tile, row, values, from, to, few, rescale);
+    row += R;
   }
-  return false;
+  for (; row + R <= tile.rows; row += R) output_columns<R, false>(tile, row, values, from, to, few, rescale);
+  if constexpr (R > 1) output_rows<R / 2>(tile, row, values, from, to, few, rescale);
+}
+
+GQA_OP void add_staged(const RowTile& tile, Index row, const Staged& values, Index from, Index to, bool rescale) {
+  output_rows<kOutputRows>(tile, row, values, from, to, to - from, rescale);
+}
+
+// One unit, tokens [from, to).
+template <class Codec>
+GQA_OP void add_values(const RowTile& tile, const Block& block, Index from, Index to, Index few, bool rescale) {
+  if (block.careful) {  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
+    RowTile upto = tile;
+    for (Index row = 0; row < tile.rows; ++row) {
+      upto.rows = row + 1;
+      add_staged(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), from, to, rescale);
+    }
+    return;
+  }
+  if constexpr (kReadable<Codec>) {
+    const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
+    if (block.v_stride != 0 && whole_steps && (!kStaged<Codec> || tile.rows <= kDirectRows))
+      return output_rows<kOutputRows>(tile, 0, Cached<Codec>{block.v + from * block.v_stride, block.v_stride}, from, to, few,
+                                      rescale);
+  }
+  add_staged(tile, 0, stage_values<Codec>(tile, block, ~std::uint64_t{0}, from, to), from, to, rescale);
+}
+
+// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
+template <class Codec>
+inline void accumulate(const RowTile& tile, const Stage& stage) {
+  const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
+  const bool few_rows = tile.rows <= kOutputRows && stage.heads == 1;
+  const Index few = one_strip ? kBlock : kFewTokens;
+  const Index tokens = tile.rows > kDirectRows || few_rows ? kBlock : kFewTokens;
+  for (Index b = 0; b < stage.blocks; ++b) {
+    const Block& any = stage.units[b * stage.heads];
+    for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
+    for (Index from = any.first; from < any.last;) {
+      Index to = from / tokens * tokens + tokens;
+      if (to > any.last) to = any.last;
+      for (Index j = 0; j < stage.heads; ++j)
+        add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], from, to, few, from == any.first);
+      from = to;
+    }
+  }
 }

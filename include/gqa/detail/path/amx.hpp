@@ -201,6 +201,20 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 
 #include "gqa/detail/path/amx_accumulate.inl"
 
+// Units one by one: each asks for what the next stage reads.
+template <class Codec>
+inline void scores(const RowTile& tile, const Stage& stage) {
+  for (Index b = 0; b < stage.blocks; ++b)
+    for (Index j = 0; j < stage.heads; ++j)
+      score_block<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
+}
+template <class Codec>
+inline void accumulate(const RowTile& tile, const Stage& stage) {
+  for (Index b = 0; b < stage.blocks; ++b)
+    for (Index j = 0; j < stage.heads; ++j)
+      accumulate_block<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
+}
+
 #if defined(GQA_COMPILED_KERNELS)
 const Kernels& kernels() noexcept;
 #else
@@ -216,6 +230,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .merge = avx512::merge,
       .store = avx512::store,
       .staging_bytes = staging_bytes,
+      .weight_rows = kGroup,
       .enter = enter,
       .leave = leave,
   };

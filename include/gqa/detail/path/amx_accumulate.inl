@@ -229,7 +229,7 @@ GQA_OP void output_carefully(const RowTile& tile, const Block& block, const Grou
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order.
 template <class Codec>
-inline void accumulate(const RowTile& tile, const Block& block) {
+GQA_OP void accumulate_block(const RowTile& tile, const Block& block) {
   const Index groups = group_count(tile);
   const Index o_bytes = tile.o_stride * Index{sizeof(float)};
   const ValueTiles v{tile.staging, tile.o_stride / kLanes};

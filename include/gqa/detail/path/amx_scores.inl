@@ -179,7 +179,7 @@ GQA_OP void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks,
 
 // weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
 template <class Codec>
-inline void scores(const RowTile& tile, const Block& block) {
+GQA_OP void score_block(const RowTile& tile, const Block& block) {
   const Index chunks = tile.q_stride / kHalf;
   const Index groups = group_count(tile);
   const auto* q = static_cast<const std::byte*>(tile.q);

@@ -18,8 +18,12 @@ struct Vec {
 
 inline constexpr int kScoreTile = 4;   // accumulators of a score tile: 8 registers, 4 for keys, 2 for queries
 inline constexpr int kScoreRows = 2;   // the most rows of a score tile
+inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
+inline constexpr int kRowTokens = 4;   // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
+inline constexpr int kRowGroups = 1;   // the most groups of 16 rows
 inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers
 inline constexpr int kOutputRows = 4;  // the most rows of an output tile
+inline constexpr Index kStageRows = 64;  // rows of a stage's units, see Kernels::stage_rows
 
 GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 GQA_OP Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -84,6 +88,48 @@ GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   const __m256 d = _mm256_add_ps(_mm256_shuffle_ps(c, c, 0x88), _mm256_shuffle_ps(c, c, 0xdd));
   _mm_storeu_ps(sums, _mm_shuffle_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1), 0x44));
 }
+// 8 × 8 floats: row i, column j ↔ row j, column i.
+GQA_OP void transpose_quarter(__m256 (&r)[8]) {
+  __m256 a[8];
+  GQA_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+    r[i] = low;
+  }
+}
+// Vector i, lane j ↔ vector j, lane i.
+GQA_OP void transpose(Vec (&r)[kLanes]) {
+  __m256 corner[2][2][8];
+  GQA_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    corner[0][0][i] = r[i].low;
+    corner[0][1][i] = r[i].high;
+    corner[1][0][i] = r[i + 8].low;
+    corner[1][1][i] = r[i + 8].high;
+  }
+  transpose_quarter(corner[0][0]);
+  transpose_quarter(corner[0][1]);
+  transpose_quarter(corner[1][0]);
+  transpose_quarter(corner[1][1]);
+  GQA_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    r[i] = {corner[0][0][i], corner[1][0][i]};
+    r[i + 8] = {corner[0][1][i], corner[1][1][i]};
+  }
+}
 GQA_OP bool any_nonfinite(const Vec& a) {
   const __m256i exponent = _mm256_set1_epi32(0x7f800000);
   const __m256i x = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(a.low), exponent), exponent);
@@ -137,8 +183,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
     }
   }
 }
-// Into the second-level cache; the first is too small for what is asked for ahead.
-GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
+#include "gqa/detail/path/memory.inl"
 
 #define GQA_KERNEL_PATH Path::avx2
 #include "gqa/detail/path/kernel.inl"

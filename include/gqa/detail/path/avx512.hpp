@@ -16,8 +16,12 @@ inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
 
 inline constexpr int kScoreTile = 16;   // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 4;    // the most rows of a score tile
+inline constexpr int kHeldQueries = 16; // registers for queries, where they stay in registers
+inline constexpr int kRowTokens = 8;    // accumulators where lanes are rows: groups of 16 rows × tokens
+inline constexpr int kRowGroups = 2;    // the most groups
 inline constexpr int kOutputTile = 16;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 4;   // the most rows of an output tile
+inline constexpr Index kStageRows = 64; // rows of a stage's units, see Kernels::stage_rows
 
 GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }
@@ -57,21 +61,64 @@ GQA_OP float reduce_add(Vec a) {
 }
 // The same tree for sixteen vectors at once: sums[i] = reduce_add(acc[i]). Each step adds halves of two vectors and leaves their
 // sums side by side; the pairs are chosen so that vector i ends in lane i.
-GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
-  Vec a[8];
-  GQA_UNROLL
-  for (int i = 0; i < 8; ++i)  // lanes + 8: [acc i | acc i + 8]
-    a[i] = add(_mm512_shuffle_f32x4(acc[i], acc[i + 8], 0x44), _mm512_shuffle_f32x4(acc[i], acc[i + 8], 0xee));
+GQA_OP Vec reduce_pair(Vec a, Vec b) {  // lanes + 8: [a | b]; of vectors i and i + 8
+  return add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+// What reduce_pair has left of sixteen, eight or four vectors → their sums in the first lanes.
+template <int N>
+GQA_OP void reduce_pairs(const Vec (&a)[N], float* sums) {
   const __m512i swap = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
   Vec b[4];
   GQA_UNROLL
-  for (int i = 0; i < 4; ++i)  // lanes + 4: [a i | a i + 4] in each half
-    b[i] = add(_mm512_mask_blend_ps(0xf0f0, a[i], a[i + 4]), _mm512_permutex2var_ps(a[i], swap, a[i + 4]));
+  for (int i = 0; i < 4; ++i) {  // lanes + 4: [a i | a i + 4] in each half
+    const Vec x = a[i % N];
+    const Vec y = a[(i + 4) % N];
+    b[i] = add(_mm512_mask_blend_ps(0xf0f0, x, y), _mm512_permutex2var_ps(x, swap, y));
+  }
   Vec c[2];
   GQA_UNROLL
   for (int i = 0; i < 2; ++i)  // lanes + 2: [b 2i | b 2i + 1] in each quarter
     c[i] = add(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xee));
-  store(sums, add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd)));
+  Vec d = add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
+  if constexpr (N == 4) d = _mm512_shuffle_f32x4(d, d, 0x08);  // each quarter is there twice
+  if constexpr (N == 2) d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9), d);
+  store(sums, d);
+}
+GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
+  Vec half[kScoreTile / 2];
+  GQA_UNROLL
+  for (int i = 0; i < kScoreTile / 2; ++i) half[i] = reduce_pair(acc[i], acc[i + kScoreTile / 2]);
+  reduce_pairs(half, sums);
+}
+// Vector i, lane j ↔ vector j, lane i.
+GQA_OP void transpose(Vec (&r)[kLanes]) {
+  Vec a[kLanes];
+  GQA_UNROLL
+  for (int i = 0; i < kLanes; i += 2) {
+    a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < kLanes; i += 4) {  // r[i + c]: columns c, c + 4, c + 8, c + 12 of rows i … i + 3
+    r[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    r[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    r[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    r[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {  // pairs of such quarters: rows 0 … 7, then 8 … 15
+    a[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x44);
+    a[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xee);
+    a[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x44);
+    a[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xee);
+  }
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+    r[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+    r[i + 8] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
+  }
 }
 GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // quiet, signalling NaN, ±infinity
 
@@ -115,8 +162,7 @@ GQA_OP void store_as(std::byte* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
 }
-// Into the second-level cache; the first is too small for what is asked for ahead.
-GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
+#include "gqa/detail/path/memory.inl"
 
 #define GQA_KERNEL_PATH Path::avx512
 #include "gqa/detail/path/kernel.inl"

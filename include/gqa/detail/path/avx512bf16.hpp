@@ -12,6 +12,8 @@
 /// | _mm512_unpacklo_epi16| vpunpcklwd  | two V rows → pairs of one dim side by side                                  |
 /// | _mm512_cvtne2ps_pbh  | vcvtne2ps2bf16 | 32 weights → bf16, ties to even                                         |
 ///
+/// Outputs stay in the order that unpacking leaves dims in until they are stored.
+///
 /// q and k are used as stored: scores are exact products, summed in f32. Weights are rounded to bf16, their sum is not.
 #pragma once
 
@@ -23,12 +25,26 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
+using avx512::add;
 using avx512::kLanes2;
+using avx512::kOutputRows;
+using avx512::kOutputTile;
+using avx512::kRowGroups;
+using avx512::kRowTokens;
+using avx512::kHeldQueries;
+using avx512::kScoreRows;
+using avx512::kScoreTile;
+using avx512::load;
+using avx512::mul;
+using avx512::reduce_pairs;
+using avx512::reduce_pair;
 using avx512::reduce_tile;
+using avx512::set1;
+using avx512::store;
+using avx512::touch_row;
+using avx512::transpose;
 using avx512::Vec;
-
-/// Rows from which a block of V is interleaved once, instead of in every tile that reads it.
-inline constexpr Index kStageRows = 16;
+using avx512::zero;
 
 GQA_OP __m512bh as_pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 GQA_OP __m512i load_pairs(const std::byte* p) { return _mm512_loadu_si512(p); }
@@ -49,10 +65,13 @@ GQA_OP __m512i narrow_pairs(const std::byte* p, Index count) {
   }
 }
 
-#include "gqa/detail/path/bf16_scores.inl"
-#include "gqa/detail/path/bf16_accumulate.inl"
+#include "gqa/detail/path/scores.inl"
 
-// K rounded to bf16 (other codecs only), or V interleaved; one block at a time.
+#include "gqa/detail/path/bf16_products.inl"
+
+#include "gqa/detail/path/accumulate.inl"
+
+// K rounded to bf16 (other codecs only), or V interleaved, one block at a time; sixteen queries while they are packed.
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   const Index widest = head_dim > value_dim ? head_dim : value_dim;
   return kBlock * round_up(widest, kLanes2) * Index{sizeof(bf16)};
@@ -71,8 +90,10 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
       .nonfinite = {avx512::nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
       .merge = avx512::merge,
-      .store = avx512::store,
+      .store = store_outputs,
       .staging_bytes = staging_bytes,
+      .o_multiple = kLanes2,
+      .stage_rows = avx512::kStageRows,
   };
   return table;
 }

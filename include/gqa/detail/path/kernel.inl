@@ -11,13 +11,19 @@
 // a loaded key or value, which changes no bit.
 
 #include "gqa/detail/path/scores.inl"
+#include "gqa/detail/path/products.inl"
 #include "gqa/detail/path/softmax.inl"
 #include "gqa/detail/path/accumulate.inl"
 #include "gqa/detail/path/state.inl"
 
-inline Index staging_bytes(Index rows, Index head_dim, Index value_dim) {
-  const Index widest = round_up(head_dim > value_dim ? head_dim : value_dim, kLanes);
-  return rows > kWidenRows ? kBlock * widest * Index{sizeof(float)} : 0;
+// weights[row][t] ← q[row] · k[t]; q carries the scale.
+template <class Codec>
+inline void scores(const RowTile& tile, const Stage& stage) {
+  score_stage<Dot<Codec>>(tile, stage);
+}
+
+inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
+  return kBlock * round_up(head_dim > value_dim ? head_dim : value_dim, 2 * kLanes) * Index{sizeof(float)};
 }
 
 #if defined(GQA_COMPILED_KERNELS)
@@ -35,6 +41,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .merge = merge,
       .store = store,
       .staging_bytes = staging_bytes,
+      .stage_rows = kStageRows,
   };
   return table;
 }

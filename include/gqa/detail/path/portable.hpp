@@ -15,8 +15,12 @@ struct Vec {
 
 inline constexpr int kScoreTile = 2;        // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 1;        // the most rows of a score tile
+inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
+inline constexpr int kRowTokens = 0;        // no lanes that are rows
+inline constexpr int kRowGroups = 1;
 inline constexpr int kOutputTile = 1;       // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;       // the most rows of an output tile
+inline constexpr Index kStageRows = 64;     // rows of a stage's units, see Kernels::stage_rows
 
 GQA_OP Vec set1(float value) {
   Vec r;
@@ -90,6 +94,16 @@ GQA_OP float reduce_add(Vec a) {
 GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   for (int i = 0; i < kScoreTile; ++i) sums[i] = reduce_add(acc[i]);
 }
+// Vector i, lane j ↔ vector j, lane i.
+GQA_OP void transpose(Vec (&r)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float swapped = r[i].lane[j];
+      r[i].lane[j] = r[j].lane[i];
+      r[j].lane[i] = swapped;
+    }
+  }
+}
 GQA_OP bool any_nonfinite(const Vec& a) {
   bool found = false;
   for (int i = 0; i < kLanes; ++i) found |= (__builtin_bit_cast(std::uint32_t, a.lane[i]) & 0x7f800000u) == 0x7f800000u;
@@ -134,8 +148,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
     }
   }
 }
-// Into the second-level cache; the first is too small for what is asked for ahead.
-GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
+#include "gqa/detail/path/memory.inl"
 
 #define GQA_KERNEL_PATH Path::portable
 #include "gqa/detail/path/kernel.inl"

@@ -56,6 +56,8 @@
 
 /// Kernel building blocks: always inlined into the stage that uses them.
 #define GQA_OP inline __attribute__((always_inline))
+/// Kernels of a few hundred instructions, that are called by the stages: registers are for them alone.
+#define GQA_KERNEL inline __attribute__((noinline))
 /// Unrolls the next loop whole, at any optimisation level that optimises.
 #define GQA_UNROLL GQA_DETAIL_PRAGMA(GCC unroll 32)
 

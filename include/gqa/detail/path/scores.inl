@@ -1,122 +1,296 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of one block: rows × kBlock dot products. Part of kernel.inl.
+// Scores of a stage: rows × tokens dot products. Part of every kernel without tiles; the path says what a lane adds up (a Dot):
+//
+//   kDims, kQueryBytes, kKeyBytes    dims of a vector of keys; bytes of a dim, packed and as `key` reads it
+//   key, key_part, query             kDims of a key; fewer, and zeros behind them; kDims of a packed query
+//   add                              acc + query · key, lane by lane
+//   rows_at, one                     for lanes that are rows: unit u of 16 packed queries; a unit of a key, in every lane
+//   kUnitBytes                       of a unit of a key: what one lane takes at a time
+//   finish                           what is left to do to sums
+//   Grouped, group_block             a Dot and a block whose rows `one` can read
+//
+// Two ways of holding a tile, with the same additions in the same order:
+//
+//   strips (few rows)      a lane sums dims i, i + 16, … of one row and token; lanes are then added by the fixed tree
+//   groups (16 rows)       a lane is a row; what a strip has in lane i is computed for i = 0 … 15, and added by the same tree
 
-// Rows from which a 16-bit block is widened to f32 once, instead of in every tile that reads it.
-inline constexpr Index kWidenRows = 16;
+inline constexpr Index kTileTokens = 16;
 
-// Where token t's row starts.
-struct OffsetRows {
+// Rows from which a group of 16 is worth its idle lanes.
+inline constexpr Index kGroupRows = 5;
+
+// Rows that are packed in groups, the first of a tile; the rest are packed one by one.
+GQA_OP Index grouped_rows(Index rows) {
+  if constexpr (kRowTokens == 0) return 0;
+  const Index groups = rows / kLanes * kLanes;
+  return rows - groups < kGroupRows ? groups : groups + kLanes;
+}
+
+// Where the rows of kTileTokens tokens start: evenly spaced, as those of a page are, or anywhere. Evenly spaced rows are walked with
+// a pointer: load instructions that step by a constant are what a processor's prefetching follows best.
+struct EvenRows {
   const std::byte* base;
-  const Index* offset;
+  Index stride;
+  GQA_OP const std::byte* operator()(Index t) const { return base + t * stride; }
+};
+struct ScatteredRows {
+  const std::byte* base;
+  Index offset[kTileTokens];
   GQA_OP const std::byte* operator()(Index t) const { return base + offset[t]; }
 };
 
-// Rows `from` as f32 in staging, zeros up to a whole vector; `offset` tells where, for tokens [first, last).
-template <class Codec>
-GQA_OP void widen_rows(const OffsetRows& from, std::byte* staging, Index width, Index first, Index last,
-                       Index (&offset)[kBlock]) {
-  const Index stride = round_up(width, kLanes);
-  float* out = reinterpret_cast<float*>(staging);
-  for (Index t = first; t < last; ++t) {
-    const std::byte* row = from(t);
-    offset[t] = t * stride * Index{sizeof(float)};
-    Index d = 0;
-    for (; d + kLanes <= width; d += kLanes) store(out + t * stride + d, load_as<Codec>(row + d * Codec::bytes));
-    if (d < width) store(out + t * stride + d, load_part<Codec>(row + d * Codec::bytes, width - d));
+GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
+  return block.k_stride != 0 && block.first <= t0 && t0 + tokens <= block.last;
+}
+// Tokens that the block lacks borrow a row that it has; their scores are hidden.
+GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0) {
+  ScatteredRows rows;
+  rows.base = block.k;
+  for (Index t = 0; t < kTileTokens; ++t) {
+    const Index token = t0 + t;
+    rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
   }
+  return rows;
 }
 
-// While tokens [t0, t1) are worked on, asks for the same tokens of the rows that come next: values while it is the turn of the
-// keys, the next block's keys while it is the turn of the values. The processor's own prefetching does not follow across the tokens
-// of a tile; a stage ahead is far enough to hide memory, and short enough for the second-level cache.
-GQA_OP void prefetch_rows(const Upcoming& next, Index t0, Index t1, Index bytes) {
-  if (t0 < next.first) t0 = next.first;
-  if (t1 > next.last) t1 = next.last;
-  for (Index t = t0; t < t1; ++t) {
-    const std::byte* row = next.data + next.offset[t];
-    Index line = 0;
-    for (; line + 256 <= bytes; line += 256) {
-      prefetch(row + line);
-      prefetch(row + line + 64);
-      prefetch(row + line + 128);
-      prefetch(row + line + 192);
-    }
-    for (; line < bytes; line += 64) prefetch(row + line);
-  }
-}
-
-// A tile of R rows × T tokens of scores: R·T accumulators, each lane a partial sum over d; reduced together at the end.
-template <class Codec, int R>
-GQA_OP void score_strip(const RowTile& tile, Index row, const OffsetRows& rows, const Block& block) {
+// Sums of a tile's accumulators, finished and stored: R rows × T tokens from t0 on.
+template <class Dot, int R>
+GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[kScoreTile]) {
   constexpr int T = kScoreTile / R;
-  constexpr int G = T < 4 ? T : 4;
-  const float* q = static_cast<const float*>(tile.q) + row * tile.q_stride;
-  float* out = tile.weights + row * kBlock;
-  const Index whole = tile.head_dim / kLanes * kLanes;
+  Dot::finish(sums, kScoreTile, tile);
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r)
+    __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
+}
+
+// R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
+template <class Dot, int R, class Rows>
+GQA_KERNEL void score_strip(const RowTile& tile, Index row, Rows keys, Index t0) {
+  constexpr int T = kScoreTile / R;
+  constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
+  const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
+  const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
+  const Index whole = tile.head_dim / Dot::kDims * Dot::kDims;
   const Index rest = tile.head_dim - whole;
-  const Index first = block.first;
-  const Index last = block.last;
-  for (Index t0 = first / T * T; t0 < last; t0 += T) {
-    if (row == 0)
-      prefetch_rows({block.v, block.v_offset, first, last}, t0, t0 + T, tile.value_dim * Codec::bytes);
+  for (int s = 0; s < kTileTokens; s += T) {
     Vec acc[kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
     GQA_UNROLL
-    for (int g = 0; g < T; g += G) {  // as many tokens at a time as there are registers for their addresses
+    for (int g = 0; g < T; g += G) {
       const std::byte* k[G];
       GQA_UNROLL
-      for (int t = 0; t < G; ++t) {
-        const Index token = t0 + g + t;
-        k[t] = rows(token < first ? first : token < last ? token : last - 1);
-      }
-      for (Index d = 0; d < whole; d += kLanes) {
-        Vec query[R];
+      for (int t = 0; t < G; ++t) k[t] = keys(s + g + t);
+      for (Index d = 0; d < whole; d += Dot::kDims) {
+        typename Dot::Operand query[R];
         GQA_UNROLL
-        for (int r = 0; r < R; ++r) query[r] = load(q + r * tile.q_stride + d);
+        for (int r = 0; r < R; ++r) query[r] = Dot::query(q + r * q_bytes + d * Dot::kQueryBytes);
         GQA_UNROLL
         for (int t = 0; t < G; ++t) {
-          const Vec key = load_as<Codec>(k[t] + d * Codec::bytes);
+          const auto key = Dot::key(k[t] + d * Dot::kKeyBytes);
           GQA_UNROLL
-          for (int r = 0; r < R; ++r) acc[r * T + g + t] = fma(query[r], key, acc[r * T + g + t]);
+          for (int r = 0; r < R; ++r) acc[r * T + g + t] = Dot::add(query[r], key, acc[r * T + g + t]);
         }
       }
       if (rest != 0) {
         GQA_UNROLL
         for (int t = 0; t < G; ++t) {
-          const Vec key = load_part<Codec>(k[t] + whole * Codec::bytes, rest);
+          const auto key = Dot::key_part(k[t] + whole * Dot::kKeyBytes, rest);
           GQA_UNROLL
           for (int r = 0; r < R; ++r)
-            acc[r * T + g + t] = fma(load(q + r * tile.q_stride + whole), key, acc[r * T + g + t]);
+            acc[r * T + g + t] = Dot::add(Dot::query(q + r * q_bytes + whole * Dot::kQueryBytes), key, acc[r * T + g + t]);
         }
       }
     }
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
-    GQA_UNROLL
-    for (int r = 0; r < R; ++r) __builtin_memcpy(out + r * kBlock + t0, sums + r * T, T * sizeof(float));
+    store_scores<Dot, R>(tile, row, t0 + s, sums);
   }
 }
 
-template <class Codec, int R>
-GQA_OP void score_rows(const RowTile& tile, Index& row, const OffsetRows& rows, const Block& block) {
-  for (; row + R <= tile.rows; row += R) score_strip<Codec, R>(tile, row, rows, block);
-  if constexpr (R > 1) score_rows<Codec, R / 2>(tile, row, rows, block);
+// The same with the queries in registers, N vectors of each, four evenly spaced keys at a time. Few load instructions remain, each
+// with a constant step: processors' prefetching follows no more than that, and memory is read at its full rate. Half the tokens at
+// a time where their accumulators would not fit beside the queries.
+template <class Dot, int R, int N>
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+  constexpr int T = 4;
+  constexpr int U = R * N + R * T > 28 ? T / 2 : T;
+  const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
+  typename Dot::Operand query[R * N];
+  GQA_UNROLL
+  for (int i = 0; i < R * N; ++i)
+    query[i] = Dot::query(q + (i / N * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
+  for (Index s = 0; s < tokens; s += T, keys.base += T * keys.stride) {
+    for (Index t = 0; row == 0 && t < T; ++t) touch_row(keys(t), N * Dot::kDims * Dot::kKeyBytes);
+    typename Dot::Sum pair[R * T / 2];  // what reduce_few does first, of rows r and r + R / 2, or of tokens t and t + 2
+    GQA_UNROLL
+    for (int h = 0; h < T; h += U) {
+      typename Dot::Sum acc[R * U];
+      GQA_UNROLL
+      for (int i = 0; i < R * U; ++i) acc[i] = zero();
+      GQA_UNROLL
+      for (int d = 0; d < N; ++d) {
+        GQA_UNROLL
+        for (int t = 0; t < U; ++t) {
+          const auto key = Dot::key(keys(h + t) + d * Dot::kDims * Dot::kKeyBytes);
+          GQA_UNROLL
+          for (int r = 0; r < R; ++r) acc[r * U + t] = Dot::add(query[r * N + d], key, acc[r * U + t]);
+        }
+      }
+      GQA_UNROLL
+      for (int i = 0; i < R * U / 2; ++i) pair[i / U * T + h + i % U] = reduce_pair(acc[i], acc[i + R * U / 2]);
+    }
+    alignas(64) float sums[kLanes];
+    reduce_pairs(pair, sums);
+    Dot::finish(sums, kLanes, tile);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r)
+      __builtin_memcpy(tile.weights + (row + r) * kBlock + t0 + s, sums + r * T, T * sizeof(float));
+  }
 }
 
-// weights[row][t] ← q[row] · k[t] for t in [first, last); q carries the scale.
-template <class Codec>
-inline void scores(const RowTile& tile, const Block& block) {
-  if constexpr (Codec::bytes != 4) {
-    if (tile.rows > kWidenRows) {
-      Index offset[kBlock];
-      widen_rows<Codec>({block.k, block.k_offset}, tile.staging, tile.head_dim, block.first, block.last, offset);
-      Block wide = block;
-      wide.k = tile.staging;
-      wide.k_offset = offset;
-      return scores<F32>(tile, wide);
+// Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on.
+template <class Dot, int R, int N>
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+  for (; row + R <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens);
+  if constexpr (R > 1) score_rows_held<Dot, R / 2, N>(tile, row, keys, t0, tokens);
+}
+template <class Dot, int R>
+GQA_OP void score_rows_even(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+  for (; row + R <= tile.rows; row += R)
+    for (Index t = 0; t < tokens; t += kTileTokens)
+      score_strip<Dot, R>(tile, row, EvenRows{keys.base + t * keys.stride, keys.stride}, t0 + t);
+  if constexpr (R > 1) score_rows_even<Dot, R / 2>(tile, row, keys, t0, tokens);
+}
+template <class Dot>
+GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens) {
+  if (!evenly_spaced(block, t0, tokens)) {  // edges and odd page sizes
+    for (; row < tile.rows; ++row)
+      for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
+        if (t + kTileTokens > block.first) score_strip<Dot, 1>(tile, row, scattered_rows(block, t), t);
+    return;
+  }
+  const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
+  if constexpr (kHeldQueries > 0) {
+    constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
+    constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
+    if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens);
+    if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens);
+  }
+  score_rows_even<Dot, kScoreRows>(tile, row, keys, t0, tokens);
+}
+
+// What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
+template <class Dot, int V, int T>
+GQA_OP void lane_sums(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index lane, Index units,
+                      Vec (&acc)[V * T]) {
+  GQA_UNROLL
+  for (int i = 0; i < V * T; ++i) acc[i] = zero();
+  for (Index u = lane; u < units; u += kLanes) {
+    typename Dot::Operand query[V];
+    GQA_UNROLL
+    for (int v = 0; v < V; ++v) query[v] = Dot::rows_at(q + v * group_bytes, u);
+    GQA_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const auto key = Dot::one(k[t] + u * Dot::kUnitBytes);
+      GQA_UNROLL
+      for (int v = 0; v < V; ++v) acc[t * V + v] = Dot::add(query[v], key, acc[t * V + v]);
     }
   }
-  Index row = 0;
-  score_rows<Codec, kScoreRows>(tile, row, {block.k, block.k_offset}, block);
+}
+
+template <int N>
+GQA_OP void add_to(Vec (&a)[N], const Vec (&b)[N]) {
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) a[i] = add(a[i], b[i]);
+}
+
+// V groups of 16 rows × T tokens. The tree of reduce_add, in an order in which little has to wait: lanes i and i + 8 with
+// i + 4 and i + 12, for i = 0, 2, 1, 3.
+template <class Dot, int V, int T>
+GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units, Vec (&sum)[V * T]) {
+  for (Index odd = 0; odd < 2; ++odd) {
+    Vec side[V * T];
+    for (Index i = odd; i < 4; i += 2) {
+      Vec a[V * T], b[V * T];
+      lane_sums<Dot, V, T>(q, group_bytes, k, i, units, a);
+      lane_sums<Dot, V, T>(q, group_bytes, k, i + 8, units, b);
+      add_to(a, b);
+      Vec c[V * T];
+      lane_sums<Dot, V, T>(q, group_bytes, k, i + 4, units, b);
+      lane_sums<Dot, V, T>(q, group_bytes, k, i + 12, units, c);
+      add_to(b, c);
+      add_to(a, b);
+      GQA_UNROLL
+      for (int n = 0; n < V * T; ++n) side[n] = i == odd ? a[n] : add(side[n], a[n]);
+    }
+    GQA_UNROLL
+    for (int n = 0; n < V * T; ++n) sum[n] = odd == 0 ? side[n] : add(sum[n], side[n]);
+  }
+}
+
+// V groups of rows from `row` on, over the tokens of the block.
+template <class Dot, int V>
+GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block) {
+  constexpr int T = kRowTokens / V;
+  const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
+  const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
+  const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
+  for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
+    const ScatteredRows keys = scattered_rows(block, t0);
+    alignas(64) float scores[V][kTileTokens][kLanes];  // [group][token][row]
+    for (int s = 0; s < kTileTokens; s += T) {
+      Vec sum[V * T];
+      const std::byte* k[T];
+      GQA_UNROLL
+      for (int t = 0; t < T; ++t) {
+        k[t] = keys(s + t);
+        if (row == 0) touch_row(k[t], tile.head_dim * Dot::kKeyBytes);
+      }
+      score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, sum);
+      GQA_UNROLL
+      for (int t = 0; t < T; ++t) {
+        GQA_UNROLL
+        for (int v = 0; v < V; ++v) store(scores[v][s + t], sum[t * V + v]);
+      }
+    }
+    for (int v = 0; v < V; ++v) {
+      Dot::finish(scores[v][0], kTileTokens * kLanes, tile);
+      Vec rows[kLanes];
+      GQA_UNROLL
+      for (int t = 0; t < kLanes; ++t) rows[t] = load(scores[v][t]);
+      transpose(rows);
+      const Index first = row + v * kLanes;
+      GQA_UNROLL
+      for (int r = 0; r < kLanes; ++r)
+        if (first + r < tile.rows) store(tile.weights + (first + r) * kBlock + t0, rows[r]);
+    }
+  }
+}
+
+// weights[row][t] ← q[row] · k[t] for every unit of the stage. Where heads lie side by side, strips take all heads of a few tokens
+// before they go on, as memory lies; else a block at a time. Groups, who compute more than they read, take a block either way.
+template <class Dot>
+GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
+  const Index grouped = grouped_rows(tile.rows);
+  for (Index b = 0; b < stage.blocks; ++b) {
+    if constexpr (kRowTokens > 0) {
+      for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
+        const RowTile unit = unit_tile(tile, stage, b, j);
+        Index offsets[kBlock];
+        const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
+        Index row = 0;
+        for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
+          score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block);
+        for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(unit, row, block);
+      }
+    }
+    if (grouped >= tile.rows) continue;
+    const Block& any = stage.units[b * stage.heads];
+    const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
+    const Index tokens = at_once ? kBlock : kTileTokens;
+    for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens)
+      for (Index j = 0; j < stage.heads; ++j)
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, stage.units[b * stage.heads + j], t0, tokens);
+  }
 }

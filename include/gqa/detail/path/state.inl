@@ -21,20 +21,40 @@ GQA_OP void pack_row(const std::byte* source, Index dim_stride, Index dim, float
   }
 }
 
-// tile.q[row][0 … head_dim) ← scale · query, zeros up to a whole vector.
+// to[0 … head_dim) ← scale · the query of a row, zeros up to a whole vector.
+inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, float* to) {
+  const Index at = source.first_row + row;
+  const std::byte* from = source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+  switch (source.type) {
+    case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
+    case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
+    case ElementType::f16: pack_row<F16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
+  }
+}
+
+// Sixteen packed rows of `floats` floats each → [float][row].
+inline void transpose_group(const float* rows, Index stride, Index count, Index floats, float* out) {
+  for (Index f = 0; f < floats; f += kLanes) {
+    Vec part[kLanes];
+    GQA_UNROLL
+    for (int r = 0; r < kLanes; ++r) part[r] = r < count ? load(rows + r * stride + f) : zero();
+    transpose(part);
+    GQA_UNROLL
+    for (int i = 0; i < kLanes; ++i) store(out + (f + i) * kLanes, part[i]);
+  }
+}
+
+// tile.q ← queries: groups of 16 rows as [dim][row], zeros for rows beyond the last; then the other rows one by one.
 inline void pack(const RowTile& tile, const QuerySource& source) {
   float* q = static_cast<float*>(tile.q);
-  for (Index row = 0; row < tile.rows; ++row) {
-    const Index at = source.first_row + row;
-    const std::byte* from =
-        source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
-    float* to = q + row * tile.q_stride;
-    switch (source.type) {
-      case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
-      case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
-      case ElementType::f16: pack_row<F16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
-    }
+  const Index grouped = grouped_rows(tile.rows);
+  for (Index row = 0; row < grouped; row += kLanes) {
+    auto* rows = reinterpret_cast<float*>(tile.staging);
+    const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
+    for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, rows + r * tile.q_stride);
+    transpose_group(rows, tile.q_stride, count, round_up(tile.head_dim, kLanes), q + row * tile.q_stride);
   }
+  for (Index row = grouped; row < tile.rows; ++row) pack_query(tile, source, row, q + row * tile.q_stride);
 }
 
 inline void begin(const RowTile& tile) {

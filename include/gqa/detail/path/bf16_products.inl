@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// Queries packed, and what a lane adds up with bf16 products: pairs of dims in scores, pairs of tokens in outputs. Part of
+// avx512bf16.hpp.
+
+// to[0 … dim) ← elements as bf16, zeros up to a whole register.
+template <class Codec>
+GQA_OP void pack_pairs(const std::byte* from, Index dim_stride, Index dim, std::byte* to) {
+  for (Index d = 0; d < dim; d += kLanes2) {
+    const Index count = dim - d < kLanes2 ? dim - d : kLanes2;
+    const std::byte* p = from + d * dim_stride * Codec::bytes;
+    alignas(64) std::byte gathered[kLanes2 * Codec::bytes];
+    if (dim_stride != 1) {
+      for (Index i = 0; i < count; ++i)
+        __builtin_memcpy(gathered + i * Codec::bytes, p + i * dim_stride * Codec::bytes, Codec::bytes);
+      p = gathered;
+    }
+    _mm512_storeu_si512(to + d * 2, narrow_pairs<Codec>(p, count));
+  }
+}
+
+inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, std::byte* to) {
+  const Index at = source.first_row + row;
+  const std::byte* from = source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+  switch (source.type) {
+    case ElementType::f32: pack_pairs<F32>(from, source.dim_stride, tile.head_dim, to); break;
+    case ElementType::bf16: pack_pairs<Bf16>(from, source.dim_stride, tile.head_dim, to); break;
+    case ElementType::f16: pack_pairs<F16>(from, source.dim_stride, tile.head_dim, to); break;
+  }
+}
+
+// tile.q ← queries as bf16, unscaled: groups of 16 rows as [pair of dims][row], then the other rows one by one. A row takes
+// 2 · q_stride bytes either way.
+inline void pack(const RowTile& tile, const QuerySource& source) {
+  auto* q = static_cast<std::byte*>(tile.q);
+  const Index row_bytes = tile.q_stride * 2;
+  const Index grouped = grouped_rows(tile.rows);
+  for (Index row = 0; row < grouped; row += kLanes) {
+    const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
+    for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, tile.staging + r * row_bytes);
+    avx512::transpose_group(reinterpret_cast<const float*>(tile.staging), row_bytes / 4, count, row_bytes / 4,
+                            reinterpret_cast<float*>(q + row * row_bytes));
+  }
+  for (Index row = grouped; row < tile.rows; ++row) pack_query(tile, source, row, q + row * row_bytes);
+}
+
+// K of a block as bf16 rows in staging, zeros up to a whole register.
+template <class Codec>
+GQA_OP Block narrow_keys(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+  const Index stride = round_up(tile.head_dim, kLanes2) * 2;
+  for (Index t = block.first; t < block.last; ++t) {
+    offset[t] = t * stride;
+    pack_pairs<Codec>(block.k + block.k_offset[t], 1, tile.head_dim, tile.staging + offset[t]);
+  }
+  Block narrow = block;
+  narrow.k = tile.staging;
+  narrow.k_offset = offset;
+  narrow.k_stride = stride;
+  return narrow;
+}
+
+struct Dot {
+  using Operand = __m512bh;
+  using Sum = Vec;
+  using Grouped = Dot;
+  static constexpr Index kDims = kLanes2;
+  static constexpr Index kQueryBytes = 2;
+  static constexpr Index kKeyBytes = 2;
+  static constexpr Index kUnitBytes = 4;
+  static GQA_OP __m512bh query(const std::byte* p) { return as_pairs(load_pairs(p)); }
+  static GQA_OP __m512bh key(const std::byte* p) { return as_pairs(load_pairs(p)); }
+  static GQA_OP __m512bh key_part(const std::byte* p, Index count) { return as_pairs(load_pairs_part(p, count)); }
+  static GQA_OP Vec add(__m512bh q, __m512bh k, Vec acc) { return _mm512_dpbf16_ps(acc, q, k); }
+  static GQA_OP __m512bh rows_at(const std::byte* q, Index unit) { return as_pairs(load_pairs(q + unit * 64)); }
+  static GQA_OP __m512bh one(const std::byte* p) {
+    int pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return as_pairs(_mm512_set1_epi32(pair));
+  }
+  static GQA_OP void finish(float* sums, Index count, const RowTile& tile) {
+    const Vec scale = set1(tile.score_scale);
+    for (Index i = 0; i < count; i += kLanes) store(sums + i, mul(load(sums + i), scale));
+  }
+  // A last dim without a partner must not be paired with what lies behind the row.
+  static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+    return tile.head_dim % 2 == 0 ? block : narrow_keys<Bf16>(tile, block, offset);
+  }
+};
+
+struct Product {
+  using Operand = __m512bh;
+  static constexpr Index kTokens = 2;
+  static constexpr Index kDims = kLanes2;
+  static constexpr int kVectors = 2;
+  // Weights are pairs of bf16 by now, see prepare_weights.
+  static GQA_OP __m512bh weight(const float* weights, Index step) {
+    int pair;
+    __builtin_memcpy(&pair, weights + step, sizeof pair);
+    return as_pairs(_mm512_set1_epi32(pair));
+  }
+  static GQA_OP Vec add(__m512bh weight, __m512bh value, Vec acc) { return _mm512_dpbf16_ps(acc, weight, value); }
+  // Denormal results of products are flushed; those of the scaling by alpha as well, so that it does not matter how many tokens
+  // with weight zero follow.
+  static GQA_OP Vec settle(Vec a) {
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(~_mm512_fpclass_ps_mask(a, 0x20)), a);
+  }
+};
+
+template <class Codec>
+inline constexpr bool kReadable = Codec::type == ElementType::bf16;
+template <class Codec>
+inline constexpr bool kStaged = true;
+
+// V rows of a pair of tokens, 32 dims → two registers of (even token, odd token) pairs of one dim each. unpack works within
+// quarters of a register: the first has dims 0–3, 8–11, 16–19, 24–27, the second the others.
+GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
+  value[0] = as_pairs(_mm512_unpacklo_epi16(even, odd));
+  value[1] = as_pairs(_mm512_unpackhi_epi16(even, odd));
+}
+
+// Evenly spaced rows, from the first token that is added; whole pairs.
+template <class Codec>
+struct Cached {
+  const std::byte* row;
+  Index stride;
+  GQA_OP void operator()(Index column, Index count, __m512bh* value) const {
+    const std::byte* even = row + column * 2;
+    if (count == kLanes2) interleave(load_pairs(even), load_pairs(even + stride), value);
+    else interleave(load_pairs_part(even, count), load_pairs_part(even + stride, count), value);
+  }
+  GQA_OP void next() { row += 2 * stride; }
+  GQA_OP void skip(Index tokens) { row += tokens * stride; }
+  GQA_OP void touch(Index width) const { touch_row(row, 2 * width); touch_row(row + stride, 2 * width); }
+};
+
+// [pair of tokens][column / 32][first, second]
+struct Staged {
+  const std::byte* pairs;
+  Index stride;  // bytes from pair to pair
+  GQA_OP void operator()(Index column, Index, __m512bh* value) const {
+    value[0] = as_pairs(load_pairs(pairs + column * 4));
+    value[1] = as_pairs(load_pairs(pairs + column * 4 + 64));
+  }
+  GQA_OP void next() { pairs += stride; }
+  GQA_OP void skip(Index tokens) { pairs += tokens / 2 * stride; }
+  GQA_OP void touch(Index) const {}
+};
+
+// 32 values of token t, or zeros if the block has none or it is hidden.
+template <class Codec>
+GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
+  if (t < block.first || t >= block.last || ((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
+  return narrow_pairs<Codec>(block.v + block.v_offset[t] + column * Codec::bytes, count);
+}
+
+// Pairs of tokens from the one that `from` belongs to.
+template <class Codec>
+GQA_OP Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
+  const Index stride = round_up(tile.value_dim, kLanes2) * 4;
+  std::byte* out = tile.staging;
+  for (Index t = from / 2 * 2; t < to; t += 2, out += stride) {
+    const bool both = t >= block.first && t + 1 < block.last && ((seen >> t) & 3u) == 3u;
+    for (Index column = 0; column < tile.value_dim; column += kLanes2) {
+      const Index rest = tile.value_dim - column;
+      const Index count = rest < kLanes2 ? rest : kLanes2;
+      __m512bh value[2];
+      if (Codec::type == ElementType::bf16 && both && count == kLanes2)
+        interleave(load_pairs(block.v + block.v_offset[t] + column * 2), load_pairs(block.v + block.v_offset[t + 1] + column * 2),
+                   value);
+      else
+        interleave(value_pairs<Codec>(block, seen, t, column, count), value_pairs<Codec>(block, seen, t + 1, column, count), value);
+      _mm512_storeu_si512(out + column * 4, reinterpret_cast<__m512i>(value[0]));
+      _mm512_storeu_si512(out + column * 4 + 64, reinterpret_cast<__m512i>(value[1]));
+    }
+  }
+  return {tile.staging, stride};
+}
+
+// The weights of each row in place: 64 floats → 32 pairs of bf16 in the first half of the room.
+GQA_OP void prepare_weights(const RowTile& tile) {
+  for (Index row = 0; row < tile.rows; ++row) {
+    float* w = tile.weights + row * kBlock;
+    const Vec a = load(w);
+    const Vec b = load(w + kLanes);
+    const Vec c = load(w + 2 * kLanes);
+    const Vec d = load(w + 3 * kLanes);
+    _mm512_storeu_si512(w, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+    _mm512_storeu_si512(w + kLanes, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(d, c)));
+  }
+}
+
+inline void score_pairs(const RowTile& tile, const Stage& stage) { score_stage<Dot>(tile, stage); }
+
+// weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
+template <class Codec>
+inline void scores(const RowTile& tile, const Stage& stage) {
+  if constexpr (Codec::type == ElementType::bf16) {
+    score_pairs(tile, stage);
+  } else {
+    for (Index b = 0; b < stage.blocks; ++b) {
+      for (Index j = 0; j < stage.heads; ++j) {
+        Index offset[kBlock];
+        const RowTile unit = unit_tile(tile, stage, b, j);
+        const Block narrow = narrow_keys<Codec>(unit, stage.units[b * stage.heads + j], offset);
+        Stage one = stage;
+        one.units = &narrow;
+        one.blocks = one.heads = 1;
+        score_pairs(unit, one);
+      }
+    }
+  }
+}
+
+// Outputs in their natural order, then as on the AVX-512 path.
+inline void store_outputs(const RowTile& tile, const OutputTarget& target) {
+  const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  for (Index i = 0; i < tile.rows * tile.o_stride; i += kLanes2) {
+    const Vec low = load(tile.o + i);
+    const Vec high = load(tile.o + i + kLanes);
+    store(tile.o + i, _mm512_permutex2var_ps(low, first, high));
+    store(tile.o + i + kLanes, _mm512_permutex2var_ps(low, second, high));
+  }
+  avx512::store(tile, target);
+}

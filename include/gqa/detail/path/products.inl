@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a lane adds up with f32 multiply-adds: keys and values of every codec, widened. Part of kernel.inl.
+
+// Rows `from` as f32 in staging from token `first` on, zeros up to a whole vector; hidden ones are zeros.
+template <class Codec>
+GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t seen, float* out, Index width, Index first,
+                       Index last) {
+  const Index stride = round_up(width, kLanes);
+  for (Index t = first; t < last; ++t, out += stride) {
+    if (((seen >> t) & 1u) == 0) {
+      for (Index d = 0; d < width; d += kLanes) store(out + d, zero());
+      continue;
+    }
+    const std::byte* row = base + offset[t];
+    touch_row(row, width * Codec::bytes);
+    Index d = 0;
+    for (; d + kLanes <= width; d += kLanes) store(out + d, load_as<Codec>(row + d * Codec::bytes));
+    if (d < width) store(out + d, load_part<Codec>(row + d * Codec::bytes, width - d));
+  }
+}
+
+inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
+
+template <class Codec>
+struct Dot {
+  using Operand = Vec;
+  using Sum = Vec;
+  using Grouped = Dot<F32>;
+  static constexpr Index kDims = kLanes;
+  static constexpr Index kQueryBytes = 4;
+  static constexpr Index kKeyBytes = Codec::bytes;
+  static constexpr Index kUnitBytes = 4;
+  static GQA_OP Vec query(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
+  static GQA_OP Vec key(const std::byte* p) { return load_as<Codec>(p); }
+  static GQA_OP Vec key_part(const std::byte* p, Index count) { return load_part<Codec>(p, count); }
+  static GQA_OP Vec add(const Vec& q, const Vec& k, const Vec& acc) { return fma(q, k, acc); }
+  static GQA_OP Vec rows_at(const std::byte* q, Index unit) { return load(reinterpret_cast<const float*>(q) + unit * kLanes); }
+  static GQA_OP Vec one(const std::byte* p) {
+    float value;
+    __builtin_memcpy(&value, p, sizeof value);
+    return set1(value);
+  }
+  static GQA_OP void finish(float*, Index, const RowTile&) {}  // queries carry the scale
+  // f32 keys are read where they are; others are widened, once for all groups.
+  static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+    Block wide = block;
+    if constexpr (Codec::bytes != 4) {
+      const Index stride = round_up(tile.head_dim, kLanes) * 4;
+      for (Index t = block.first; t < block.last; ++t) offset[t] = (t - block.first) * stride;
+      widen_rows<Codec>(block.k, block.k_offset, kEveryToken, reinterpret_cast<float*>(tile.staging), tile.head_dim, block.first,
+                        block.last);
+      wide.k = tile.staging;
+      wide.k_offset = offset;
+    }
+    return wide;
+  }
+};
+
+struct Product {
+  using Operand = Vec;
+  static constexpr Index kTokens = 1;
+  static constexpr Index kDims = kLanes;
+  static constexpr int kVectors = 1;
+  static GQA_OP Vec weight(const float* weights, Index step) { return set1(weights[step]); }
+  static GQA_OP Vec add(const Vec& weight, const Vec& value, const Vec& acc) { return fma(weight, value, acc); }
+  static GQA_OP Vec settle(const Vec& a) { return a; }
+};
+
+template <class Codec>
+inline constexpr bool kReadable = true;  // straight from the cache
+template <class Codec>
+inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many rows
+
+// Evenly spaced rows, from the first token that is added.
+template <class Codec>
+struct Cached {
+  const std::byte* row;
+  Index stride;
+  GQA_OP void operator()(Index column, Index count, Vec* value) const {
+    const std::byte* p = row + column * Codec::bytes;
+    *value = count == kLanes ? load_as<Codec>(p) : load_part<Codec>(p, count);
+  }
+  GQA_OP void next() { row += stride; }
+  GQA_OP void skip(Index tokens) { row += tokens * stride; }
+  GQA_OP void touch(Index width) const { touch_row(row, width * Codec::bytes); }
+};
+
+struct Staged {
+  const float* values;
+  Index stride;
+  GQA_OP void operator()(Index column, Index, Vec* value) const { *value = load(values + column); }
+  GQA_OP void next() { values += stride; }
+  GQA_OP void skip(Index tokens) { values += tokens * stride; }
+  GQA_OP void touch(Index) const {}
+};
+
+template <class Codec>
+GQA_OP Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
+  auto* out = reinterpret_cast<float*>(tile.staging);
+  widen_rows<Codec>(block.v, block.v_offset, seen, out, tile.value_dim, from, to);
+  return {out, round_up(tile.value_dim, kLanes)};
+}
+
+GQA_OP void prepare_weights(const RowTile&) {}
+
+template <class Codec>
+inline bool nonfinite(const Block& block, Index value_dim) {
+  for (Index t = block.first; t < block.last; ++t) {
+    const std::byte* v = block.v + block.v_offset[t];
+    Index d = 0;
+    for (; d + kLanes <= value_dim; d += kLanes)
+      if (any_nonfinite(load_as<Codec>(v + d * Codec::bytes))) return true;
+    if (d < value_dim && any_nonfinite(load_part<Codec>(v + d * Codec::bytes, value_dim - d))) return true;
+  }
+  return false;
+}
