@@ -117,6 +117,18 @@ class AddressBook {
     return {0, 0, offsets, offsets + kBlock, false, begin, first, last};
   }
 
+  /// True if a head's rows follow each other in memory, over pages of some size at least.
+  bool follows() const noexcept {
+    constexpr Index run = Index{4} << 10;  // bytes
+    const bool packed = k_.token == kv_.head_dim * element_bytes(kv_.k_type) && v_.token == kv_.value_dim * element_bytes(kv_.v_type);
+    return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
+  }
+  /// True if that goes on for a page only, and pages are short.
+  bool hops() const noexcept {
+    constexpr Index run = Index{32} << 10;
+    return kv_.storage == Storage::paged && kv_.page_size * k_.token < run;
+  }
+
   const ByteStrides& k_strides() const noexcept { return k_; }
   const ByteStrides& v_strides() const noexcept { return v_; }
 

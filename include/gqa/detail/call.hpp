@@ -26,6 +26,8 @@ struct SequencePlan {
   Index head_groups = 0;
   Index first_span = 0;
   Index spans = 0;          ///< visible spans, if split; else 0
+  Index part_spans = 1;     ///< split: spans of a task, the last may have fewer
+  Index parts = 0;          ///< split: tasks of a head group
   std::size_t partial = 0;  ///< split: where the states of spans lie in CallPlan::partials, in bytes
   Index counter = 0;        ///< split: the first of head_groups counters
 };
@@ -40,7 +42,7 @@ struct CallPlan {
   SequencePlan* sequences = nullptr;
   Index task_count = 0;
   std::byte* partials = nullptr;             ///< states of spans that are merged when all are there
-  std::atomic<Index>* counters = nullptr;    ///< how many spans of a head group are done
+  std::atomic<Index>* counters = nullptr;    ///< how many parts of a head group are done
   ScratchSlots slots;
 };
 

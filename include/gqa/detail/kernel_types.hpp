@@ -19,8 +19,9 @@ inline constexpr Index kSpan = 512;
 inline constexpr float kLog2E = 1.44269504088896340736f;
 /// Rows, (query token, query head) pairs, that share one pass over a KV head.
 inline constexpr Index kTileRows = 128;
-/// Blocks that one stage of a task takes, at most: a span's.
-inline constexpr Index kStageBlocks = kSpan / kBlock;
+/// Spans, and blocks, that one stage of a task takes at most.
+inline constexpr Index kStageSpans = 4;
+inline constexpr Index kStageBlocks = kStageSpans * kSpan / kBlock;
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
 static_assert(kSpan % kBlock == 0);
 
@@ -70,7 +71,7 @@ struct Block {
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;                    ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k;                         ///< the keys of this head that the task reads after this block
+  Upcoming next_k;                         ///< the keys of this head that the task reads after this block; or none
 };
 
 /// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their
@@ -82,9 +83,28 @@ struct Stage {
   const Block* units = nullptr;
   Index blocks = 0;
   Index heads = 1;         ///< KV heads side by side; they share the tokens [first, last) of a block
+  Index k_head_stride = 0; ///< bytes from a head's rows to the next head's
+  Index v_head_stride = 0;
+  Index k_row_bytes = 0;
+  Index v_row_bytes = 0;
+  bool touch = false;      ///< few rows are streamed through memory: keys and values are touched right before they are used
+  bool prefetch = false;   ///< blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched
   Index weight_floats = 0; ///< from a unit's weights to the next one's
   Index alpha_floats = 0;  ///< from a unit's alpha to the next one's
 };
+
+/// What is read after block b of a stage, for its first head: the next block's keys, at last the first values; the next block's
+/// values, at last the keys of the next stage.
+GQA_ALWAYS_INLINE Upcoming after_keys(const Stage& stage, Index b) noexcept {
+  const Block& next = stage.units[b + 1 < stage.blocks ? (b + 1) * stage.heads : 0];
+  if (b + 1 < stage.blocks) return {next.k, next.k_offset, next.first, next.last};
+  return {next.v, next.v_offset, next.first, next.last};
+}
+GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
+  if (b + 1 == stage.blocks) return stage.units[b * stage.heads].next_k;
+  const Block& next = stage.units[(b + 1) * stage.heads];
+  return {next.v, next.v_offset, next.first, next.last};
+}
 
 /// The j-th KV head's state and queries, of a tile that holds several heads.
 GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
@@ -143,7 +163,7 @@ struct Kernels {
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
   Index weight_rows = 1;       ///< what the rows of a unit's weights are rounded up to
   Index o_multiple = kLanes;   ///< what o_stride is a multiple of
-  Index stage_rows = 0;        ///< rows of all units of a stage, about; 0: one block a stage
+  Index stream_rows = 0;       ///< up to so many rows, keys and values are streamed: many blocks a stage
   void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 };

@@ -45,9 +45,9 @@ inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
   return round_up(rows, kernels.weight_rows) * kBlock;
 }
 
+/// Blocks of a stage: many where few rows are streamed through memory, one where the work is worth more than the reading.
 inline Index stage_blocks(const Kernels& kernels, Index heads, Index rows) noexcept {
-  const Index fit = kernels.stage_rows / (heads * rows);
-  return fit < 1 ? 1 : fit < kStageBlocks ? fit : kStageBlocks;
+  return heads == 1 && rows <= kernels.stream_rows ? kStageBlocks : 1;
 }
 
 /// Room for a task of `heads` KV heads with `rows` rows each.
@@ -81,12 +81,24 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
 }
 
 /// KV heads that a task takes side by side. Where the heads of a token are adjacent in memory, walking one head alone would read
-/// a few hundred bytes of every token's few thousand; so as many heads as fit in a tile go together. It changes no bit.
+/// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and in the second-level
+/// cache with a block of their keys and values. It changes no bit.
 inline Index heads_per_task(const KvCacheView& kv, Index rows) noexcept {
+  constexpr Index block_bytes = Index{128} << 10;
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
-  const Index fit = kTileRows / (rows > 0 ? rows : 1);
+  const Index by_rows = kTileRows / (rows > 0 ? rows : 1);
+  const Index by_bytes = block_bytes / (kBlock * kv.head_dim * element_bytes(kv.k_type));
+  const Index fit = by_rows < by_bytes ? by_rows : by_bytes;
   return fit < 1 ? 1 : fit < kv.kv_heads ? fit : kv.kv_heads;
+}
+
+/// Spans that a task of a split sequence takes: several where there are tasks enough for many threads, because longer stages read
+/// memory in longer runs.
+inline Index spans_per_task(Index spans, Index head_groups) noexcept {
+  constexpr Index enough = 32;  // tasks of a sequence
+  const Index fit = spans * head_groups / enough;
+  return fit < 1 ? 1 : fit < kStageSpans ? fit : kStageSpans;
 }
 
 inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& shape, const VariantRef& variant,
@@ -106,10 +118,14 @@ inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& sha
     if (hull.begin < hull.end) {
       plan.first_span = hull.begin / kSpan;
       const Index spans = (hull.end - 1) / kSpan + 1 - plan.first_span;
-      if (spans > 1) plan.spans = spans;
+      if (spans > 1) {
+        plan.spans = spans;
+        plan.part_spans = spans_per_task(spans, plan.head_groups);
+        plan.parts = (spans + plan.part_spans - 1) / plan.part_spans;
+      }
     }
   }
-  plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.spans : plan.tiles);
+  plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.parts : plan.tiles);
   return plan;
 }
 

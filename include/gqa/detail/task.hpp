@@ -34,6 +34,7 @@ class Task {
         scratch_(scratch),
         addresses_(sequence.kv, scratch.tables, scratch.stage_blocks) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
+    streams_ = range.heads == 1 && range.rows <= kernels_.stream_rows && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
@@ -75,20 +76,25 @@ class Task {
     const PositionRange hull = range_.hull;
     for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(scratch_.total, j));
     for (Index span = hull.begin / kSpan; span * kSpan < hull.end; ++span) {
-      run_span(span);
+      run_spans(span, 1, [this](Index) { return scratch_.tile; });
       for (Index j = 0; j < range_.heads; ++j)
         kernels_.merge(head_tile(scratch_.total, j), head_tile(scratch_.tile, j));
     }
   }
 
-  /// The state of one span alone, in `tile()`.
-  void run_span(Index span) {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(scratch_.tile, j));
-    const Index end = (span + 1) * kSpan < range_.hull.end ? (span + 1) * kSpan : range_.hull.end;
-    Index begin = span * kSpan > range_.hull.begin ? span * kSpan : range_.hull.begin;
-    begin = begin / kBlock * kBlock;
-    const Index step = scratch_.stage_blocks * kBlock;
-    for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
+  /// The states of `count` spans, each from its own tokens alone, where `state_of(span)` says.
+  template <class StateOf>
+  void run_spans(Index first, Index count, const StateOf& state_of) {
+    for (Index span = first; span < first + count; ++span) {
+      const RowTile state = state_of(span);
+      for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
+    }
+    Index begin = first * kSpan;
+    Index end = begin + count * kSpan;
+    if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
+    if (end > range_.hull.end) end = range_.hull.end;
+    const Index step = (streams_ ? scratch_.stage_blocks : 1) * kBlock;
+    for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end, state_of);
   }
 
   void store(const RowTile& state) const {
@@ -113,6 +119,7 @@ class Task {
   }
 
   const RowTile& total() const noexcept { return scratch_.total; }
+  const RowTile& tile() const noexcept { return scratch_.tile; }
 
  private:
   /// The part of the block at `begin` that the task's rows see.
@@ -143,10 +150,17 @@ class Task {
   }
 
   /// The blocks in [begin, end): scores → variant → online softmax → accumulate, for each KV head of the task.
-  void run_stage(Index begin, Index end) {
+  template <class StateOf>
+  void run_stage(Index begin, Index end, const StateOf& state_of) {
     Stage stage;
     stage.units = scratch_.units;
     stage.heads = range_.heads;
+    stage.k_head_stride = addresses_.k_strides().head;
+    stage.v_head_stride = addresses_.v_strides().head;
+    stage.k_row_bytes = sequence_.kv.head_dim * element_bytes(sequence_.kv.k_type);
+    stage.v_row_bytes = sequence_.kv.value_dim * element_bytes(sequence_.kv.v_type);
+    stage.touch = streams_;
+    stage.prefetch = !streams_ || addresses_.hops();
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
     for (; begin < end; begin += kBlock) {
@@ -155,11 +169,25 @@ class Task {
     }
     if (stage.blocks == 0) return;
     link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
-    const RowTile& tile = scratch_.tile;
-    kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](tile, stage);
+    kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
+    for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
+      const Index span = stage.units[b * stage.heads].begin / kSpan;
+      Stage part = stage;
+      part.units += b * stage.heads;
+      part.blocks = 0;
+      while (b + part.blocks < stage.blocks && stage.units[(b + part.blocks) * stage.heads].begin / kSpan == span) ++part.blocks;
+      RowTile tile = state_of(span);
+      tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
+      tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
+      add_to_state(tile, part);
+      b += part.blocks;
+    }
+  }
+
+  void add_to_state(const RowTile& tile, const Stage& stage) {
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
-        const Block& block = scratch_.units[b * stage.heads + j];
+        const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
         if (transform_ != nullptr)
           transform_(unit, block, call_.variant.variant, scratch_.row_position, mark_heads(range_.first_head + j), block.begin);
@@ -239,6 +267,7 @@ class Task {
   TaskScratch scratch_;
   AddressBook addresses_;
   VariantRef::Transform transform_ = nullptr;
+  bool streams_ = false;  // see Stage
   Index latest_begin_ = 0;
   Index earliest_end_ = 0;
   bool gaps_ = false;  // positions in the hull that may be in no row's range
@@ -283,7 +312,7 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
   const SequencePlan& plan = call.sequences[low];
   const ThreadSetup setup(*plan.kernels);
   const Index local = index - plan.first_task;
-  const Index parts = plan.spans > 0 ? plan.spans : plan.tiles;
+  const Index parts = plan.spans > 0 ? plan.parts : plan.tiles;
   const Index head_group = local / parts;
   const Index part = local % parts;
 
@@ -307,15 +336,20 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
 
   range.rows = plan.rows;
   range.hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
-  scratch.tile = partial_state(call, plan, scratch.tile, head_group, part);
   Task task(call, sequence, plan, range, scratch);
-  task.run_span(plan.first_span + part);
+  const auto state_of = [&](Index span) {
+    return partial_state(call, plan, task.tile(), head_group, span - plan.first_span);
+  };
+  const Index first = part * plan.part_spans;
+  const Index count = plan.spans - first < plan.part_spans ? plan.spans - first : plan.part_spans;
+  task.run_spans(plan.first_span + first, count, state_of);
   // Whoever finishes last merges; the order of merging is that of the sequence, whoever it is.
-  if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.spans) return;
-  const RowTile total = partial_state(call, plan, scratch.tile, head_group, 0);
-  for (Index span = 1; span < plan.spans; ++span)
-    for (Index j = 0; j < range.heads; ++j)
-      plan.kernels->merge(head_tile(total, j), head_tile(partial_state(call, plan, total, head_group, span), j));
+  if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
+  const RowTile total = state_of(plan.first_span);
+  for (Index span = 1; span < plan.spans; ++span) {
+    const RowTile state = state_of(plan.first_span + span);
+    for (Index j = 0; j < range.heads; ++j) plan.kernels->merge(head_tile(total, j), head_tile(state, j));
+  }
   task.store(total);
 }
 

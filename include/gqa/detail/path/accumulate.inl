@@ -57,10 +57,33 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
   }
 }
 
+// Tokens [from, to) of a block, for one head.
+struct Part {
+  const Stage& stage;
+  Upcoming next;  // of the first head
+  Index head_stride = 0;
+  Index row_bytes = 0;
+  Index from = 0;
+  Index to = 0;
+  Index few = 0;         // tokens that a strip takes before the next strip has its turn
+  Index head = 0;
+  bool rescale = false;  // the first tokens of the block: alpha comes first
+  bool touch = false;
+  // Asks for the share of r of `rows` rows in those of what comes next that belong to this part.
+  GQA_OP void fetch(Index row, Index r, Index rows) const {
+    if (stage.prefetch)
+      prefetch_part(next, from, to, head * rows + row, r, stage.heads * rows, stage.heads, head_stride, row_bytes);
+  }
+};
+
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
 // The strip that reads memory (First: the first columns of the first rows) has load instructions of its own, and touches rows.
 template <int R, bool First, class Values>
-GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, Index from, Index to, Index few, bool rescale) {
+GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
+  Index from = part.from;
+  const Index to = part.to;
+  const Index few = part.few;
+  bool rescale = part.rescale;
   constexpr int fit = kOutputTile / R < 8 ? kOutputTile / R : 8;
   constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
   constexpr Index wide = C * Product::kDims;
@@ -69,7 +92,7 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, In
     Index column = 0;
     if constexpr (C > 1) {
       if (First && wide <= tile.value_dim) {
-        output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, true);
+        output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, part.touch);
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
@@ -78,61 +101,68 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, In
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, First && column == 0);
+      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, First && column == 0 && part.touch);
     }
   }
 }
 
+// Rows from `row` on, R at a time, then fewer. Each strip of rows asks for its share of the keys that come next.
 template <int R, class Values>
-GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, Index from, Index to, Index few, bool rescale) {
+GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
   if (row == 0 && R <= tile.rows) {
-    output_columns<R, true>(tile, row, values, from, to, few, rescale);
+    part.fetch(row, R, tile.rows);
+    output_columns<R, true>(tile, row, values, part);
     row += R;
   }
-  for (; row + R <= tile.rows; row += R) output_columns<R, false>(tile, row, values, from, to, few, rescale);
-  if constexpr (R > 1) output_rows<R / 2>(tile, row, values, from, to, few, rescale);
+  for (; row + R <= tile.rows; row += R) {
+    part.fetch(row, R, tile.rows);
+    output_columns<R, false>(tile, row, values, part);
+  }
+  if constexpr (R > 1) output_rows<R / 2>(tile, row, values, part);
 }
 
-GQA_OP void add_staged(const RowTile& tile, Index row, const Staged& values, Index from, Index to, bool rescale) {
-  output_rows<kOutputRows>(tile, row, values, from, to, to - from, rescale);
-}
-
-// One unit, tokens [from, to).
+// One unit, the tokens of `part`.
 template <class Codec>
-GQA_OP void add_values(const RowTile& tile, const Block& block, Index from, Index to, Index few, bool rescale) {
-  if (block.careful) {  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
-    RowTile upto = tile;
-    for (Index row = 0; row < tile.rows; ++row) {
-      upto.rows = row + 1;
-      add_staged(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), from, to, rescale);
+GQA_OP void add_values(const RowTile& tile, const Block& block, Part part) {
+  const Index from = part.from;
+  const Index to = part.to;
+  if (!block.careful) {
+    if constexpr (kReadable<Codec>) {
+      const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
+      if (block.v_stride != 0 && whole_steps && (!kStaged<Codec> || tile.rows <= kDirectRows))
+        return output_rows<kOutputRows>(tile, 0, Cached<Codec>{block.v + from * block.v_stride, block.v_stride}, part);
     }
-    return;
   }
-  if constexpr (kReadable<Codec>) {
-    const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
-    if (block.v_stride != 0 && whole_steps && (!kStaged<Codec> || tile.rows <= kDirectRows))
-      return output_rows<kOutputRows>(tile, 0, Cached<Codec>{block.v + from * block.v_stride, block.v_stride}, from, to, few,
-                                      rescale);
+  part.touch = false;
+  part.few = to - from;
+  if (!block.careful)
+    return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, ~std::uint64_t{0}, from, to), part);
+  RowTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
+  for (Index row = 0; row < tile.rows; ++row) {
+    upto.rows = row + 1;
+    output_rows<kOutputRows>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), part);
   }
-  add_staged(tile, 0, stage_values<Codec>(tile, block, ~std::uint64_t{0}, from, to), from, to, rescale);
 }
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
-  const bool few_rows = tile.rows <= kOutputRows && stage.heads == 1;
-  const Index few = one_strip ? kBlock : kFewTokens;
-  const Index tokens = tile.rows > kDirectRows || few_rows ? kBlock : kFewTokens;
+  const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock : kFewTokens;
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
     for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
-    for (Index from = any.first; from < any.last;) {
-      Index to = from / tokens * tokens + tokens;
-      if (to > any.last) to = any.last;
-      for (Index j = 0; j < stage.heads; ++j)
-        add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], from, to, few, from == any.first);
-      from = to;
+    const bool more = b + 1 < stage.blocks;
+    Part part{stage, after_values(stage, b), more ? stage.v_head_stride : stage.k_head_stride,
+              more ? stage.v_row_bytes : stage.k_row_bytes};
+    part.few = one_strip ? kBlock : kFewTokens;
+    part.touch = stage.touch;
+    for (part.from = any.first; part.from < any.last; part.from = part.to) {
+      part.to = part.from / tokens * tokens + tokens;
+      if (part.to > any.last) part.to = any.last;
+      part.rescale = part.from == any.first;
+      for (part.head = 0; part.head < stage.heads; ++part.head)
+        add_values<Codec>(unit_tile(tile, stage, b, part.head), stage.units[b * stage.heads + part.head], part);
     }
   }
 }

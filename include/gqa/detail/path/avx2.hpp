@@ -23,7 +23,7 @@ inline constexpr int kRowTokens = 4;   // accumulators where lanes are rows: 8 r
 inline constexpr int kRowGroups = 1;   // the most groups of 16 rows
 inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers
 inline constexpr int kOutputRows = 4;  // the most rows of an output tile
-inline constexpr Index kStageRows = 64;  // rows of a stage's units, see Kernels::stage_rows
+inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 GQA_OP Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

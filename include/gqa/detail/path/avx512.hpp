@@ -21,7 +21,7 @@ inline constexpr int kRowTokens = 8;    // accumulators where lanes are rows: gr
 inline constexpr int kRowGroups = 2;    // the most groups
 inline constexpr int kOutputTile = 16;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 4;   // the most rows of an output tile
-inline constexpr Index kStageRows = 64; // rows of a stage's units, see Kernels::stage_rows
+inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }

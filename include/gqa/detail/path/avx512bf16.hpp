@@ -36,6 +36,7 @@ using avx512::kScoreRows;
 using avx512::kScoreTile;
 using avx512::load;
 using avx512::mul;
+using avx512::prefetch_part;
 using avx512::reduce_pairs;
 using avx512::reduce_pair;
 using avx512::reduce_tile;
@@ -93,7 +94,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .store = store_outputs,
       .staging_bytes = staging_bytes,
       .o_multiple = kLanes2,
-      .stage_rows = avx512::kStageRows,
+      .stream_rows = avx512::kStreamRows,
   };
   return table;
 }

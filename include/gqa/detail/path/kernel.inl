@@ -41,7 +41,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .merge = merge,
       .store = store,
       .staging_bytes = staging_bytes,
-      .stage_rows = kStageRows,
+      .stream_rows = kStreamRows,
   };
   return table;
 }

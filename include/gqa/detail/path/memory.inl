@@ -4,8 +4,25 @@
 // Into the second-level cache.
 GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
+// Rows [first, last) of what will be read soon, of `heads` heads one after the other.
+GQA_OP void prefetch_rows(const std::byte* base, const Index* offset, Index first, Index last, Index heads, Index head_stride,
+                          Index bytes) {
+  for (Index t = first; t < last; ++t)
+    for (Index h = 0; h < heads; ++h)
+      for (Index line = 0; line < bytes; line += 64) prefetch(base + h * head_stride + offset[t] + line);
+}
+
+// Parts [part, part + count) of `parts` of rows [first, last), clipped to those there are.
+GQA_OP void prefetch_part(const Upcoming& next, Index first, Index last, Index part, Index count, Index parts, Index heads,
+                          Index head_stride, Index bytes) {
+  const Index begin = first + (last - first) * part / parts;
+  const Index end = first + (last - first) * (part + count) / parts;
+  prefetch_rows(next.data, next.offset, begin < next.first ? next.first : begin, end > next.last ? next.last : end, heads,
+                head_stride, bytes);
+}
+
 // How far ahead of a touched line another is asked for.
-inline constexpr Index kTouchAhead = 1024;
+inline constexpr Index kTouchAhead = 512;
 
 // Reads a byte of every line of a row that is about to be worked on, line after line, by one load instruction. The arithmetic
 // itself reads a tile of tokens through many load instructions in an order that no processor's prefetching recognises (Zen 4's follows

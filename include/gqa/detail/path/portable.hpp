@@ -20,7 +20,7 @@ inline constexpr int kRowTokens = 0;        // no lanes that are rows
 inline constexpr int kRowGroups = 1;
 inline constexpr int kOutputTile = 1;       // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;       // the most rows of an output tile
-inline constexpr Index kStageRows = 64;     // rows of a stage's units, see Kernels::stage_rows
+inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) {
   Vec r;

@@ -12,7 +12,6 @@ GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t
       continue;
     }
     const std::byte* row = base + offset[t];
-    touch_row(row, width * Codec::bytes);
     Index d = 0;
     for (; d + kLanes <= width; d += kLanes) store(out + d, load_as<Codec>(row + d * Codec::bytes));
     if (d < width) store(out + d, load_part<Codec>(row + d * Codec::bytes, width - d));

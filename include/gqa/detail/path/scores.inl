@@ -17,7 +17,7 @@
 inline constexpr Index kTileTokens = 16;
 
 // Rows from which a group of 16 is worth its idle lanes.
-inline constexpr Index kGroupRows = 5;
+inline constexpr Index kGroupRows = 13;
 
 // Rows that are packed in groups, the first of a tile; the rest are packed one by one.
 GQA_OP Index grouped_rows(Index rows) {
@@ -112,7 +112,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, Rows keys, Index t0)
 // with a constant step: processors' prefetching follows no more than that, and memory is read at its full rate. Half the tokens at
 // a time where their accumulators would not fit beside the queries.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, bool touch) {
   constexpr int T = 4;
   constexpr int U = R * N + R * T > 28 ? T / 2 : T;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
@@ -121,7 +121,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   for (int i = 0; i < R * N; ++i)
     query[i] = Dot::query(q + (i / N * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   for (Index s = 0; s < tokens; s += T, keys.base += T * keys.stride) {
-    for (Index t = 0; row == 0 && t < T; ++t) touch_row(keys(t), N * Dot::kDims * Dot::kKeyBytes);
+    for (Index t = 0; touch && t < T; ++t) touch_row(keys(t), N * Dot::kDims * Dot::kKeyBytes);
     typename Dot::Sum pair[R * T / 2];  // what reduce_few does first, of rows r and r + R / 2, or of tokens t and t + 2
     GQA_UNROLL
     for (int h = 0; h < T; h += U) {
@@ -149,11 +149,17 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   }
 }
 
-// Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on.
+// Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
-  for (; row + R <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens);
-  if constexpr (R > 1) score_rows_held<Dot, R / 2, N>(tile, row, keys, t0, tokens);
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, bool touch) {
+  for (; row + R <= tile.rows; row += R, touch = false) score_held<Dot, R, N>(tile, row, keys, t0, tokens, touch);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, touch);
+}
+template <class Dot, int R, int N>
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, bool touch) {
+  const Index few = tile.rows - row <= R ? tokens : kTileTokens;
+  for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride)
+    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, touch);
 }
 template <class Dot, int R>
 GQA_OP void score_rows_even(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
@@ -163,7 +169,7 @@ GQA_OP void score_rows_even(const RowTile& tile, Index row, EvenRows keys, Index
   if constexpr (R > 1) score_rows_even<Dot, R / 2>(tile, row, keys, t0, tokens);
 }
 template <class Dot>
-GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens) {
+GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch) {
   if (!evenly_spaced(block, t0, tokens)) {  // edges and odd page sizes
     for (; row < tile.rows; ++row)
       for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
@@ -174,11 +180,30 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
   if constexpr (kHeldQueries > 0) {
     constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
     constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
-    if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens);
-    if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens);
+    if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, touch);
+    if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, touch);
   }
   score_rows_even<Dot, kScoreRows>(tile, row, keys, t0, tokens);
 }
+
+// While keys are scored, what comes after them is asked for; each head asks for its share of all heads'.
+struct Ahead {
+  const Stage& stage;
+  Upcoming next;
+  Index head;
+  Index head_stride;
+  Index row_bytes;
+  GQA_OP Ahead(const Stage& of, Index b, Index j)
+      : stage(of),
+        next(after_keys(of, b)),
+        head(j),
+        head_stride(b + 1 < of.blocks ? of.k_head_stride : of.v_head_stride),
+        row_bytes(b + 1 < of.blocks ? of.k_row_bytes : of.v_row_bytes) {}
+  GQA_OP void part(Index t0, Index number, Index count) const {
+    if (stage.prefetch)
+      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, 1, stage.heads * count, stage.heads, head_stride, row_bytes);
+  }
+};
 
 // What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
 template <class Dot, int V, int T>
@@ -231,22 +256,20 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
 
 // V groups of rows from `row` on, over the tokens of the block.
 template <class Dot, int V>
-GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block) {
+GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Ahead& ahead) {
   constexpr int T = kRowTokens / V;
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
+    ahead.part(t0, row / kLanes, grouped_rows(tile.rows) / kLanes);
     const ScatteredRows keys = scattered_rows(block, t0);
     alignas(64) float scores[V][kTileTokens][kLanes];  // [group][token][row]
     for (int s = 0; s < kTileTokens; s += T) {
       Vec sum[V * T];
       const std::byte* k[T];
       GQA_UNROLL
-      for (int t = 0; t < T; ++t) {
-        k[t] = keys(s + t);
-        if (row == 0) touch_row(k[t], tile.head_dim * Dot::kKeyBytes);
-      }
+      for (int t = 0; t < T; ++t) k[t] = keys(s + t);
       score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, sum);
       GQA_UNROLL
       for (int t = 0; t < T; ++t) {
@@ -269,7 +292,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block)
 }
 
 // weights[row][t] ← q[row] · k[t] for every unit of the stage. Where heads lie side by side, strips take all heads of a few tokens
-// before they go on, as memory lies; else a block at a time. Groups, who compute more than they read, take a block either way.
+// before they go on, as memory lies; where memory streams, a block at a time. Groups, who compute more than they read, take a block either way.
 template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
@@ -279,18 +302,21 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
         const RowTile unit = unit_tile(tile, stage, b, j);
         Index offsets[kBlock];
         const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
+        const Ahead ahead(stage, b, j);
         Index row = 0;
         for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
-          score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block);
-        for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(unit, row, block);
+          score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block, ahead);
+        for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(unit, row, block, ahead);
       }
     }
     if (grouped >= tile.rows) continue;
     const Block& any = stage.units[b * stage.heads];
-    const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
+    const bool at_once = !stage.prefetch && evenly_spaced(any, 0, kBlock);
     const Index tokens = at_once ? kBlock : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens)
-      for (Index j = 0; j < stage.heads; ++j)
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, stage.units[b * stage.heads + j], t0, tokens);
+      for (Index j = 0; j < stage.heads; ++j) {
+        if (grouped == 0) Ahead(stage, b, j).part(t0, 0, 1);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, stage.units[b * stage.heads + j], t0, tokens, stage.touch);
+      }
   }
 }
