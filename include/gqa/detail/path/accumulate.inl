@@ -77,7 +77,8 @@ struct Part {
 };
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
-// The strip that reads memory (First: the first columns of the first rows) has load instructions of its own, and touches rows.
+// The strip that reads memory (First: the first columns of the first rows) touches whole rows, and has load instructions of its
+// own: their step from tile to tile stays the same, and the processor's prefetching follows them.
 template <int R, bool First, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   Index from = part.from;
@@ -96,12 +97,12 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, false);
+        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, part.touch && row + column == 0);
     }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, First && column == 0 && part.touch);
+      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, part.touch && row + column == 0);
     }
   }
 }
@@ -109,14 +110,10 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
 // Rows from `row` on, R at a time, then fewer. Each strip of rows asks for its share of the keys that come next.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
-  if (row == 0 && R <= tile.rows) {
-    part.fetch(row, R, tile.rows);
-    output_columns<R, true>(tile, row, values, part);
-    row += R;
-  }
   for (; row + R <= tile.rows; row += R) {
     part.fetch(row, R, tile.rows);
-    output_columns<R, false>(tile, row, values, part);
+    if (Values::kStreams && row == 0) output_columns<R, Values::kStreams>(tile, row, values, part);
+    else output_columns<R, false>(tile, row, values, part);
   }
   if constexpr (R > 1) output_rows<R / 2>(tile, row, values, part);
 }

@@ -120,6 +120,7 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 // Evenly spaced rows, from the first token that is added; whole pairs.
 template <class Codec>
 struct Cached {
+  static constexpr bool kStreams = true;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, __m512bh* value) const {
@@ -134,6 +135,7 @@ struct Cached {
 
 // [pair of tokens][column / 32][first, second]
 struct Staged {
+  static constexpr bool kStreams = false;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair
   GQA_OP void operator()(Index column, Index, __m512bh* value) const {
@@ -154,7 +156,7 @@ GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Inde
 
 // Pairs of tokens from the one that `from` belongs to.
 template <class Codec>
-GQA_OP Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
+GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
   const Index stride = round_up(tile.value_dim, kLanes2) * 4;
   std::byte* out = tile.staging;
   for (Index t = from / 2 * 2; t < to; t += 2, out += stride) {

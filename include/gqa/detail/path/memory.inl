@@ -13,8 +13,9 @@ GQA_OP void prefetch_rows(const std::byte* base, const Index* offset, Index firs
 }
 
 // Parts [part, part + count) of `parts` of rows [first, last), clipped to those there are.
-GQA_OP void prefetch_part(const Upcoming& next, Index first, Index last, Index part, Index count, Index parts, Index heads,
+GQA_KERNEL void prefetch_part(const Upcoming& next, Index first, Index last, Index part, Index count, Index parts, Index heads,
                           Index head_stride, Index bytes) {
+  asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
   const Index begin = first + (last - first) * part / parts;
   const Index end = first + (last - first) * (part + count) / parts;
   prefetch_rows(next.data, next.offset, begin < next.first ? next.first : begin, end > next.last ? next.last : end, heads,

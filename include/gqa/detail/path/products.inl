@@ -73,6 +73,7 @@ inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many row
 // Evenly spaced rows, from the first token that is added.
 template <class Codec>
 struct Cached {
+  static constexpr bool kStreams = kHeldQueries > 0;  // where code for it is worth its size
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {
@@ -84,20 +85,12 @@ struct Cached {
   GQA_OP void touch(Index width) const { touch_row(row, width * Codec::bytes); }
 };
 
-struct Staged {
-  const float* values;
-  Index stride;
-  GQA_OP void operator()(Index column, Index, Vec* value) const { *value = load(values + column); }
-  GQA_OP void next() { values += stride; }
-  GQA_OP void skip(Index tokens) { values += tokens * stride; }
-  GQA_OP void touch(Index) const {}
-};
+using Staged = Cached<F32>;
 
 template <class Codec>
-GQA_OP Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
-  auto* out = reinterpret_cast<float*>(tile.staging);
-  widen_rows<Codec>(block.v, block.v_offset, seen, out, tile.value_dim, from, to);
-  return {out, round_up(tile.value_dim, kLanes)};
+GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
+  widen_rows<Codec>(block.v, block.v_offset, seen, reinterpret_cast<float*>(tile.staging), tile.value_dim, from, to);
+  return {tile.staging, round_up(tile.value_dim, kLanes) * Index{sizeof(float)}};
 }
 
 GQA_OP void prepare_weights(const RowTile&) {}

@@ -26,8 +26,7 @@ GQA_OP Index grouped_rows(Index rows) {
   return rows - groups < kGroupRows ? groups : groups + kLanes;
 }
 
-// Where the rows of kTileTokens tokens start: evenly spaced, as those of a page are, or anywhere. Evenly spaced rows are walked with
-// a pointer: load instructions that step by a constant are what a processor's prefetching follows best.
+// Where the rows of kTileTokens tokens start: evenly spaced, as those of a page are, or anywhere.
 struct EvenRows {
   const std::byte* base;
   Index stride;
@@ -42,13 +41,14 @@ struct ScatteredRows {
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && t0 + tokens <= block.last;
 }
-// Tokens that the block lacks borrow a row that it has; their scores are hidden.
-GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0) {
+// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches so many bytes of each row.
+GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched) {
   ScatteredRows rows;
   rows.base = block.k;
   for (Index t = 0; t < kTileTokens; ++t) {
     const Index token = t0 + t;
     rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
+    touch_row(block.k + rows.offset[t], touched);
   }
   return rows;
 }
@@ -64,8 +64,8 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
 }
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
-template <class Dot, int R, class Rows>
-GQA_KERNEL void score_strip(const RowTile& tile, Index row, Rows keys, Index t0) {
+template <class Dot, int R>
+GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0) {
   constexpr int T = kScoreTile / R;
   constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
@@ -162,28 +162,23 @@ GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index
     score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, touch);
 }
 template <class Dot, int R>
-GQA_OP void score_rows_even(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
-  for (; row + R <= tile.rows; row += R)
-    for (Index t = 0; t < tokens; t += kTileTokens)
-      score_strip<Dot, R>(tile, row, EvenRows{keys.base + t * keys.stride, keys.stride}, t0 + t);
-  if constexpr (R > 1) score_rows_even<Dot, R / 2>(tile, row, keys, t0, tokens);
+GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0) {
+  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0);
+  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0);
 }
 template <class Dot>
 GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch) {
-  if (!evenly_spaced(block, t0, tokens)) {  // edges and odd page sizes
-    for (; row < tile.rows; ++row)
-      for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
-        if (t + kTileTokens > block.first) score_strip<Dot, 1>(tile, row, scattered_rows(block, t), t);
-    return;
-  }
-  const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
   if constexpr (kHeldQueries > 0) {
-    constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
-    constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
-    if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, touch);
-    if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, touch);
+    if (evenly_spaced(block, t0, tokens)) {
+      constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
+      constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
+      const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
+      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, touch);
+      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, touch);
+    }
   }
-  score_rows_even<Dot, kScoreRows>(tile, row, keys, t0, tokens);
+  for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
+    if (t + kTileTokens > block.first) score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touch ? tile.head_dim * Dot::kKeyBytes : 0), t);
 }
 
 // While keys are scored, what comes after them is asked for; each head asks for its share of all heads'.
@@ -263,7 +258,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
     ahead.part(t0, row / kLanes, grouped_rows(tile.rows) / kLanes);
-    const ScatteredRows keys = scattered_rows(block, t0);
+    const ScatteredRows keys = scattered_rows(block, t0, 0);
     alignas(64) float scores[V][kTileTokens][kLanes];  // [group][token][row]
     for (int s = 0; s < kTileTokens; s += T) {
       Vec sum[V * T];
