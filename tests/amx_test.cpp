@@ -28,7 +28,7 @@ How on_amx() {
 class Amx : public testing::Test {
  protected:
   void SetUp() override {
-    if (amx_provider == AmxProvider::nobody) GTEST_SKIP() << "neither AMX nor AVX-512 with bf16 to emulate it with";
+    if (amx_provider == AmxProvider::nobody) GTEST_SKIP() << kNoTiles;
     RecordProperty("tiles", amx_provider == AmxProvider::processor ? "the processor's" : "emulated");
   }
 

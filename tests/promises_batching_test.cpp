@@ -104,36 +104,36 @@ TEST_P(Batching, HoldsForSequencesThatShareAPrefix) {
     EXPECT_TRUE(same_bits(attend(q.const_view(), caches[i], {path()}), together[i])) << "length " << lengths[i];
 }
 
+class MixedBatch : public PerPath {};
+
 // One batch may hold sequences of different types: each is as if alone.
-TEST(MixedBatch, SequencesOfDifferentTypesAreAsIfAlone) {
-  report_paths_not_run();
-  for (const Path path : available_paths()) {
-    SCOPED_TRACE(on(path));
-    std::vector<Problem> problems;
-    std::vector<Types> types;
-    for (const ElementType cache : kEveryType)
-      for (const ElementType other : kEveryType) {
-        types.push_back({other, cache, cache, other});
-        problems.push_back(make_problem({2, 1, 16, 16, 3, 90}, 50 + problems.size()));
-      }
-    std::vector<Tensor> queries;
-    std::vector<StoredCaches> caches;
-    std::vector<Output> outputs;
-    std::vector<Sequence> batch;
-    for (std::size_t i = 0; i < problems.size(); ++i) {
-      queries.emplace_back(problems[i].q, types[i].q);
-      caches.push_back(store_cache(problems[i].kv, types[i].k, types[i].v, {}));
-      outputs.emplace_back(types[i].out, 3, 2, 16);
+TEST_P(MixedBatch, SequencesOfDifferentTypesAreAsIfAlone) {
+  SCOPED_TRACE(on(path()));
+  std::vector<Problem> problems;
+  std::vector<Types> types;
+  for (const ElementType cache : kEveryType)
+    for (const ElementType other : kEveryType) {
+      types.push_back({other, cache, cache, other});
+      problems.push_back(make_problem({2, 1, 16, 16, 3, 90}, 50 + problems.size()));
     }
-    for (std::size_t i = 0; i < problems.size(); ++i)
-      batch.push_back({queries[i].const_view(), caches[i].view(), outputs[i].view(), {}, outputs[i].lse()});
-    DynamicAttention{}(batch, How{path}.options());
-    for (std::size_t i = 0; i < problems.size(); ++i)
-      EXPECT_TRUE(same_bits(solve(problems[i], types[i], {path}), outputs[i].result())) << describe(types[i]);
+  std::vector<Tensor> queries;
+  std::vector<StoredCaches> caches;
+  std::vector<Output> outputs;
+  std::vector<Sequence> batch;
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    queries.emplace_back(problems[i].q, types[i].q);
+    caches.push_back(store_cache(problems[i].kv, types[i].k, types[i].v, {}));
+    outputs.emplace_back(types[i].out, 3, 2, 16);
   }
+  for (std::size_t i = 0; i < problems.size(); ++i)
+    batch.push_back({queries[i].const_view(), caches[i].view(), outputs[i].view(), {}, outputs[i].lse()});
+  DynamicAttention{}(batch, How{path()}.options());
+  for (std::size_t i = 0; i < problems.size(); ++i)
+    EXPECT_TRUE(same_bits(solve(problems[i], types[i], {path()}), outputs[i].result())) << describe(types[i]);
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, Batching, Batching::cases(), Batching::name);
+INSTANTIATE_TEST_SUITE_P(EveryPath, MixedBatch, MixedBatch::cases(), MixedBatch::name);
 
 }  // namespace
 }  // namespace gqa::test

@@ -108,31 +108,31 @@ TEST_P(Executors, TheCutDoesNotFollowTheExecutor) {
   }
 }
 
+class Cut : public PerPath {};
+
 // These tests would prove nothing if there were but one task: a long decode must be split along the sequence, and a prefill into
 // tiles.
-TEST(Cut, ALongDecodeAndALongPrefillAreManyTasks) {
-  report_paths_not_run();
-  for (const Path path : available_paths()) {
-    const Problem decode = make_problem({2, 1, 8, 8, 1, 4 * detail::kSpan + 1}, 80);
-    CountingExecutor executor;
-    How how{path};
-    how.executor = executor;
-    static_cast<void>(solve(decode, {}, how));
-    EXPECT_GE(executor.most_tasks, 5) << on(path) << ": a decode over five spans with one KV head";
+TEST_P(Cut, ALongDecodeAndALongPrefillAreManyTasks) {
+  const Problem decode = make_problem({2, 1, 8, 8, 1, 4 * detail::kSpan + 1}, 80);
+  CountingExecutor executor;
+  How how{path()};
+  how.executor = executor;
+  static_cast<void>(solve(decode, {}, how));
+  EXPECT_GE(executor.most_tasks, 5) << on(path()) << ": a decode over five spans with one KV head";
 
-    executor = {};
-    const Problem prefill = make_problem({2, 1, 8, 8, 300, 300}, 81);
-    static_cast<void>(solve(prefill, {}, how));
-    EXPECT_GE(executor.most_tasks, 600 / detail::kTileRows) << on(path) << ": a prefill of 600 rows with one KV head";
+  executor = {};
+  const Problem prefill = make_problem({2, 1, 8, 8, 300, 300}, 81);
+  static_cast<void>(solve(prefill, {}, how));
+  EXPECT_GE(executor.most_tasks, 600 / detail::kTileRows) << on(path()) << ": a prefill of 600 rows with one KV head";
 
-    executor = {};
-    const Problem heads = make_problem({8, 8, 8, 8, 150, 150}, 82);
-    static_cast<void>(solve(heads, {}, how));
-    EXPECT_GE(executor.most_tasks, 8) << on(path) << ": a prefill with eight KV heads";
-  }
+  executor = {};
+  const Problem heads = make_problem({8, 8, 8, 8, 150, 150}, 82);
+  static_cast<void>(solve(heads, {}, how));
+  EXPECT_GE(executor.most_tasks, 8) << on(path()) << ": a prefill with eight KV heads";
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, Executors, Executors::cases(), Executors::name);
+INSTANTIATE_TEST_SUITE_P(EveryPath, Cut, Cut::cases(), Cut::name);
 
 }  // namespace
 }  // namespace gqa::test

@@ -125,43 +125,40 @@ TEST_P(Paths, Every16BitPatternIsWidenedTheSameWay) {
   }
 }
 
-TEST(PathsWithBf16Products, TakeTheF32ArithmeticUnlessTheTypesOrTheCallerAllowOther) {
-  report_paths_not_run();
+class PathsWithBf16Products : public PerPath {};
+
+TEST_P(PathsWithBf16Products, TakeTheF32ArithmeticUnlessTheTypesOrTheCallerAllowOther) {
   const Problem p = make_problem({4, 2, 32, 32, 5, detail::kSpan + 40}, 126);
   for (const ElementType q : kEveryType)
     for (const ElementType k : kEveryType)
       for (const ElementType v : kEveryType) {
         if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) continue;
         const Types types{q, k, v, ElementType::f32};
-        const Result expected = solve(p, types, {best_f32_path()});
-        for (const Path path : available_paths())
-          EXPECT_TRUE(same_bits(expected, solve(p, types, {path}))) << path_name(path) << "; " << types;
+        EXPECT_TRUE(same_bits(solve(p, types, {best_f32_path()}), solve(p, types, {path()}))) << on(path()) << "; " << types;
       }
 }
 
-TEST(PathsWithBf16Products, RoundEveryTypeToBf16WhereTheCallerAcceptsIt) {
-  report_paths_not_run();
+TEST_P(PathsWithBf16Products, RoundEveryTypeToBf16WhereTheCallerAcceptsIt) {
   const Problem p = make_problem({4, 2, 32, 32, 5, detail::kSpan + 40}, 127);
   Problem rounded = p;
   for (std::vector<float>* values : {&rounded.q.values, &rounded.kv.k.values, &rounded.kv.v.values})
     for (float& x : *values) x = rounded_to(ElementType::bf16, x);
-  for (const Path path : available_paths()) {
-    How how{path};
-    how.accept_bf16_products = true;
-    if (has_f32_arithmetic_only(path)) {
-      for (const ElementType type : kEveryType)
-        EXPECT_TRUE(same_bits(solve(p, cache_of(type), {path}), solve(p, cache_of(type), how)))
-            << path_name(path) << " has no bf16 products: the option is nothing to it";
-      continue;
-    }
-    EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path}), solve(p, cache_of(ElementType::f32), how)))
-        << path_name(path) << ": f32, rounded in the call, is bf16, rounded before";
-    EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path}), solve(rounded, cache_of(ElementType::bf16), how)))
-        << path_name(path) << ": bf16 needs no option";
+  How how{path()};
+  how.accept_bf16_products = true;
+  if (has_f32_arithmetic_only(path())) {
+    for (const ElementType type : kEveryType)
+      EXPECT_TRUE(same_bits(solve(p, cache_of(type), {path()}), solve(p, cache_of(type), how)))
+          << on(path()) << " has no bf16 products: the option is nothing to it";
+    return;
   }
+  EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}), solve(p, cache_of(ElementType::f32), how)))
+      << on(path()) << ": f32, rounded in the call, is bf16, rounded before";
+  EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}), solve(rounded, cache_of(ElementType::bf16), how)))
+      << on(path()) << ": bf16 needs no option";
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryType, Paths, testing::ValuesIn(kEveryType), Paths::name);
+INSTANTIATE_TEST_SUITE_P(EveryPath, PathsWithBf16Products, PathsWithBf16Products::cases(), PathsWithBf16Products::name);
 
 }  // namespace
 }  // namespace gqa::test

@@ -6,8 +6,9 @@
 // tile instruction that is misused ends the program with a message; any other invalid opcode ends it as it would have
 // without the handler.
 //
-// A program whose every unit defines GQA_DETAIL_EMULATED_AMX, and one of whose units includes this file, can run
-// Path::amx wherever there is AVX-512 with bf16.
+// A program can run Path::amx wherever there is AVX-512 with bf16 if one of its units includes this file and each that
+// calls attention defines GQA_DETAIL_EMULATED_AMX. Kernels compiled elsewhere need not: what paths there are is asked by
+// calls alone.
 #pragma once
 
 #include <atomic>

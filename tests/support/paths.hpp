@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The paths that this machine runs, and a record of those that it does not.
+//
+// A program compiled with GQA_DETAIL_EMULATED_AMX tests Path::amx and no other, on the processor's tiles or the emulator's.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,6 +14,10 @@
 
 #include "gqa/cpu.hpp"
 #include "gqa/element.hpp"
+
+#if defined(GQA_DETAIL_EMULATED_AMX)
+#include "amx_emulator.hpp"
+#endif
 
 namespace gqa {
 inline void PrintTo(Path path, std::ostream* out) { *out << path_name(path); }
@@ -34,6 +40,19 @@ inline const std::vector<Path>& available_paths() {
   }();
   return found;
 }
+
+/// The paths that have a test each: those that this process can run. With emulated tiles Path::amx alone, as the other paths have
+/// theirs in the program without; and that even where nobody provides tiles, so that there is a test to say so.
+inline std::vector<Path> tested_paths() {
+#if defined(GQA_DETAIL_EMULATED_AMX)
+  return {Path::amx};
+#else
+  return available_paths();
+#endif
+}
+
+/// Why a test of a tested path may not run.
+inline constexpr const char* kNoTiles = "this machine has neither AMX nor AVX-512 with bf16 to emulate it with";
 
 /// Says which paths this machine does not have: printed once a program, and recorded as a property of the test that asks.
 inline void report_paths_not_run() {
@@ -66,13 +85,16 @@ inline Path best_f32_path() { return f32_paths().back(); }
 /// A test for each available path and each element type.
 class PerPathAndType : public testing::TestWithParam<std::tuple<Path, ElementType>> {
  public:
-  static auto cases() { return testing::Combine(testing::ValuesIn(available_paths()), testing::ValuesIn(kEveryType)); }
+  static auto cases() { return testing::Combine(testing::ValuesIn(tested_paths()), testing::ValuesIn(kEveryType)); }
   static std::string name(const testing::TestParamInfo<ParamType>& info) {
     return std::string(path_name(std::get<0>(info.param))) + "_" + element_name(std::get<1>(info.param));
   }
 
  protected:
-  void SetUp() override { report_paths_not_run(); }
+  void SetUp() override {
+    report_paths_not_run();
+    if (!path_available(path())) GTEST_SKIP() << kNoTiles;
+  }
   Path path() const { return std::get<0>(GetParam()); }
   ElementType type() const { return std::get<1>(GetParam()); }
 };
@@ -80,11 +102,14 @@ class PerPathAndType : public testing::TestWithParam<std::tuple<Path, ElementTyp
 /// A test for each available path.
 class PerPath : public testing::TestWithParam<Path> {
  public:
-  static auto cases() { return testing::ValuesIn(available_paths()); }
+  static auto cases() { return testing::ValuesIn(tested_paths()); }
   static std::string name(const testing::TestParamInfo<Path>& info) { return path_name(info.param); }
 
  protected:
-  void SetUp() override { report_paths_not_run(); }
+  void SetUp() override {
+    report_paths_not_run();
+    if (!path_available(path())) GTEST_SKIP() << kNoTiles;
+  }
   Path path() const { return GetParam(); }
 };
 
