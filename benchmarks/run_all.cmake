@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 cmake_minimum_required(VERSION 3.23)
-# Runs PROGRAMS (a list) with ARGUMENTS and writes RESULT: one file in Google Benchmark's format, the context of the first program
-# and the entries of all. Their names tell the programs apart.
+# Runs PROGRAMS (a list) and COMPILE_TIME (one command, a list of words), all with ARGUMENTS, and writes RESULT: one file in Google
+# Benchmark's format, the context of the first program and the entries of all. Their names tell the programs apart. Fails, once all is
+# written, if an entry has no percent_of_limit: one that failed, or one that nothing was held against.
 separate_arguments(ARGUMENTS UNIX_COMMAND "${ARGUMENTS}")
 set(head "")
 set(entries "")
-foreach(program IN LISTS PROGRAMS)
-  cmake_path(GET program FILENAME name)
-  set(part "${RESULT}.${name}")
-  execute_process(COMMAND "${program}" ${ARGUMENTS} "--benchmark_out=${part}" --benchmark_out_format=json
-                  COMMAND_ERROR_IS_FATAL ANY)
+
+# Runs a command and appends what it measured to `entries`. A macro, because it sets both.
+macro(measure part)
+  execute_process(COMMAND ${ARGN} ${ARGUMENTS} "--benchmark_out=${part}" --benchmark_out_format=json COMMAND_ERROR_IS_FATAL ANY)
   if(EXISTS "${part}") # a filter may leave a program nothing to do
     file(READ "${part}" measured)
     file(REMOVE "${part}")
@@ -31,9 +31,36 @@ foreach(program IN LISTS PROGRAMS)
       endif()
     endif()
   endif()
+endmacro()
+
+foreach(program IN LISTS PROGRAMS)
+  cmake_path(GET program FILENAME name)
+  measure("${RESULT}.${name}" "${program}")
 endforeach()
+if(COMPILE_TIME)
+  measure("${RESULT}.compile_time" ${COMPILE_TIME})
+endif()
 if(head STREQUAL "")
   message(FATAL_ERROR "no benchmark was run")
 endif()
 file(WRITE "${RESULT}" "${head}\"benchmarks\": [\n    ${entries}\n  ]\n}\n")
 message("All results: ${RESULT}")
+
+string(JSON count LENGTH "[${entries}]")
+set(without "")
+foreach(index RANGE 1 ${count})
+  math(EXPR index "${index} - 1")
+  string(JSON entry GET "[${entries}]" ${index})
+  string(JSON share ERROR_VARIABLE none GET "${entry}" percent_of_limit)
+  if(none)
+    string(JSON name GET "${entry}" name)
+    string(JSON why ERROR_VARIABLE none GET "${entry}" error_message)
+    if(none)
+      set(why "no limit")
+    endif()
+    string(APPEND without "\n  ${name}: ${why}")
+  endif()
+endforeach()
+if(without)
+  message(FATAL_ERROR "Entries without percent_of_limit:${without}")
+endif()
