@@ -81,8 +81,7 @@ inline CpuFeatures detect_features() noexcept {
   has.avx512bf16 = (a >> 5) & 1u;
 #if defined(__linux__)
   // Linux grants tile state on request, per process: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
-  if (has.avx512bf16 && amx_cpu && (xcr0 & 0x60000u) == 0x60000u)
-    has.amx = ::syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  if (has.avx512bf16 && amx_cpu && (xcr0 & 0x60000u) == 0x60000u) has.amx = ::syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
   static_cast<void>(amx_cpu);
 #endif
@@ -136,15 +135,18 @@ inline ActivePath choose_path(const CpuFeatures& has, const char* wish) {
   if (wish == nullptr || *wish == '\0') {
     switch (best) {
       case Path::amx: return {best, "the processor has AMX-BF16 and the operating system granted tile state"};
-      case Path::avx512bf16: return {best, "the processor has AVX-512 with bf16 products, but no AMX-BF16 that may be used"};
+      case Path::avx512bf16:
+        return {best, "the processor has AVX-512 with bf16 products, but no AMX-BF16 that may be used"};
       case Path::avx512: return {best, "the processor has AVX-512 (F, BW, DQ, VL), but no bf16 products"};
-      case Path::avx2: return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
+      case Path::avx2:
+        return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
       default: return {best, "the processor has none of the instruction sets that other paths need"};
     }
   }
   const Path asked = parse_path(wish);
   if (asked == Path::neon || !has_path(has, asked)) {
-    if (asked < best) return {best_path(has, asked), "GQA_PATH names a path that cannot run here: the best below it runs"};
+    if (asked < best)
+      return {best_path(has, asked), "GQA_PATH names a path that cannot run here: the best below it runs"};
     return {best, "GQA_PATH names a path that cannot run here, and never raises it: the best that can runs"};
   }
   return {asked, "GQA_PATH asks for it"};

@@ -26,11 +26,11 @@ struct ElementTraits<Eigen::half> {
 /// An Eigen matrix, map, ref, block or transpose of those, whose coefficients lie in memory and can be viewed there. A temporary
 /// matrix that owns its coefficients is none: the view would outlive it.
 template <class M>
-concept EigenStorage =
-    std::derived_from<std::remove_cvref_t<M>, Eigen::DenseBase<std::remove_cvref_t<M>>> &&
-    ((std::remove_cvref_t<M>::Flags & Eigen::DirectAccessBit) != 0) && Element<typename std::remove_cvref_t<M>::Scalar> &&
-    (std::is_lvalue_reference_v<M> ||
-     !std::derived_from<std::remove_cvref_t<M>, Eigen::PlainObjectBase<std::remove_cvref_t<M>>>);
+concept EigenStorage = std::derived_from<std::remove_cvref_t<M>, Eigen::DenseBase<std::remove_cvref_t<M>>> &&
+                       ((std::remove_cvref_t<M>::Flags & Eigen::DirectAccessBit) != 0) &&
+                       Element<typename std::remove_cvref_t<M>::Scalar> &&
+                       (std::is_lvalue_reference_v<M> ||
+                        !std::derived_from<std::remove_cvref_t<M>, Eigen::PlainObjectBase<std::remove_cvref_t<M>>>);
 
 namespace detail::inline GQA_ABI {
 

@@ -34,7 +34,7 @@ GQA_ALWAYS_INLINE constexpr std::uint16_t f16_from_float(float value) noexcept {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520 and above round to infinity
-  if (magnitude < 0x33000000u) return sign;                                          // below half of the least denormal
+  if (magnitude < 0x33000000u) return sign;                                         // below half of the least denormal
   if (magnitude < 0x38800000u) {  // a denormal half: shift the mantissa into place, rounding what falls out
     const std::uint32_t shift = 126u - (magnitude >> 23);
     const std::uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
@@ -52,10 +52,12 @@ GQA_ALWAYS_INLINE constexpr float float_from_f16(std::uint16_t bits) noexcept {
   const std::uint32_t sign = (static_cast<std::uint32_t>(bits) & 0x8000u) << 16;
   const std::uint32_t exponent = (bits >> 10) & 0x1fu;
   const std::uint32_t mantissa = bits & 0x3ffu;
-  if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
+  if (exponent == 0x1fu)
+    return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
   if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
   if (mantissa == 0) return std::bit_cast<float>(sign);
-  const auto lead = static_cast<std::uint32_t>(std::countl_zero(mantissa)) - 21u;  // 1 … 10: steps to a leading one at bit 10
+  const auto lead =
+      static_cast<std::uint32_t>(std::countl_zero(mantissa)) - 21u;  // 1 … 10: steps to a leading one at bit 10
   return std::bit_cast<float>(sign | ((113u - lead) << 23) | (((mantissa << lead) & 0x3ffu) << 13));
 }
 

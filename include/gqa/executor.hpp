@@ -64,8 +64,8 @@ class ExecutorRef {
   GQA_ALWAYS_INLINE ExecutorRef() noexcept : ExecutorRef(nullptr, nullptr, nullptr) {}
 
   template <Executor E>
-    requires(!std::same_as<std::remove_cv_t<E>, ExecutorRef>)
-  GQA_ALWAYS_INLINE ExecutorRef(E& executor) noexcept  // NOLINT(google-explicit-constructor): a reference in all but name
+  requires(!std::same_as<std::remove_cv_t<E>, ExecutorRef>) GQA_ALWAYS_INLINE ExecutorRef(E& executor)
+  noexcept  // NOLINT(google-explicit-constructor): a reference in all but name
       : ExecutorRef(
             const_cast<void*>(static_cast<const void*>(&executor)),
             [](void* self) { return static_cast<Index>(static_cast<E*>(self)->concurrency()); },

@@ -62,10 +62,10 @@ struct KvCacheView {
   Index value_dim = 0;  ///< Dv
   KvStrides k_strides{0, 0, 0};
   KvStrides v_strides{0, 0, 0};
-  Index capacity = 0;                        ///< ring: slots
-  Index oldest = 0;                          ///< ring: positions before it are gone even if their slots are in range
-  Index page_size = 0;                       ///< paged: tokens in a page, any positive number
-  Index pool_pages = 0;                      ///< paged: physical pages in the pool; table entries lie in [0, pool_pages)
+  Index capacity = 0;    ///< ring: slots
+  Index oldest = 0;      ///< ring: positions before it are gone even if their slots are in range
+  Index page_size = 0;   ///< paged: tokens in a page, any positive number
+  Index pool_pages = 0;  ///< paged: physical pages in the pool; table entries lie in [0, pool_pages)
   const std::int32_t* page_table = nullptr;  ///< paged: logical page → physical page
   Index page_table_size = 0;                 ///< paged: entries; at least ceil(length / page_size)
 

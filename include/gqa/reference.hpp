@@ -55,7 +55,9 @@ inline Index reference_offset(const KvCacheView& kv, const KvStrides& strides, I
 template <Variant V>
 double reference_score(const V& variant, double product, Index query_position, Index key_position, Index query_head) {
   if constexpr (ScoringVariant<V>) {
-    if constexpr (requires { { variant.score(product, query_position, key_position, query_head) } -> std::same_as<double>; })
+    if constexpr (requires {
+                    { variant.score(product, query_position, key_position, query_head) } -> std::same_as<double>;
+                  })
       return variant.score(product, query_position, key_position, query_head);
     else
       return static_cast<double>(variant.score(static_cast<float>(product), query_position, key_position, query_head));
@@ -73,7 +75,8 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
   ReferenceResult result{Eigen::MatrixXd::Zero(q.tokens * q.heads, kv.value_dim),
                          Eigen::VectorXd::Constant(q.tokens * q.heads, -infinity)};
   for (Index token = 0; token < q.tokens; ++token) {
-    const Index position = positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
+    const Index position =
+        positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
     const PositionRange range = variant.visible_range(position, kv.length);
     for (Index head = 0; head < q.heads; ++head) {
       std::vector<Index> visible;

@@ -51,14 +51,14 @@ struct BasicTensorView {
 
   /// Packed storage, (token, head, dim) with dim fastest.
   template <Element T>
-    requires(std::is_const_v<Data> || !std::is_const_v<T>)
-  GQA_ALWAYS_INLINE BasicTensorView(T* elements, Index token_count, Index head_count, Index width)
+  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
+      BasicTensorView(T* elements, Index token_count, Index head_count, Index width)
       : BasicTensorView(elements, token_count, head_count, width, TensorStrides{head_count * width, width, 1}) {}
 
   /// Any strides, in elements.
   template <Element T>
-    requires(std::is_const_v<Data> || !std::is_const_v<T>)
-  GQA_ALWAYS_INLINE BasicTensorView(T* elements, Index token_count, Index head_count, Index width, TensorStrides steps)
+  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
+      BasicTensorView(T* elements, Index token_count, Index head_count, Index width, TensorStrides steps)
       : data(elements),
         type(ElementTraits<std::remove_cv_t<T>>::type),
         tokens(token_count),
@@ -68,16 +68,14 @@ struct BasicTensorView {
 
   /// Packed storage in a span. @throws ArgumentError if the span is too short.
   template <Element T, std::size_t Extent>
-    requires(std::is_const_v<Data> || !std::is_const_v<T>)
-  GQA_ALWAYS_INLINE BasicTensorView(std::span<T, Extent> elements, Index token_count, Index head_count, Index width)
+  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
+      BasicTensorView(std::span<T, Extent> elements, Index token_count, Index head_count, Index width)
       : BasicTensorView(elements.data(), token_count, head_count, width) {
     detail::check_span_extent("tensor", elements.size(), token_count, head_count, width);
   }
 
   /// An output view reads as a query view.
-  GQA_ALWAYS_INLINE operator BasicTensorView<const void>() const noexcept
-    requires(!std::is_const_v<Data>)
-  {
+  GQA_ALWAYS_INLINE operator BasicTensorView<const void>() const noexcept requires(!std::is_const_v<Data>) {
     BasicTensorView<const void> view;
     view.data = data;
     view.type = type;

@@ -30,13 +30,13 @@ struct PoolJob {
     std::mutex mutex;
     std::vector<std::unique_ptr<PoolJob>> idle;
   };
-  std::shared_ptr<List> home;                   ///< keeps the list alive while the job is in flight
-  TaskRef work{nullptr, nullptr};               ///< followed only after a task has been claimed: the caller is waiting then
+  std::shared_ptr<List> home;      ///< keeps the list alive while the job is in flight
+  TaskRef work{nullptr, nullptr};  ///< followed only after a task has been claimed: the caller is waiting then
   Index count = 0;
-  std::atomic<Index> next{0};                   ///< the next task to claim
-  std::atomic<Index> unfinished{0};             ///< tasks not yet done
-  std::atomic<int> done{0};                     ///< 1 when none is left
-  std::atomic<int> users{0};                    ///< the caller and the helpers that still hold the job
+  std::atomic<Index> next{0};        ///< the next task to claim
+  std::atomic<Index> unfinished{0};  ///< tasks not yet done
+  std::atomic<int> done{0};          ///< 1 when none is left
+  std::atomic<int> users{0};         ///< the caller and the helpers that still hold the job
 };
 
 }  // namespace detail

@@ -95,8 +95,14 @@ class AddressBook {
     const Index last = kBlock - std::countl_zero(seen);
     Place place = locate(kv_, begin + first);
     if (place.run >= last - first && seen == bit_range(first, last))
-      return {place.page * k_.page + (place.slot - first) * k_.token, place.page * v_.page + (place.slot - first) * v_.token,
-              uniform_, uniform_ + kBlock, true, begin, first, last};
+      return {place.page * k_.page + (place.slot - first) * k_.token,
+              place.page * v_.page + (place.slot - first) * v_.token,
+              uniform_,
+              uniform_ + kBlock,
+              true,
+              begin,
+              first,
+              last};
     turn_ = turn_ + 1 == kept_ ? 0 : turn_ + 1;
     Index* const offsets = scattered_ + turn_ * 2 * kBlock;
     Index until = first + place.run;  // where the run of `place` ends
@@ -120,7 +126,8 @@ class AddressBook {
   /// True if a head's rows follow each other in memory, over pages of some size at least.
   bool follows() const noexcept {
     constexpr Index run = Index{4} << 10;  // bytes
-    const bool packed = k_.token == kv_.head_dim * element_bytes(kv_.k_type) && v_.token == kv_.value_dim * element_bytes(kv_.v_type);
+    const bool packed =
+        k_.token == kv_.head_dim * element_bytes(kv_.k_type) && v_.token == kv_.value_dim * element_bytes(kv_.v_type);
     return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
   }
   /// True if that goes on for a page only, and pages are short.

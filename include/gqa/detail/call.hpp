@@ -19,10 +19,10 @@ struct SequencePlan {
   const Kernels* kernels = nullptr;
   Index first_task = 0;
   Index task_count = 0;
-  Index rows = 0;           ///< n_q · G, the rows that share a KV head
-  Index tile_rows = 0;      ///< rows of a tile, the last may have fewer
+  Index rows = 0;       ///< n_q · G, the rows that share a KV head
+  Index tile_rows = 0;  ///< rows of a tile, the last may have fewer
   Index tiles = 0;
-  Index heads = 1;          ///< KV heads that a task walks side by side: several where they are adjacent in memory
+  Index heads = 1;  ///< KV heads that a task walks side by side: several where they are adjacent in memory
   Index head_groups = 0;
   Index first_span = 0;
   Index spans = 0;          ///< visible spans, if split; else 0
@@ -41,8 +41,8 @@ struct CallPlan {
   float scale = 1.0f;
   SequencePlan* sequences = nullptr;
   Index task_count = 0;
-  std::byte* partials = nullptr;             ///< states of spans that are merged when all are there
-  std::atomic<Index>* counters = nullptr;    ///< how many parts of a head group are done
+  std::byte* partials = nullptr;           ///< states of spans that are merged when all are there
+  std::atomic<Index>* counters = nullptr;  ///< how many parts of a head group are done
   ScratchSlots slots;
 };
 

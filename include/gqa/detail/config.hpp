@@ -13,7 +13,8 @@
 // Results are the same bits on every path because the order of every addition is fixed. -ffast-math lets the compiler
 // change that order and drop the tests for NaN and infinity, so the library refuses instead of answering differently.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "gqa cannot keep its results exact under -ffast-math, -Ofast or -ffinite-math-only: compile this unit without them"
+#error \
+    "gqa cannot keep its results exact under -ffast-math, -Ofast or -ffinite-math-only: compile this unit without them"
 #endif
 
 // Function bodies depend on the unit's -m flags and on -fno-exceptions. Each combination has its own inline namespace, so

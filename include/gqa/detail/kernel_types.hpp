@@ -41,8 +41,8 @@ struct RowTile {
   float* m = nullptr;        ///< rows
   float* l = nullptr;        ///< rows × kLanes
   float* o = nullptr;        ///< rows × o_stride
-  Index o_stride = 0;        ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
-  float* alpha = nullptr;    ///< rows: what this block's softmax multiplies the older o by
+  Index o_stride = 0;      ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
+  float* alpha = nullptr;  ///< rows: what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
   bool scored = false;           ///< a scoring variant goes over the scores: `transform` leaves them in units of log2
@@ -65,13 +65,13 @@ struct Block {
   const std::byte* v = nullptr;
   const Index* k_offset = nullptr;  ///< kBlock entries
   const Index* v_offset = nullptr;  ///< kBlock entries
-  Index k_stride = 0;               ///< bytes from each token to the next, if that is the same for all of [first, last); or 0
+  Index k_stride = 0;  ///< bytes from each token to the next, if that is the same for all of [first, last); or 0
   Index v_stride = 0;
   Index first = 0;
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
-  bool careful = false;                    ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k;                         ///< the keys of this head that the task reads after this block; or none
+  bool careful = false;  ///< V holds a non-finite value in a token that some rows see and others do not
+  Upcoming next_k;       ///< the keys of this head that the task reads after this block; or none
 };
 
 /// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their
@@ -82,15 +82,16 @@ struct Block {
 struct Stage {
   const Block* units = nullptr;
   Index blocks = 0;
-  Index heads = 1;         ///< KV heads side by side; they share the tokens [first, last) of a block
-  Index k_head_stride = 0; ///< bytes from a head's rows to the next head's
+  Index heads = 1;          ///< KV heads side by side; they share the tokens [first, last) of a block
+  Index k_head_stride = 0;  ///< bytes from a head's rows to the next head's
   Index v_head_stride = 0;
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
-  bool touch = false;      ///< few rows are streamed through memory: keys and values are touched right before they are used
-  bool prefetch = false;   ///< blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched
-  Index weight_floats = 0; ///< from a unit's weights to the next one's
-  Index alpha_floats = 0;  ///< from a unit's alpha to the next one's
+  bool touch = false;  ///< few rows are streamed through memory: keys and values are touched right before they are used
+  bool prefetch =
+      false;  ///< blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched
+  Index weight_floats = 0;  ///< from a unit's weights to the next one's
+  Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 };
 
 /// What is read after block b of a stage, for its first head: the next block's keys, at last the first values; the next block's
@@ -152,18 +153,18 @@ struct OutputTarget {
 /// per element type; the others take one head's tile.
 struct Kernels {
   Path path = Path::portable;
-  void (*pack)(const RowTile&, const QuerySource&) = nullptr;            ///< tile.q ← queries, scaled
-  void (*begin)(const RowTile&) = nullptr;                               ///< state ← that of no tokens: (−∞, 0, 0)
-  void (*scores[3])(const RowTile&, const Stage&) = {};                  ///< weights ← scaled q·k of the blocks
-  void (*softmax)(const RowTile&, const Block&) = nullptr;               ///< weights ← exp2(score − m); m, l, alpha
-  void (*accumulate[3])(const RowTile&, const Stage&) = {};              ///< o ← alpha·o + weights·V, block by block
-  bool (*nonfinite[3])(const Block&, Index value_dim) = {};              ///< any NaN or infinity in V of [first, last)?
-  void (*merge)(const RowTile& into, const RowTile& from) = nullptr;     ///< state `into` ← into, then from
-  void (*store)(const RowTile&, const OutputTarget&) = nullptr;          ///< out ← o / l; lse ← m + log l
+  void (*pack)(const RowTile&, const QuerySource&) = nullptr;         ///< tile.q ← queries, scaled
+  void (*begin)(const RowTile&) = nullptr;                            ///< state ← that of no tokens: (−∞, 0, 0)
+  void (*scores[3])(const RowTile&, const Stage&) = {};               ///< weights ← scaled q·k of the blocks
+  void (*softmax)(const RowTile&, const Block&) = nullptr;            ///< weights ← exp2(score − m); m, l, alpha
+  void (*accumulate[3])(const RowTile&, const Stage&) = {};           ///< o ← alpha·o + weights·V, block by block
+  bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
+  void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
+  void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / l; lse ← m + log l
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
-  Index weight_rows = 1;       ///< what the rows of a unit's weights are rounded up to
-  Index o_multiple = kLanes;   ///< what o_stride is a multiple of
-  Index stream_rows = 0;       ///< up to so many rows, keys and values are streamed: many blocks a stage
+  Index weight_rows = 1;      ///< what the rows of a unit's weights are rounded up to
+  Index o_multiple = kLanes;  ///< what o_stride is a multiple of
+  Index stream_rows = 0;      ///< up to so many rows, keys and values are streamed: many blocks a stage
   void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 };

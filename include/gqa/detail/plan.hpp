@@ -9,16 +9,16 @@ namespace gqa::detail {
 
 /// Everything a task needs besides its inputs, carved out of one slot of scratch (and, if split, out of the partials).
 struct TaskScratch {
-  Index stage_blocks = 1;  ///< blocks of a stage
-  Block* units = nullptr;  ///< of a stage
-  RowTile tile;    ///< the state of the current span
-  RowTile total;   ///< the state of the spans before it
-  Index* tables = nullptr;          ///< AddressBook
-  Index* row_begin = nullptr;       ///< per row: what it sees
+  Index stage_blocks = 1;      ///< blocks of a stage
+  Block* units = nullptr;      ///< of a stage
+  RowTile tile;                ///< the state of the current span
+  RowTile total;               ///< the state of the spans before it
+  Index* tables = nullptr;     ///< AddressBook
+  Index* row_begin = nullptr;  ///< per row: what it sees
   Index* row_end = nullptr;
-  Index* row_position = nullptr;    ///< per row
-  Index* row_head = nullptr;        ///< per row, for the heads of one KV head
-  std::uint64_t* visible = nullptr; ///< per unit and row
+  Index* row_position = nullptr;     ///< per row
+  Index* row_head = nullptr;         ///< per row, for the heads of one KV head
+  std::uint64_t* visible = nullptr;  ///< per unit and row
 };
 
 }  // namespace gqa::detail
@@ -51,7 +51,8 @@ inline Index stage_blocks(const Kernels& kernels, Index heads, Index rows) noexc
 }
 
 /// Room for a task of `heads` KV heads with `rows` rows each.
-inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const HeadShape& shape, Index heads, Index rows) noexcept {
+inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const HeadShape& shape, Index heads,
+                              Index rows) noexcept {
   TaskScratch scratch;
   RowTile& tile = scratch.tile;
   const Index all = heads * rows;

@@ -61,7 +61,7 @@ class ScratchCache {
     unlock();
     if (buffer != nullptr && buffer->bytes >= bytes) return buffer;
     if (buffer != nullptr) release(buffer);
-    void* const memory = ::operator new(bytes + kScratchAlignment, std::align_val_t{kScratchAlignment});
+    void* const memory = ::operator new (bytes + kScratchAlignment, std::align_val_t{kScratchAlignment});
     return ::new (memory) Buffer{nullptr, bytes};
   }
   GQA_ALWAYS_INLINE void put_back(Buffer* buffer) noexcept {
@@ -73,7 +73,7 @@ class ScratchCache {
 
  private:
   GQA_ALWAYS_INLINE static void release(Buffer* buffer) noexcept {
-    ::operator delete(static_cast<void*>(buffer), std::align_val_t{kScratchAlignment});
+    ::operator delete (static_cast<void*>(buffer), std::align_val_t{kScratchAlignment});
   }
   // Held for a few instructions only.
   GQA_ALWAYS_INLINE void lock() noexcept {
@@ -89,7 +89,8 @@ class ScratchCache {
 /// A ScratchCache's buffer for the length of a call.
 class ScratchLease {
  public:
-  GQA_ALWAYS_INLINE ScratchLease(ScratchCache& cache, std::size_t bytes) : cache_(cache), buffer_(cache.acquire(bytes)) {}
+  GQA_ALWAYS_INLINE ScratchLease(ScratchCache& cache, std::size_t bytes)
+      : cache_(cache), buffer_(cache.acquire(bytes)) {}
   GQA_ALWAYS_INLINE ~ScratchLease() { cache_.put_back(buffer_); }
   ScratchLease(const ScratchLease&) = delete;
   ScratchLease& operator=(const ScratchLease&) = delete;
@@ -113,10 +114,10 @@ struct ScratchSlots {
       if (taken[slot].load(std::memory_order_relaxed) == 0 && taken[slot].exchange(1, std::memory_order_acquire) == 0)
         return slot;
   }
-  GQA_ALWAYS_INLINE void release(Index slot) const noexcept {
-    taken[slot].store(0, std::memory_order_release);
+  GQA_ALWAYS_INLINE void release(Index slot) const noexcept { taken[slot].store(0, std::memory_order_release); }
+  GQA_ALWAYS_INLINE std::byte* at(Index slot) const noexcept {
+    return data + static_cast<std::size_t>(slot) * slot_bytes;
   }
-  GQA_ALWAYS_INLINE std::byte* at(Index slot) const noexcept { return data + static_cast<std::size_t>(slot) * slot_bytes; }
 };
 
 }  // namespace gqa::detail

@@ -175,7 +175,8 @@ class Task {
       Stage part = stage;
       part.units += b * stage.heads;
       part.blocks = 0;
-      while (b + part.blocks < stage.blocks && stage.units[(b + part.blocks) * stage.heads].begin / kSpan == span) ++part.blocks;
+      while (b + part.blocks < stage.blocks && stage.units[(b + part.blocks) * stage.heads].begin / kSpan == span)
+        ++part.blocks;
       RowTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
@@ -190,7 +191,8 @@ class Task {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
         if (transform_ != nullptr)
-          transform_(unit, block, call_.variant.variant, scratch_.row_position, mark_heads(range_.first_head + j), block.begin);
+          transform_(unit, block, call_.variant.variant, scratch_.row_position, mark_heads(range_.first_head + j),
+                     block.begin);
         kernels_.softmax(unit, block);
       }
     }
@@ -221,7 +223,8 @@ class Task {
         visible = bits;
       }
       block.visible = visible;
-      block.careful = rows_differ && kernels_.nonfinite[static_cast<std::size_t>(sequence_.kv.v_type)](block, call_.shape.value_dim);
+      block.careful = rows_differ &&
+                      kernels_.nonfinite[static_cast<std::size_t>(sequence_.kv.v_type)](block, call_.shape.value_dim);
     }
   }
 
@@ -320,7 +323,8 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
   TaskScratch scratch = carve_task(carver, *plan.kernels, call.shape, plan.heads, plan.tile_rows);
   TaskRange range;
   range.first_head = head_group * plan.heads;
-  range.heads = call.shape.kv_heads - range.first_head < plan.heads ? call.shape.kv_heads - range.first_head : plan.heads;
+  range.heads =
+      call.shape.kv_heads - range.first_head < plan.heads ? call.shape.kv_heads - range.first_head : plan.heads;
 
   if (plan.spans == 0) {
     const Index tile = plan.tiles - 1 - part;  // under a causal mask the last tile is the longest: start with it

@@ -13,16 +13,16 @@ namespace gqa::detail {
 /// Refers to a variant for the length of a call. Absent parts are null.
 struct VariantRef {
   using Range = PositionRange (*)(const void* variant, Index query_position, Index kv_length);
-  using Refine = std::uint64_t (*)(const void* variant, std::uint64_t candidates, Index query_position, Index query_head,
-                                   Index block_begin);
+  using Refine = std::uint64_t (*)(const void* variant, std::uint64_t candidates, Index query_position,
+                                   Index query_head, Index block_begin);
   using Transform = void (*)(const RowTile&, const Block&, const void* variant, const Index* positions,
                              const Index* heads, Index block_begin);
 
   const void* variant = nullptr;
   Range range = nullptr;
-  Refine refine = nullptr;                         ///< keeps the bits t of candidates whose position block_begin + t is visible
+  Refine refine = nullptr;  ///< keeps the bits t of candidates whose position block_begin + t is visible
   Transform (*transform)(const Kernels&) = nullptr;  ///< the score functor, compiled for a path
-  void (*check)(const void* variant) = nullptr;    ///< throws if the variant's own parameters are wrong
+  void (*check)(const void* variant) = nullptr;      ///< throws if the variant's own parameters are wrong
 };
 
 }  // namespace gqa::detail

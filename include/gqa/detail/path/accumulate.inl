@@ -65,7 +65,7 @@ struct Part {
   Index row_bytes = 0;
   Index from = 0;
   Index to = 0;
-  Index few = 0;         // tokens that a strip takes before the next strip has its turn
+  Index few = 0;  // tokens that a strip takes before the next strip has its turn
   Index head = 0;
   bool rescale = false;  // the first tokens of the block: alpha comes first
   bool touch = false;
@@ -97,7 +97,8 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, part.touch && row + column == 0);
+        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale,
+                           part.touch && row + column == 0);
     }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;

@@ -14,13 +14,13 @@ namespace gqa::detail::inline GQA_ABI::avx512 {
 using Vec = __m512;
 inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
 
-inline constexpr int kScoreTile = 16;   // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 4;    // the most rows of a score tile
-inline constexpr int kHeldQueries = 16; // registers for queries, where they stay in registers
-inline constexpr int kRowTokens = 8;    // accumulators where lanes are rows: groups of 16 rows × tokens
-inline constexpr int kRowGroups = 2;    // the most groups
-inline constexpr int kOutputTile = 16;  // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 4;   // the most rows of an output tile
+inline constexpr int kScoreTile = 16;    // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 4;     // the most rows of a score tile
+inline constexpr int kHeldQueries = 16;  // registers for queries, where they stay in registers
+inline constexpr int kRowTokens = 8;     // accumulators where lanes are rows: groups of 16 rows × tokens
+inline constexpr int kRowGroups = 2;     // the most groups
+inline constexpr int kOutputTile = 16;   // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 4;    // the most rows of an output tile
 inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
@@ -122,9 +122,7 @@ GQA_OP void transpose(Vec (&r)[kLanes]) {
 }
 GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // quiet, signalling NaN, ±infinity
 
-GQA_OP Vec widen_bf16(__m256i bits) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 template <class Codec>
 GQA_OP Vec load_as(const std::byte* p) {
   if constexpr (Codec::type == ElementType::f32) {

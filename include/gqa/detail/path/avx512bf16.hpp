@@ -26,19 +26,19 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
 using avx512::add;
+using avx512::kHeldQueries;
 using avx512::kLanes2;
 using avx512::kOutputRows;
 using avx512::kOutputTile;
 using avx512::kRowGroups;
 using avx512::kRowTokens;
-using avx512::kHeldQueries;
 using avx512::kScoreRows;
 using avx512::kScoreTile;
 using avx512::load;
 using avx512::mul;
 using avx512::prefetch_part;
-using avx512::reduce_pairs;
 using avx512::reduce_pair;
+using avx512::reduce_pairs;
 using avx512::reduce_tile;
 using avx512::set1;
 using avx512::store;

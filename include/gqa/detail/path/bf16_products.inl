@@ -20,7 +20,8 @@ GQA_OP void pack_pairs(const std::byte* from, Index dim_stride, Index dim, std::
 
 inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, std::byte* to) {
   const Index at = source.first_row + row;
-  const std::byte* from = source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+  const std::byte* from =
+      source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
   switch (source.type) {
     case ElementType::f32: pack_pairs<F32>(from, source.dim_stride, tile.head_dim, to); break;
     case ElementType::bf16: pack_pairs<Bf16>(from, source.dim_stride, tile.head_dim, to); break;
@@ -130,7 +131,10 @@ struct Cached {
   }
   GQA_OP void next() { row += 2 * stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
-  GQA_OP void touch(Index width) const { touch_row(row, 2 * width); touch_row(row + stride, 2 * width); }
+  GQA_OP void touch(Index width) const {
+    touch_row(row, 2 * width);
+    touch_row(row + stride, 2 * width);
+  }
 };
 
 // [pair of tokens][column / 32][first, second]
@@ -166,10 +170,11 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
       const Index count = rest < kLanes2 ? rest : kLanes2;
       __m512bh value[2];
       if (Codec::type == ElementType::bf16 && both && count == kLanes2)
-        interleave(load_pairs(block.v + block.v_offset[t] + column * 2), load_pairs(block.v + block.v_offset[t + 1] + column * 2),
-                   value);
+        interleave(load_pairs(block.v + block.v_offset[t] + column * 2),
+                   load_pairs(block.v + block.v_offset[t + 1] + column * 2), value);
       else
-        interleave(value_pairs<Codec>(block, seen, t, column, count), value_pairs<Codec>(block, seen, t + 1, column, count), value);
+        interleave(value_pairs<Codec>(block, seen, t, column, count),
+                   value_pairs<Codec>(block, seen, t + 1, column, count), value);
       _mm512_storeu_si512(out + column * 4, reinterpret_cast<__m512i>(value[0]));
       _mm512_storeu_si512(out + column * 4 + 64, reinterpret_cast<__m512i>(value[1]));
     }

@@ -10,10 +10,15 @@
 // A row's arithmetic never looks at the rows beside it. What differs between a decode step and a prefill is how many rows share
 // a loaded key or value, which changes no bit.
 
+// In this order: each needs what stands before it.
 #include "gqa/detail/path/scores.inl"
+
 #include "gqa/detail/path/products.inl"
+
 #include "gqa/detail/path/softmax.inl"
+
 #include "gqa/detail/path/accumulate.inl"
+
 #include "gqa/detail/path/state.inl"
 
 // weights[row][t] ← q[row] · k[t]; q carries the scale.

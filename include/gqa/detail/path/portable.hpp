@@ -13,13 +13,13 @@ struct Vec {
   float lane[kLanes];
 };
 
-inline constexpr int kScoreTile = 2;        // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 1;        // the most rows of a score tile
+inline constexpr int kScoreTile = 2;    // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 1;    // the most rows of a score tile
 inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
-inline constexpr int kRowTokens = 0;        // no lanes that are rows
+inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowGroups = 1;
-inline constexpr int kOutputTile = 1;       // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 1;       // the most rows of an output tile
+inline constexpr int kOutputTile = 1;    // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 1;    // the most rows of an output tile
 inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) {

@@ -3,8 +3,8 @@
 
 // Rows `from` as f32 in staging from token `first` on, zeros up to a whole vector; hidden ones are zeros.
 template <class Codec>
-GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t seen, float* out, Index width, Index first,
-                       Index last) {
+GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t seen, float* out, Index width,
+                       Index first, Index last) {
   const Index stride = round_up(width, kLanes);
   for (Index t = first; t < last; ++t, out += stride) {
     if (((seen >> t) & 1u) == 0) {
@@ -33,7 +33,9 @@ struct Dot {
   static GQA_OP Vec key(const std::byte* p) { return load_as<Codec>(p); }
   static GQA_OP Vec key_part(const std::byte* p, Index count) { return load_part<Codec>(p, count); }
   static GQA_OP Vec add(const Vec& q, const Vec& k, const Vec& acc) { return fma(q, k, acc); }
-  static GQA_OP Vec rows_at(const std::byte* q, Index unit) { return load(reinterpret_cast<const float*>(q) + unit * kLanes); }
+  static GQA_OP Vec rows_at(const std::byte* q, Index unit) {
+    return load(reinterpret_cast<const float*>(q) + unit * kLanes);
+  }
   static GQA_OP Vec one(const std::byte* p) {
     float value;
     __builtin_memcpy(&value, p, sizeof value);
@@ -46,8 +48,8 @@ struct Dot {
     if constexpr (Codec::bytes != 4) {
       const Index stride = round_up(tile.head_dim, kLanes) * 4;
       for (Index t = block.first; t < block.last; ++t) offset[t] = (t - block.first) * stride;
-      widen_rows<Codec>(block.k, block.k_offset, kEveryToken, reinterpret_cast<float*>(tile.staging), tile.head_dim, block.first,
-                        block.last);
+      widen_rows<Codec>(block.k, block.k_offset, kEveryToken, reinterpret_cast<float*>(tile.staging), tile.head_dim,
+                        block.first, block.last);
       wide.k = tile.staging;
       wide.k_offset = offset;
     }

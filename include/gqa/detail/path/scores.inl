@@ -59,8 +59,7 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
   constexpr int T = kScoreTile / R;
   Dot::finish(sums, kScoreTile, tile);
   GQA_UNROLL
-  for (int r = 0; r < R; ++r)
-    __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
+  for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
@@ -98,7 +97,8 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
           const auto key = Dot::key_part(k[t] + whole * Dot::kKeyBytes, rest);
           GQA_UNROLL
           for (int r = 0; r < R; ++r)
-            acc[r * T + g + t] = Dot::add(Dot::query(q + r * q_bytes + whole * Dot::kQueryBytes), key, acc[r * T + g + t]);
+            acc[r * T + g + t] =
+                Dot::add(Dot::query(q + r * q_bytes + whole * Dot::kQueryBytes), key, acc[r * T + g + t]);
         }
       }
     }
@@ -178,7 +178,8 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
     }
   }
   for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
-    if (t + kTileTokens > block.first) score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touch ? tile.head_dim * Dot::kKeyBytes : 0), t);
+    if (t + kTileTokens > block.first)
+      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touch ? tile.head_dim * Dot::kKeyBytes : 0), t);
 }
 
 // While keys are scored, what comes after them is asked for; each head asks for its share of all heads'.
@@ -196,7 +197,8 @@ struct Ahead {
         row_bytes(b + 1 < of.blocks ? of.k_row_bytes : of.v_row_bytes) {}
   GQA_OP void part(Index t0, Index number, Index count) const {
     if (stage.prefetch)
-      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, 1, stage.heads * count, stage.heads, head_stride, row_bytes);
+      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, 1, stage.heads * count, stage.heads, head_stride,
+                    row_bytes);
   }
 };
 
@@ -228,7 +230,8 @@ GQA_OP void add_to(Vec (&a)[N], const Vec (&b)[N]) {
 // V groups of 16 rows × T tokens. The tree of reduce_add, in an order in which little has to wait: lanes i and i + 8 with
 // i + 4 and i + 12, for i = 0, 2, 1, 3.
 template <class Dot, int V, int T>
-GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units, Vec (&sum)[V * T]) {
+GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units,
+                        Vec (&sum)[V * T]) {
   for (Index odd = 0; odd < 2; ++odd) {
     Vec side[V * T];
     for (Index i = odd; i < 4; i += 2) {
@@ -311,7 +314,8 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens)
       for (Index j = 0; j < stage.heads; ++j) {
         if (grouped == 0) Ahead(stage, b, j).part(t0, 0, 1);
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, stage.units[b * stage.heads + j], t0, tokens, stage.touch);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, stage.units[b * stage.heads + j], t0, tokens,
+                        stage.touch);
       }
   }
 }

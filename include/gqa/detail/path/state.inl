@@ -24,7 +24,8 @@ GQA_OP void pack_row(const std::byte* source, Index dim_stride, Index dim, float
 // to[0 … head_dim) ← scale · the query of a row, zeros up to a whole vector.
 inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, float* to) {
   const Index at = source.first_row + row;
-  const std::byte* from = source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+  const std::byte* from =
+      source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
   switch (source.type) {
     case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
     case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
@@ -79,8 +80,7 @@ inline void merge(const RowTile& into, const RowTile& from) {
     store(l, fma(load(l), a, mul(load(from.l + row * kLanes), b)));
     float* o = into.o + row * into.o_stride;
     const float* other = from.o + row * from.o_stride;
-    for (Index d = 0; d < into.o_stride; d += kLanes)
-      store(o + d, fma(load(o + d), a, mul(load(other + d), b)));
+    for (Index d = 0; d < into.o_stride; d += kLanes) store(o + d, fma(load(o + d), a, mul(load(other + d), b)));
   }
 }
 
