@@ -289,8 +289,8 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   }
 }
 
-// weights[row][t] ← q[row] · k[t] for every unit of the stage. Where heads lie side by side, strips take all heads of a few tokens
-// before they go on, as memory lies; where memory streams, a block at a time. Groups, who compute more than they read, take a block either way.
+// weights[row][t] ← q[row] · k[t] for every unit of the stage. Where memory streams, strips take a block at a time; else all
+// heads of a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
 template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
@@ -311,11 +311,12 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     const Block& any = stage.units[b * stage.heads];
     const bool at_once = !stage.prefetch && evenly_spaced(any, 0, kBlock);
     const Index tokens = at_once ? kBlock : kTileTokens;
-    for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens)
+    for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         if (grouped == 0) Ahead(stage, b, j).part(t0, 0, 1);
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, stage.units[b * stage.heads + j], t0, tokens,
-                        stage.touch);
+        const Block& block = stage.units[b * stage.heads + j];
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch);
       }
+    }
   }
 }
