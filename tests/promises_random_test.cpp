@@ -42,7 +42,7 @@ long from_environment(const char* name, long otherwise) {
 class RandomCase {
  public:
   RandomCase(Path path, std::uint64_t seed) : random_(seed), path_(path) {
-    const Index groups[] = {1, 1, 2, 3, 4, 5, 7, 8, 16, 29};
+    const Index groups[] = {1, 1, 2, 3, 4, 5, 7, 8, 13, 15, 16, 17, 29, 33};
     const Index group = pick(groups);
     shape_.kv_heads = 1 + random_.below(group > 8 ? 1 : 3);
     shape_.query_heads = group * shape_.kv_heads;
@@ -58,6 +58,14 @@ class RandomCase {
     const Index most_queries = path == Path::portable ? 20 : 150;
     shape_.n_q = random_.below(3) == 0 ? 1 : 1 + random_.below(most_queries);
     if (random_.below(4) != 0) shape_.n_q = std::min(shape_.n_q, std::max<Index>(shape_.n_kv, 1));
+    // Widths that kernels know, and sequences long enough for tasks of several spans.
+    if (random_.below(4) == 0) shape_.head_dim = shape_.value_dim = random_.below(2) == 0 ? 64 : 128;
+    if (random_.below(24) == 0 && group <= 4 && path != Path::portable) {
+      shape_.kv_heads = 8;
+      shape_.query_heads = group * shape_.kv_heads;
+      shape_.n_kv = detail::kSpan * 8 + 1 + random_.below(detail::kSpan);
+      shape_.n_q = 1 + random_.below(2);
+    }
     const Distribution distributions[] = {Distribution::normal,       Distribution::sinks,      Distribution::large_scores,
                                           Distribution::dominant_key, Distribution::equal_keys, Distribution::denormal};
     problem_ = make_problem(shape_, random_.bits(), pick(distributions));
@@ -123,7 +131,7 @@ class RandomCase {
         place.slots = std::max<Index>(1, shape_.n_kv - oldest) + random_.below(40);
         break;
       default: {
-        const Index sizes[] = {1, 3, 7, 16, 64, 100, 1000};
+        const Index sizes[] = {1, 3, 7, 15, 16, 17, 33, 64, 100, 1000};
         place.storage = Storage::paged;
         place.page_size = pick(sizes);
       }

@@ -67,6 +67,7 @@ struct Dot {
   static constexpr Index kQueryBytes = 2;
   static constexpr Index kKeyBytes = 2;
   static constexpr Index kUnitBytes = 4;
+  static constexpr bool kPlainKeys = true;
   static GQA_OP __m512bh query(const std::byte* p) { return as_pairs(load_pairs(p)); }
   static GQA_OP __m512bh key(const std::byte* p) { return as_pairs(load_pairs(p)); }
   static GQA_OP __m512bh key_part(const std::byte* p, Index count) { return as_pairs(load_pairs_part(p, count)); }

@@ -31,8 +31,13 @@
   GQA_DETAIL_PRAGMA(clang fp contract(off))                                                       \
   GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define GQA_END_REGION() GQA_DETAIL_PRAGMA(clang attribute pop) GQA_DETAIL_PRAGMA(float_control(pop))
+#if GQA_DETAIL_X86
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(push)) GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(pop))
+#else  // no float_control there: what is put back is the language's default
+#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(off))
+#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(on))
+#endif
 #else
 // The warnings again, for units that include immintrin.h before us.
 #define GQA_BEGIN_REGION(features)                           \

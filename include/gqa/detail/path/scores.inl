@@ -8,6 +8,7 @@
 //   kUnitBytes                       of a unit of a key: what one lane takes at a time
 //   finish                           what is left to do to sums
 //   Grouped, group_block             a Dot and a block whose rows `one` can read
+//   kPlainKeys                       that is this Dot and the block itself, for even numbers of dims at least
 //
 // Two ways of holding a tile, with the same additions in the same order:
 //
@@ -16,6 +17,8 @@
 
 inline constexpr Index kTileTokens = 16;
 
+// Rows from which keys that are not read as they are, are widened once; where there are no groups.
+inline constexpr Index kWidenRows = 15;
 // Rows from which a group of 16 is worth its idle lanes.
 inline constexpr Index kGroupRows = 13;
 
@@ -289,6 +292,17 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   }
 }
 
+// One block without groups: keys are widened once, instead of for every row.
+template <class Dot>
+GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b) {
+  for (Index j = 0; j < stage.heads; ++j) {
+    const RowTile unit = unit_tile(tile, stage, b, j);
+    Index offsets[kBlock];
+    const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
+    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, false);
+  }
+}
+
 // weights[row][t] ← q[row] · k[t] for every unit of the stage. Where memory streams, strips take a block at a time; else all
 // heads of a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
 template <class Dot>
@@ -305,6 +319,12 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
         for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
           score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block, ahead);
         for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(unit, row, block, ahead);
+      }
+    }
+    if constexpr (kRowTokens == 0 && !Dot::kPlainKeys) {
+      if (tile.rows > kWidenRows) {
+        score_widened<Dot>(tile, stage, b);
+        continue;
       }
     }
     if (grouped >= tile.rows) continue;
