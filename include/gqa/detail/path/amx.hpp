@@ -132,34 +132,13 @@ GQA_OP GroupView group_view(const RowTile& tile, const Block& block, Index group
 }
 
 // 16 × 16 of 32 bits: row i, column j ↔ row j, column i.
-GQA_OP void transpose(__m512i (&r)[16]) {
-  __m512i a[16];
+GQA_OP void transpose(__m512i (&r)[kLanes]) {
+  Vec lanes[kLanes];
   GQA_UNROLL
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
+  for (int i = 0; i < kLanes; ++i) lanes[i] = _mm512_castsi512_ps(r[i]);
+  avx512::transpose(lanes);
   GQA_UNROLL
-  for (int i = 0; i < 16; i += 4) {  // r[i + c]: columns c, c + 4, c + 8, c + 12 of rows i … i + 3
-    r[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-  }
-  GQA_UNROLL
-  for (int i = 0; i < 4; ++i) {  // pairs of such quarters: rows 0 … 7, then 8 … 15
-    a[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x44);
-    a[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xee);
-    a[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x44);
-    a[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xee);
-  }
-  GQA_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
-    r[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
-    r[i + 8] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
-  }
+  for (int i = 0; i < kLanes; ++i) r[i] = _mm512_castps_si512(lanes[i]);
 }
 
 // The first `count` of 32 elements as bf16, rounded to nearest even; zeros behind them, nothing read there.

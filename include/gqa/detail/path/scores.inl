@@ -56,11 +56,10 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched)
   return rows;
 }
 
-// Sums of a tile's accumulators, finished and stored: R rows × T tokens from t0 on.
-template <class Dot, int R>
-GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[kScoreTile]) {
-  constexpr int T = kScoreTile / R;
-  Dot::finish(sums, kScoreTile, tile);
+// Sums of R rows × T tokens from t0 on, finished and stored.
+template <class Dot, int R, int T, int N>
+GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N]) {
+  Dot::finish(sums, N, tile);
   GQA_UNROLL
   for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
@@ -107,7 +106,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
     }
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
-    store_scores<Dot, R>(tile, row, t0 + s, sums);
+    store_scores<Dot, R, T>(tile, row, t0 + s, sums);
   }
 }
 
@@ -145,10 +144,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     }
     alignas(64) float sums[kLanes];
     reduce_pairs(pair, sums);
-    Dot::finish(sums, kLanes, tile);
-    GQA_UNROLL
-    for (int r = 0; r < R; ++r)
-      __builtin_memcpy(tile.weights + (row + r) * kBlock + t0 + s, sums + r * T, T * sizeof(float));
+    store_scores<Dot, R, T>(tile, row, t0 + s, sums);
   }
 }
 
