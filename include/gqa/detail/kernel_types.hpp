@@ -22,6 +22,8 @@ inline constexpr Index kTileRows = 128;
 /// Spans, and blocks, that one stage of a task takes at most.
 inline constexpr Index kStageSpans = 4;
 inline constexpr Index kStageBlocks = kStageSpans * kSpan / kBlock;
+/// Every token of a block, as bits.
+inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
 static_assert(kSpan % kBlock == 0);
 
@@ -87,9 +89,10 @@ struct Stage {
   Index v_head_stride = 0;
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
-  bool touch = false;  ///< few rows are streamed through memory: keys and values are touched right before they are used
-  bool prefetch =
-      false;  ///< blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched
+  /// Few rows are streamed through memory: keys and values are touched right before they are used.
+  bool touch = false;
+  /// Blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched.
+  bool prefetch = false;
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 };

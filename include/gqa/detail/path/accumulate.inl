@@ -134,7 +134,7 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, Part part) {
   part.touch = false;
   part.few = to - from;
   if (!block.careful)
-    return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, ~std::uint64_t{0}, from, to), part);
+    return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), part);
   RowTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
   for (Index row = 0; row < tile.rows; ++row) {
     upto.rows = row + 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a lane adds up with f32 multiply-adds: keys and values of every codec, widened. Part of kernel.inl.
 
-// Rows `from` as f32 in staging from token `first` on, zeros up to a whole vector; hidden ones are zeros.
+// Rows of tokens [first, last) as f32, one behind the other from `out` on, zeros up to a whole vector; hidden ones are zeros.
 template <class Codec>
 GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t seen, float* out, Index width,
                        Index first, Index last) {
@@ -17,8 +17,6 @@ GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t
     if (d < width) store(out + d, load_part<Codec>(row + d * Codec::bytes, width - d));
   }
 }
-
-inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
 
 template <class Codec>
 struct Dot {
@@ -53,6 +51,7 @@ struct Dot {
                         block.first, block.last);
       wide.k = tile.staging;
       wide.k_offset = offset;
+      wide.k_stride = 0;  // the cache's says nothing here
     }
     return wide;
   }
