@@ -56,6 +56,8 @@ struct Upcoming {
   const Index* offset = nullptr;
   Index first = 0;
   Index last = 0;
+  Index head_stride = 0;  ///< bytes from a head's rows to the next head's
+  Index row_bytes = 0;
 };
 
 /// The tokens of one block of one KV head that some row of the tile sees: [first, last) within the block.
@@ -101,13 +103,14 @@ struct Stage {
 /// values, at last the keys of the next stage.
 GQA_ALWAYS_INLINE Upcoming after_keys(const Stage& stage, Index b) noexcept {
   const Block& next = stage.units[b + 1 < stage.blocks ? (b + 1) * stage.heads : 0];
-  if (b + 1 < stage.blocks) return {next.k, next.k_offset, next.first, next.last};
-  return {next.v, next.v_offset, next.first, next.last};
+  if (b + 1 < stage.blocks)
+    return {next.k, next.k_offset, next.first, next.last, stage.k_head_stride, stage.k_row_bytes};
+  return {next.v, next.v_offset, next.first, next.last, stage.v_head_stride, stage.v_row_bytes};
 }
 GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
   if (b + 1 == stage.blocks) return stage.units[b * stage.heads].next_k;
   const Block& next = stage.units[(b + 1) * stage.heads];
-  return {next.v, next.v_offset, next.first, next.last};
+  return {next.v, next.v_offset, next.first, next.last, stage.v_head_stride, stage.v_row_bytes};
 }
 
 /// The j-th KV head's state and queries, of a tile that holds several heads.

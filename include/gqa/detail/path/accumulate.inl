@@ -61,8 +61,6 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
 struct Part {
   const Stage& stage;
   Upcoming next;  // of the first head
-  Index head_stride = 0;
-  Index row_bytes = 0;
   Index from = 0;
   Index to = 0;
   Index few = 0;  // tokens that a strip takes before the next strip has its turn
@@ -71,8 +69,7 @@ struct Part {
   bool touch = false;
   // Asks for the share of r of `rows` rows in those of what comes next that belong to this part.
   GQA_OP void fetch(Index row, Index r, Index rows) const {
-    if (stage.prefetch)
-      prefetch_part(next, from, to, head * rows + row, r, stage.heads * rows, stage.heads, head_stride, row_bytes);
+    if (stage.prefetch) prefetch_part(next, from, to, head * rows + row, r, stage.heads * rows, stage.heads);
   }
 };
 
@@ -150,9 +147,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
     for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
-    const bool more = b + 1 < stage.blocks;
-    Part part{stage, after_values(stage, b), more ? stage.v_head_stride : stage.k_head_stride,
-              more ? stage.v_row_bytes : stage.k_row_bytes};
+    Part part{stage, after_values(stage, b)};
     part.few = one_strip ? kBlock : kFewTokens;
     part.touch = stage.touch;
     for (part.from = any.first; part.from < any.last; part.from = part.to) {

@@ -4,22 +4,18 @@
 // Into the second-level cache.
 GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
-// Rows [first, last) of what will be read soon, of `heads` heads one after the other.
-GQA_OP void prefetch_rows(const std::byte* base, const Index* offset, Index first, Index last, Index heads,
-                          Index head_stride, Index bytes) {
-  for (Index t = first; t < last; ++t)
-    for (Index h = 0; h < heads; ++h)
-      for (Index line = 0; line < bytes; line += 64) prefetch(base + h * head_stride + offset[t] + line);
-}
-
-// Parts [part, part + count) of `parts` of rows [first, last), clipped to those there are.
+// Parts [part, part + count) of `parts` of rows [first, last), clipped to those there are; of `heads` heads one after the other.
 GQA_KERNEL void prefetch_part(const Upcoming& next, Index first, Index last, Index part, Index count, Index parts,
-                              Index heads, Index head_stride, Index bytes) {
+                              Index heads) {
   asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-  const Index begin = first + (last - first) * part / parts;
-  const Index end = first + (last - first) * (part + count) / parts;
-  prefetch_rows(next.data, next.offset, begin < next.first ? next.first : begin, end > next.last ? next.last : end,
-                heads, head_stride, bytes);
+  Index t = first + (last - first) * part / parts;
+  Index end = first + (last - first) * (part + count) / parts;
+  if (t < next.first) t = next.first;
+  if (end > next.last) end = next.last;
+  for (; t < end; ++t)
+    for (Index h = 0; h < heads; ++h)
+      for (Index line = 0; line < next.row_bytes; line += 64)
+        prefetch(next.data + h * next.head_stride + next.offset[t] + line);
 }
 
 // How far ahead of a touched line another is asked for.

@@ -186,18 +186,9 @@ struct Ahead {
   const Stage& stage;
   Upcoming next;
   Index head;
-  Index head_stride;
-  Index row_bytes;
-  GQA_OP Ahead(const Stage& of, Index b, Index j)
-      : stage(of),
-        next(after_keys(of, b)),
-        head(j),
-        head_stride(b + 1 < of.blocks ? of.k_head_stride : of.v_head_stride),
-        row_bytes(b + 1 < of.blocks ? of.k_row_bytes : of.v_row_bytes) {}
   GQA_OP void part(Index t0, Index number, Index count) const {
     if (stage.prefetch)
-      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, 1, stage.heads * count, stage.heads, head_stride,
-                    row_bytes);
+      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, 1, stage.heads * count, stage.heads);
   }
 };
 
@@ -310,7 +301,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
         const RowTile unit = unit_tile(tile, stage, b, j);
         Index offsets[kBlock];
         const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-        const Ahead ahead(stage, b, j);
+        const Ahead ahead{stage, after_keys(stage, b), j};
         Index row = 0;
         for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
           score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block, ahead);
@@ -329,7 +320,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     const Index tokens = at_once ? kBlock : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
-        if (grouped == 0) Ahead(stage, b, j).part(t0, 0, 1);
+        if (grouped == 0) Ahead{stage, after_keys(stage, b), j}.part(t0, 0, 1);
         const Block& block = stage.units[b * stage.heads + j];
         score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch);
       }
