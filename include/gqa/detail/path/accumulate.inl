@@ -40,9 +40,8 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
   for (Index step = from / Product::kTokens; step < last; ++step, values.next()) {
     if (touch) values.touch(tile.value_dim);
     Product::Operand value[N];
-    GQA_UNROLL
-    for (int c = 0; c < C; ++c)
-      values(column + c * Product::kDims, C > 1 ? Index{Product::kDims} : width, value + c * Product::kVectors);
+    if constexpr (C > 1) values.template whole<C>(column, value);
+    else values(column, width, value);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
       const auto weight = Product::weight(weights + r * kBlock, step);
@@ -74,8 +73,8 @@ struct Part {
 };
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
-// The strip that reads memory (First: the first columns of the first rows) touches whole rows, and has load instructions of its
-// own: their step from tile to tile stays the same, and the processor's prefetching follows them.
+// The strip that reads memory (First: the first columns of the first rows) has load instructions of its own: their step from tile to
+// tile stays the same, and the processor's prefetching follows them. It touches whole rows first where it does not read them itself.
 template <int R, bool First, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   Index from = part.from;
@@ -85,29 +84,49 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   constexpr int fit = kOutputTile / R < 8 ? kOutputTile / R : 8;
   constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
   constexpr Index wide = C * Product::kDims;
+  const bool touch = First && part.touch && (R == 1 || part.stage.prefetch || tile.value_dim != wide);
   for (Index end; from < to; from = end, rescale = false, values.skip(few)) {
     end = from + few < to ? from + few : to;
     Index column = 0;
     if constexpr (C > 1) {
       if (First && wide <= tile.value_dim) {
-        output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, part.touch);
+        output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, touch);
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale,
-                           part.touch && row + column == 0);
+        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, false);
     }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, part.touch && row + column == 0);
+      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, touch && column == 0);
     }
+  }
+}
+
+// Four rows of kTurnDims dims, streamed through memory: two rows take whole rows of values from memory, a few steps of them, then the
+// other two from the first-level cache. Nothing is touched: whole rows of values are loads with a constant step.
+inline constexpr Index kTurnRows = 4;
+inline constexpr Index kTurnSteps = 8;
+inline constexpr int kTurnVectors = kOutputTile / 2;
+inline constexpr Index kTurnDims = kTurnVectors / Product::kVectors * Product::kDims;
+template <class Values>
+GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& part) {
+  constexpr Index few = kTurnSteps * Product::kTokens;
+  constexpr int C = kTurnVectors / Product::kVectors;
+  bool rescale = part.rescale;
+  for (Index from = part.from, end; from < part.to; from = end, rescale = false, values.skip(few)) {
+    end = from + few < part.to ? from + few : part.to;
+    output_strip<2, C>(tile, 0, 0, Product::kDims, values, from, end, rescale, false);
+    output_strip<2, C>(tile, 2, 0, Product::kDims, values, from, end, rescale, false);
   }
 }
 
 // Rows from `row` on, R at a time, then fewer. Each strip of rows asks for its share of the keys that come next.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
+  if constexpr (Values::kTurns)
+    if (part.touch && !part.stage.prefetch && tile.rows == kTurnRows && tile.value_dim == kTurnDims) return output_turns(tile, values, part);
   for (; row + R <= tile.rows; row += R) {
     part.fetch(row, R, tile.rows);
     if (Values::kStreams && row == 0) output_columns<R, Values::kStreams>(tile, row, values, part);

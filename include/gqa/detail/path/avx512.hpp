@@ -62,7 +62,7 @@ GQA_OP float reduce_add(Vec a) {
 // The same tree for sixteen vectors at once: sums[i] = reduce_add(acc[i]). Each step adds halves of two vectors and leaves their
 // sums side by side; the pairs are chosen so that vector i ends in lane i.
 GQA_OP Vec reduce_pair(Vec a, Vec b) {  // lanes + 8: [a | b]; of vectors i and i + 8
-  return add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  return add(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
 }
 // What reduce_pair has left of sixteen, eight or four vectors → their sums in the first lanes.
 template <int N>
@@ -78,7 +78,7 @@ GQA_OP void reduce_pairs(const Vec (&a)[N], float* sums) {
   Vec c[2];
   GQA_UNROLL
   for (int i = 0; i < 2; ++i)  // lanes + 2: [b 2i | b 2i + 1] in each quarter
-    c[i] = add(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x44), _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xee));
+    c[i] = add(_mm512_mask_blend_ps(0xcccc, b[2 * i], b[2 * i + 1]), _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x4e));
   Vec d = add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
   if constexpr (N == 4) d = _mm512_shuffle_f32x4(d, d, 0x08);  // each quarter is there twice
   if constexpr (N == 2) d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9), d);

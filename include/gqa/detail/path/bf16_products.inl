@@ -123,12 +123,26 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 template <class Codec>
 struct Cached {
   static constexpr bool kStreams = true;
+  static constexpr bool kTurns = true;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, __m512bh* value) const {
     const std::byte* even = row + column * 2;
     if (count == kLanes2) interleave(load_pairs(even), load_pairs(even + stride), value);
     else interleave(load_pairs_part(even, count), load_pairs_part(even + stride, count), value);
+  }
+  // C whole steps: one row, then the other, as they lie in memory; a compiler is not to mix their loads.
+  template <int C>
+  GQA_OP void whole(Index column, __m512bh* value) const {
+    __m512i even[C];
+    GQA_UNROLL
+    for (int c = 0; c < C; ++c) {
+      even[c] = load_pairs(row + (column + c * kLanes2) * 2);
+      asm("" : "+v"(even[c]));
+    }
+    GQA_UNROLL
+    for (int c = 0; c < C; ++c)
+      interleave(even[c], load_pairs(row + stride + (column + c * kLanes2) * 2), value + 2 * c);
   }
   GQA_OP void next() { row += 2 * stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
@@ -141,11 +155,17 @@ struct Cached {
 // [pair of tokens][column / 32][first, second]
 struct Staged {
   static constexpr bool kStreams = false;
+  static constexpr bool kTurns = false;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair
   GQA_OP void operator()(Index column, Index, __m512bh* value) const {
     value[0] = as_pairs(load_pairs(pairs + column * 4));
     value[1] = as_pairs(load_pairs(pairs + column * 4 + 64));
+  }
+  template <int C>
+  GQA_OP void whole(Index column, __m512bh* value) const {
+    GQA_UNROLL
+    for (int c = 0; c < C; ++c) (*this)(column + c * kLanes2, kLanes2, value + 2 * c);
   }
   GQA_OP void next() { pairs += stride; }
   GQA_OP void skip(Index tokens) { pairs += tokens / 2 * stride; }

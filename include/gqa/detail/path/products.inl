@@ -76,11 +76,17 @@ inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many row
 template <class Codec>
 struct Cached {
   static constexpr bool kStreams = kHeldQueries > 0;  // where code for it is worth its size
+  static constexpr bool kTurns = kStreams && Codec::bytes == 4;  // others would be widened once for each pair of rows
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {
     const std::byte* p = row + column * Codec::bytes;
     *value = count == kLanes ? load_as<Codec>(p) : load_part<Codec>(p, count);
+  }
+  template <int C>
+  GQA_OP void whole(Index column, Vec* value) const {
+    GQA_UNROLL
+    for (int c = 0; c < C; ++c) (*this)(column + c * kLanes, kLanes, value + c);
   }
   GQA_OP void next() { row += stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }

@@ -65,6 +65,12 @@
 #define GQA_KERNEL inline __attribute__((noinline))
 /// Unrolls the next loop whole, at any optimisation level that optimises.
 #define GQA_UNROLL GQA_DETAIL_PRAGMA(GCC unroll 32)
+/// Keeps the next loop a loop: its loads are to stay few instructions.
+#if defined(__clang__)
+#define GQA_NO_UNROLL GQA_DETAIL_PRAGMA(nounroll)
+#else
+#define GQA_NO_UNROLL GQA_DETAIL_PRAGMA(GCC unroll 1)
+#endif
 
 namespace gqa::detail {
 

@@ -110,38 +110,38 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
   }
 }
 
-// The same with the queries in registers, N vectors of each, four evenly spaced keys at a time. Few load instructions remain, each
-// with a constant step: processors' prefetching follows no more than that, and memory is read at its full rate. Half the tokens at
-// a time where their accumulators would not fit beside the queries.
+// The same with the queries in registers, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
+// instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
+// over tokens they would be too many.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, bool touch) {
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
   constexpr int T = 4;
-  constexpr int U = R * N + R * T > 28 ? T / 2 : T;
+  constexpr int P = R > 1 ? R / 2 : 1;  // vectors that are left of a token's sums
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   typename Dot::Operand query[R * N];
   GQA_UNROLL
   for (int i = 0; i < R * N; ++i)
     query[i] = Dot::query(q + (i / N * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
-  for (Index s = 0; s < tokens; s += T, keys.base += T * keys.stride) {
-    for (Index t = 0; touch && t < T; ++t) touch_row(keys(t), N * Dot::kDims * Dot::kKeyBytes);
-    typename Dot::Sum pair[R * T / 2];  // what reduce_few does first, of rows r and r + R / 2, or of tokens t and t + 2
-    GQA_UNROLL
-    for (int h = 0; h < T; h += U) {
-      typename Dot::Sum acc[R * U];
+  for (Index s = 0; s < tokens; s += T) {
+    alignas(64) float left[P * T][kLanes];
+    GQA_NO_UNROLL
+    for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
+      typename Dot::Sum acc[R];
       GQA_UNROLL
-      for (int i = 0; i < R * U; ++i) acc[i] = zero();
+      for (int r = 0; r < R; ++r) acc[r] = zero();
       GQA_UNROLL
       for (int d = 0; d < N; ++d) {
+        const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
         GQA_UNROLL
-        for (int t = 0; t < U; ++t) {
-          const auto key = Dot::key(keys(h + t) + d * Dot::kDims * Dot::kKeyBytes);
-          GQA_UNROLL
-          for (int r = 0; r < R; ++r) acc[r * U + t] = Dot::add(query[r * N + d], key, acc[r * U + t]);
-        }
+        for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
       }
+      if constexpr (R == 1) store(left[t], acc[0]);
       GQA_UNROLL
-      for (int i = 0; i < R * U / 2; ++i) pair[i / U * T + h + i % U] = reduce_pair(acc[i], acc[i + R * U / 2]);
+      for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
     }
+    typename Dot::Sum pair[R * T / 2];  // what reduce_few does first, of rows r and r + R / 2, or of tokens t and t + 2
+    GQA_UNROLL
+    for (int i = 0; i < R * T / 2; ++i) pair[i] = R > 1 ? load(left[i]) : reduce_pair(load(left[i]), load(left[i + 2]));
     alignas(64) float sums[kLanes];
     reduce_pairs(pair, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
@@ -150,15 +150,15 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, bool touch) {
-  for (; row + R <= tile.rows; row += R, touch = false) score_held<Dot, R, N>(tile, row, keys, t0, tokens, touch);
-  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, touch);
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+  for (; row + R <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens);
 }
 template <class Dot, int R, int N>
-GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, bool touch) {
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
   const Index few = tile.rows - row <= R ? tokens : kTileTokens;
   for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride)
-    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, touch);
+    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few);
 }
 template <class Dot, int R>
 GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0) {
@@ -172,8 +172,8 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
       constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
-      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, touch);
-      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, touch);
+      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens);
+      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens);
     }
   }
   for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
@@ -186,9 +186,10 @@ struct Ahead {
   const Stage& stage;
   Upcoming next;
   Index head;
-  GQA_OP void part(Index t0, Index number, Index count) const {
+  // Parts [number, number + parts) of this head's `count`.
+  GQA_OP void part(Index t0, Index number, Index parts, Index count) const {
     if (stage.prefetch)
-      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, 1, stage.heads * count, stage.heads);
+      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, parts, stage.heads * count, stage.heads);
   }
 };
 
@@ -250,7 +251,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
-    ahead.part(t0, row / kLanes, grouped_rows(tile.rows) / kLanes);
+    ahead.part(t0, row / kLanes, V, grouped_rows(tile.rows) / kLanes);
     const ScatteredRows keys = scattered_rows(block, t0, 0);
     alignas(64) float scores[V][kTileTokens][kLanes];  // [group][token][row]
     for (int s = 0; s < kTileTokens; s += T) {
@@ -320,7 +321,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     const Index tokens = at_once ? kBlock : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
-        if (grouped == 0) Ahead{stage, after_keys(stage, b), j}.part(t0, 0, 1);
+        if (grouped == 0) Ahead{stage, after_keys(stage, b), j}.part(t0, 0, 1, 1);
         const Block& block = stage.units[b * stage.heads + j];
         score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch);
       }
