@@ -73,8 +73,9 @@ struct Part {
 };
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
-// The strip that reads memory (First: the first columns of the first rows) has load instructions of its own: their step from tile to
-// tile stays the same, and the processor's prefetching follows them. It touches whole rows first where it does not read them itself.
+// The strip that reads memory (the first columns of the first rows) touches whole rows first where it does not read them itself. Where
+// more strips follow (First), it has load instructions of its own: their step from tile to tile stays the same, and the processor's
+// prefetching follows them.
 template <int R, bool First, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   Index from = part.from;
@@ -84,7 +85,7 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   constexpr int fit = kOutputTile / R < 8 ? kOutputTile / R : 8;
   constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
   constexpr Index wide = C * Product::kDims;
-  const bool touch = First && part.touch && (R == 1 || part.stage.prefetch || tile.value_dim != wide);
+  const bool touch = row == 0 && part.touch && (R == 1 || part.stage.prefetch || tile.value_dim != wide);
   for (Index end; from < to; from = end, rescale = false, values.skip(few)) {
     end = from + few < to ? from + few : to;
     Index column = 0;
@@ -94,7 +95,7 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, false);
+        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, touch && column == 0);
     }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
@@ -104,9 +105,8 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   }
 }
 
-// Four rows of kTurnDims dims, streamed through memory: two rows take whole rows of values from memory, a few steps of them, then the
-// other two from the first-level cache. Nothing is touched: whole rows of values are loads with a constant step.
-inline constexpr Index kTurnRows = 4;
+// Three or four rows of kTurnDims dims, streamed through memory: two rows take whole rows of values from memory, a few steps of them,
+// then the others from the first-level cache. Nothing is touched: whole rows of values are loads with a constant step.
 inline constexpr Index kTurnSteps = 8;
 inline constexpr int kTurnVectors = kOutputTile / 2;
 inline constexpr Index kTurnDims = kTurnVectors / Product::kVectors * Product::kDims;
@@ -118,18 +118,23 @@ GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& par
   for (Index from = part.from, end; from < part.to; from = end, rescale = false, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     output_strip<2, C>(tile, 0, 0, Product::kDims, values, from, end, rescale, false);
-    output_strip<2, C>(tile, 2, 0, Product::kDims, values, from, end, rescale, false);
+    if (tile.rows == 4) output_strip<2, C>(tile, 2, 0, Product::kDims, values, from, end, rescale, false);
+    else output_strip<1, C>(tile, 2, 0, Product::kDims, values, from, end, rescale, false);
   }
 }
 
 // Rows from `row` on, R at a time, then fewer. Each strip of rows asks for its share of the keys that come next.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
-  if constexpr (Values::kTurns)
-    if (part.touch && !part.stage.prefetch && tile.rows == kTurnRows && tile.value_dim == kTurnDims) return output_turns(tile, values, part);
+  if constexpr (Values::kTurns && R == kOutputRows) {
+    const bool streams = part.touch && !part.stage.prefetch;
+    if (streams && (tile.rows == 3 || tile.rows == 4) && tile.value_dim == kTurnDims)
+      return output_turns(tile, values, part);
+  }
   for (; row + R <= tile.rows; row += R) {
     part.fetch(row, R, tile.rows);
-    if (Values::kStreams && row == 0) output_columns<R, Values::kStreams>(tile, row, values, part);
+    constexpr bool first = Values::kStreams && R == kOutputRows;
+    if (row == 0) output_columns<R, first>(tile, row, values, part);
     else output_columns<R, false>(tile, row, values, part);
   }
   if constexpr (R > 1) output_rows<R / 2>(tile, row, values, part);
