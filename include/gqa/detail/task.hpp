@@ -74,8 +74,9 @@ class Task {
   /// Computes the state of every span of the task's hull and merges them in ascending order. The result is `total()`.
   void run() {
     const PositionRange hull = range_.hull;
-    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(scratch_.total, j));
-    for (Index span = hull.begin / kSpan; span * kSpan < hull.end; ++span) {
+    const Index first = hull.begin / kSpan;
+    run_spans(first, 1, [this](Index) { return scratch_.total; });
+    for (Index span = first + 1; span * kSpan < hull.end; ++span) {
       run_spans(span, 1, [this](Index) { return scratch_.tile; });
       for (Index j = 0; j < range_.heads; ++j)
         kernels_.merge(head_tile(scratch_.total, j), head_tile(scratch_.tile, j));

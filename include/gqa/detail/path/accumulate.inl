@@ -137,7 +137,7 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
     if (row == 0) output_columns<R, first>(tile, row, values, part);
     else output_columns<R, false>(tile, row, values, part);
   }
-  if constexpr (R > 1) output_rows<R / 2>(tile, row, values, part);
+  if constexpr (R > 1) output_rows<(R > 4 ? 4 : R / 2)>(tile, row, values, part);
 }
 
 // One unit, the tokens of `part`.

@@ -21,8 +21,8 @@ inline constexpr int kScoreRows = 2;     // the most rows of a score tile
 inline constexpr int kHeldQueries = 0;   // queries do not stay in registers
 inline constexpr int kRowTokens = 4;     // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
 inline constexpr int kRowGroups = 1;     // the most groups of 16 rows
-inline constexpr int kOutputTile = 4;    // accumulators of an output tile: 8 registers
-inline constexpr int kOutputRows = 4;    // the most rows of an output tile
+inline constexpr int kOutputTile = 4;    // accumulators of an output tile: 8 registers; 12 for the most rows
+inline constexpr int kOutputRows = 6;    // the most rows of an output tile
 inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }

@@ -35,7 +35,9 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
   auto* q = static_cast<std::byte*>(tile.q);
   const Index row_bytes = tile.q_stride * 2;
   const Index grouped = grouped_rows(tile.rows);
+  if (grouped > 0) avx512::prefetch_queries(tile, source, 0, kLanes);
   for (Index row = 0; row < grouped; row += kLanes) {
+    avx512::prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
     const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
     for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, tile.staging + r * row_bytes);
     avx512::transpose_group(reinterpret_cast<const float*>(tile.staging), row_bytes / 4, count, row_bytes / 4,

@@ -18,6 +18,17 @@ GQA_KERNEL void prefetch_part(const Upcoming& next, Index first, Index last, Ind
         prefetch(next.data + h * next.head_stride + next.offset[t] + line);
 }
 
+// Asks for the queries of rows [first, last), clipped to those there are.
+GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source, Index first, Index last) {
+  asm volatile("");
+  const Index bytes = source.dim_stride == 1 ? tile.head_dim * element_bytes(source.type) : 0;
+  for (Index row = first; row < last && row < tile.rows; ++row) {
+    const Index at = source.first_row + row;
+    const std::byte* q = source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+    for (Index line = 0; line < bytes; line += 64) prefetch(q + line);
+  }
+}
+
 // How far ahead of a touched line another is asked for.
 inline constexpr Index kTouchAhead = 512;
 

@@ -56,12 +56,14 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched)
   return rows;
 }
 
-// Sums of R rows × T tokens from t0 on, finished and stored.
+// Sums of R rows × T tokens from t0 on, finished and stored; those of the last row if it is one.
 template <class Dot, int R, int T, int N>
-GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N]) {
+GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N], bool last = true) {
   Dot::finish(sums, N, tile);
   GQA_UNROLL
-  for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
+  for (int r = 0; r < R; ++r)
+    if (r + 1 < R || last)
+      __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
@@ -112,16 +114,19 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 
 // The same with the queries in registers, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
-// over tokens they would be too many.
+// over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores.
 template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
   constexpr int T = 4;
+  const bool last = R < 4 || row + R <= tile.rows;
   constexpr int P = R > 1 ? R / 2 : 1;  // vectors that are left of a token's sums
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   typename Dot::Operand query[R * N];
   GQA_UNROLL
-  for (int i = 0; i < R * N; ++i)
-    query[i] = Dot::query(q + (i / N * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
+  for (int i = 0; i < R * N; ++i) {
+    const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
+    query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
+  }
   for (Index s = 0; s < tokens; s += T) {
     alignas(64) float left[P * T][kLanes];
     GQA_NO_UNROLL
@@ -144,14 +149,15 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     for (int i = 0; i < R * T / 2; ++i) pair[i] = R > 1 ? load(left[i]) : reduce_pair(load(left[i]), load(left[i + 2]));
     alignas(64) float sums[kLanes];
     reduce_pairs(pair, sums);
-    store_scores<Dot, R, T>(tile, row, t0 + s, sums);
+    store_scores<Dot, R, T>(tile, row, t0 + s, sums, last);
   }
 }
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
 GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
-  for (; row + R <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens);
+  constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
+  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens);
   if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens);
 }
 template <class Dot, int R, int N>

@@ -49,7 +49,9 @@ inline void transpose_group(const float* rows, Index stride, Index count, Index 
 inline void pack(const RowTile& tile, const QuerySource& source) {
   float* q = static_cast<float*>(tile.q);
   const Index grouped = grouped_rows(tile.rows);
+  if (grouped > 0) prefetch_queries(tile, source, 0, kLanes);
   for (Index row = 0; row < grouped; row += kLanes) {
+    prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
     auto* rows = reinterpret_cast<float*>(tile.staging);
     const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
     for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, rows + r * tile.q_stride);
