@@ -95,10 +95,10 @@ inline Index heads_per_task(const KvCacheView& kv, Index rows) noexcept {
 }
 
 /// Spans that a task of a split sequence takes: several where there are tasks enough for many threads, because longer stages read
-/// memory in longer runs.
-inline Index spans_per_task(Index spans, Index head_groups) noexcept {
-  constexpr Index enough = 32;  // tasks of a sequence
-  const Index fit = spans * head_groups / enough;
+/// memory in longer runs. `spans` are those of all KV heads of all sequences of the call.
+inline Index spans_per_task(Index spans) noexcept {
+  constexpr Index enough = 32;  // tasks of a call
+  const Index fit = spans / enough;
   return fit < 1 ? 1 : fit < kStageSpans ? fit : kStageSpans;
 }
 
@@ -119,15 +119,17 @@ inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& sha
     if (hull.begin < hull.end) {
       plan.first_span = hull.begin / kSpan;
       const Index spans = (hull.end - 1) / kSpan + 1 - plan.first_span;
-      if (spans > 1) {
-        plan.spans = spans;
-        plan.part_spans = spans_per_task(spans, plan.head_groups);
-        plan.parts = (spans + plan.part_spans - 1) / plan.part_spans;
-      }
+      if (spans > 1) plan.spans = spans;
     }
   }
-  plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.parts : plan.tiles);
   return plan;
+}
+
+/// Cuts a sequence's spans, if it is split, into tasks of `part_spans` spans.
+inline void plan_tasks(SequencePlan& plan, Index part_spans) noexcept {
+  plan.part_spans = part_spans;
+  plan.parts = (plan.spans + part_spans - 1) / part_spans;
+  plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.parts : plan.tiles);
 }
 
 /// Sizes of scratch for a batch; fills `plans` if it is not null.
@@ -135,9 +137,19 @@ inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape&
                                Path path, const Options& options, SequencePlan* plans, Index& task_count) {
   ScratchSizes sizes;
   sizes.sequences = static_cast<Index>(batch.size());
+  SequencePlan plan;
+  Index spans = 0;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    plan = plan_sequence(batch[i], shape, variant, path, options.accept_bf16_products);
+    spans += plan.spans * plan.head_groups;
+    if (plans != nullptr) plans[i] = plan;
+  }
+  const Index part_spans = spans_per_task(spans);
   task_count = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
-    SequencePlan plan = plan_sequence(batch[i], shape, variant, path, options.accept_bf16_products);
+    if (plans != nullptr) plan = plans[i];
+    else if (batch.size() > 1) plan = plan_sequence(batch[i], shape, variant, path, options.accept_bf16_products);
+    plan_tasks(plan, part_spans);
     plan.first_task = task_count;
     task_count += plan.task_count;
     if (plan.spans > 0) {

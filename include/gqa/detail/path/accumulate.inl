@@ -105,21 +105,25 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   }
 }
 
-// Three or four rows of kTurnDims dims, streamed through memory: two rows take whole rows of values from memory, a few steps of them,
-// then the others from the first-level cache. Nothing is touched: whole rows of values are loads with a constant step.
+// Few rows, streamed through memory, R at a time and as wide as values are: the first take whole rows of values from memory, a few
+// steps of them, then the others from the first-level cache. Nothing is touched: whole rows of values are loads with a constant step.
 inline constexpr Index kTurnSteps = 8;
-inline constexpr int kTurnVectors = kOutputTile / 2;
-inline constexpr Index kTurnDims = kTurnVectors / Product::kVectors * Product::kDims;
-template <class Values>
+template <int R>
+inline constexpr int kTurnVectors = kOutputTile / R;
+template <int R>
+inline constexpr Index kTurnDims = kTurnVectors<R> / Product::kVectors* Product::kDims;
+template <int R, class Values>
 GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& part) {
   constexpr Index few = kTurnSteps * Product::kTokens;
-  constexpr int C = kTurnVectors / Product::kVectors;
+  constexpr int C = kTurnVectors<R> / Product::kVectors;
   bool rescale = part.rescale;
   for (Index from = part.from, end; from < part.to; from = end, rescale = false, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
-    output_strip<2, C>(tile, 0, 0, Product::kDims, values, from, end, rescale, false);
-    if (tile.rows == 4) output_strip<2, C>(tile, 2, 0, Product::kDims, values, from, end, rescale, false);
-    else output_strip<1, C>(tile, 2, 0, Product::kDims, values, from, end, rescale, false);
+    output_strip<R, C>(tile, 0, 0, Product::kDims, values, from, end, rescale, false);
+    for (Index row = R; row < tile.rows; row += R) {
+      if (tile.rows - row < R) output_strip<1, C>(tile, row, 0, Product::kDims, values, from, end, rescale, false);
+      else output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, false);
+    }
   }
 }
 
@@ -128,8 +132,8 @@ template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
   if constexpr (Values::kTurns && R == kOutputRows) {
     const bool streams = part.touch && !part.stage.prefetch;
-    if (streams && (tile.rows == 3 || tile.rows == 4) && tile.value_dim == kTurnDims)
-      return output_turns(tile, values, part);
+    if (streams && tile.rows > 2 && tile.value_dim == kTurnDims<2>) return output_turns<2>(tile, values, part);
+    if (streams && tile.value_dim == kTurnDims<1>) return output_turns<1>(tile, values, part);
   }
   for (; row + R <= tile.rows; row += R) {
     part.fetch(row, R, tile.rows);

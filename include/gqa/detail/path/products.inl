@@ -75,7 +75,7 @@ inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many row
 // Evenly spaced rows, from the first token that is added.
 template <class Codec>
 struct Cached {
-  static constexpr bool kStreams = kHeldQueries > 0;  // where code for it is worth its size
+  static constexpr bool kStreams = kHeldQueries > 0;             // where code for it is worth its size
   static constexpr bool kTurns = kStreams && Codec::bytes == 4;  // others would be widened once for each pair of rows
   const std::byte* row;
   Index stride;

@@ -62,8 +62,7 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
   Dot::finish(sums, N, tile);
   GQA_UNROLL
   for (int r = 0; r < R; ++r)
-    if (r + 1 < R || last)
-      __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
+    if (r + 1 < R || last) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
@@ -180,6 +179,7 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
       if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens);
       if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens);
+      if (tile.head_dim == 256) return score_rows_held < Dot, R == 4 ? 2 : 1, N * 2 > (tile, row, keys, t0, tokens);
     }
   }
   for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
