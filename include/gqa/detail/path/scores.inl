@@ -179,7 +179,8 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
       if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens);
       if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens);
-      if (tile.head_dim == 256) return score_rows_held < Dot, R == 4 ? 2 : 1, N * 2 > (tile, row, keys, t0, tokens);
+      constexpr int half = R == 4 ? 2 : 1;
+      if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens);
     }
   }
   for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
