@@ -5,7 +5,6 @@
 //   kDims          dims of a step, kVectors accumulators
 //   weight         the weights of a step of a row, in every lane
 //   add            acc + weight · values, lane by lane
-//   settle         an accumulator after its product with alpha
 //
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them.
 
@@ -32,7 +31,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
     for (int r = 0; r < R; ++r) {
       const Vec alpha = set1(tile.alpha[row + r]);
       GQA_UNROLL
-      for (int n = 0; n < N; ++n) acc[r * N + n] = Product::settle(mul(acc[r * N + n], alpha));
+      for (int n = 0; n < N; ++n) acc[r * N + n] = mul(acc[r * N + n], alpha);
     }
   }
   const float* weights = tile.weights + row * kBlock;

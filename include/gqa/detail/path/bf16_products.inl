@@ -101,12 +101,9 @@ struct Product {
     __builtin_memcpy(&pair, weights + step, sizeof pair);
     return as_pairs(_mm512_set1_epi32(pair));
   }
+  // Denormal sums are flushed, and a denormal acc is taken as zero: what the scaling by alpha makes denormal is gone after the next
+  // step, so that it does not matter how many tokens with weight zero follow.
   static GQA_OP Vec add(__m512bh weight, __m512bh value, Vec acc) { return _mm512_dpbf16_ps(acc, weight, value); }
-  // Denormal results of products are flushed; those of the scaling by alpha as well, so that it does not matter how many tokens
-  // with weight zero follow.
-  static GQA_OP Vec settle(Vec a) {
-    return _mm512_maskz_mov_ps(static_cast<__mmask16>(~_mm512_fpclass_ps_mask(a, 0x20)), a);
-  }
 };
 
 template <class Codec>

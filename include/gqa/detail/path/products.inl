@@ -64,7 +64,6 @@ struct Product {
   static constexpr int kVectors = 1;
   static GQA_OP Vec weight(const float* weights, Index step) { return set1(weights[step]); }
   static GQA_OP Vec add(const Vec& weight, const Vec& value, const Vec& acc) { return fma(weight, value, acc); }
-  static GQA_OP Vec settle(const Vec& a) { return a; }
 };
 
 template <class Codec>
