@@ -32,6 +32,11 @@ class Accuracy : public PerPathAndType {
     largest_share_ = std::max(largest_share_, report.largest_share_of_bound);
   }
 
+  /// True if calls here take numbers of the type as sums of two bf16 terms.
+  bool by_terms() const {
+    return path() == Path::amx && type() != ElementType::bf16 && kUsualProducts == Products::bf16_terms;
+  }
+
   void TearDown() override { RecordProperty("largest_share_of_bound", std::to_string(largest_share_)); }
   double largest_share_ = 0.0;
 };
@@ -41,7 +46,10 @@ TEST_P(Accuracy, EveryDistribution) {
     for (const auto& [n_q, n_kv] : {std::pair<Index, Index>{1, 2 * detail::kSpan + 60}, {9, 200}, {33, 33}})
       for (const Types& types : {cache_of(type()), all_of(type())}) {
         SCOPED_TRACE(distribution_name(distribution));
-        hold(make_problem({4, 2, 64, 64, n_q, n_kv}, 171, distribution), types, {path()});
+        How how{path()};
+        // Of scores of 10,000, 2⁻¹⁶ is so much that no bound would say anything. Of 300 it is what one asks for.
+        if (by_terms() && distribution == Distribution::large_scores) how.scale = 0.125f / 32.0f;
+        hold(make_problem({4, 2, 64, 64, n_q, n_kv}, 171, distribution), types, how);
       }
 }
 
@@ -76,7 +84,7 @@ TEST_P(Accuracy, EveryPairOfQueryAndOutputTypes) {
 
 TEST_P(Accuracy, RoundedToBf16ProductsWhereTheCallerAcceptsIt) {
   How how{path()};
-  how.accept_bf16_products = true;
+  how.products = Products::bf16;
   for (const Distribution distribution : {Distribution::normal, Distribution::sinks, Distribution::equal_keys})
     hold(make_problem({4, 2, 64, 64, 5, detail::kSpan + 100}, 177, distribution), cache_of(type()), how);
 }
@@ -88,8 +96,14 @@ TEST_P(Accuracy, OneVisibleKeyIsExactlyItsValue) {
   const Result result = solve(p, types, {path()}, CausalWindow{1});
   for (Index token = 0; token < 20; ++token)
     for (Index head = 0; head < 4; ++head)
-      for (Index d = 0; d < 64; ++d)
-        ASSERT_EQ(result.at(token, head, d), rounded_to(type(), p.kv.v.at(280 + token, head / 2, d))) << on(path());
+      for (Index d = 0; d < 64; ++d) {
+        const float value = rounded_to(type(), p.kv.v.at(280 + token, head / 2, d));
+        if (by_terms() && type() == ElementType::f32) {  // but for what two terms do not hold of a value
+          ASSERT_NEAR(static_cast<double>(result.at(token, head, d) / value), 1.0, 0x1p-17) << on(path());
+        } else {
+          ASSERT_EQ(result.at(token, head, d), value) << on(path());
+        }
+      }
 }
 
 // Equal values: whatever the weights, their mean is the value. The weights' errors cancel, and what stays are the roundings of the
@@ -97,7 +111,7 @@ TEST_P(Accuracy, OneVisibleKeyIsExactlyItsValue) {
 TEST_P(Accuracy, EqualValuesComeOutToAFewRoundings) {
   Problem p = make_problem({4, 2, 64, 16, 4, 1600}, 179, Distribution::sinks);
   for (float& x : p.kv.v.values) x = 0.75f;
-  const double tolerance = has_f32_arithmetic_only(path()) ? 1e-5 : 0x1p-7;
+  const double tolerance = has_f32_arithmetic_only(path()) || by_terms() ? 1e-5 : 0x1p-7;
   for (const float x : solve(p, cache_of(type()), {path()}).out) ASSERT_NEAR(static_cast<double>(x), 0.75, tolerance);
 }
 
@@ -106,7 +120,7 @@ TEST_P(Accuracy, TheBoundIsNotLoose) {
   const Problem p = make_problem({4, 2, 64, 64, 3, 600}, 180);
   const ErrorReport f32_out = measure(p, cache_of(type()), {path()});
   const bool bf16_products = !has_f32_arithmetic_only(path()) && type() == ElementType::bf16;
-  EXPECT_LT(f32_out.largest_bound, bf16_products ? 0.03 : 1e-4) << on(path());
+  EXPECT_LT(f32_out.largest_bound, bf16_products ? 0.03 : by_terms() ? 4e-4 : 1e-4) << on(path());
   EXPECT_GT(f32_out.largest_share_of_bound, 1e-4) << on(path());
   RecordProperty("largest_error", std::to_string(f32_out.largest_error));
 }

@@ -8,45 +8,14 @@
 
 #include "gqa/detail/path/amx.hpp"
 #include "gqa/reference.hpp"
-#include "support/amx_emulator.hpp"
-#include "support/amx_model.hpp"
+#include "support/amx_calls.hpp"
 #include "support/executors.hpp"
-#include "support/problem.hpp"
 #include "support/variants.hpp"
 
 namespace gqa::test {
 namespace {
 
-constexpr Types kBf16 = {ElementType::bf16, ElementType::bf16, ElementType::bf16, ElementType::f32};
-
-How on_amx() {
-  How how;
-  how.path = Path::amx;
-  return how;
-}
-
-class Amx : public testing::Test {
- protected:
-  void SetUp() override {
-    if (amx_provider == AmxProvider::nobody) GTEST_SKIP() << kNoTiles;
-    RecordProperty("tiles", amx_provider == AmxProvider::processor ? "the processor's" : "emulated");
-  }
-
-  /// The path = the model, for one problem in one storage.
-  template <class V = Causal>
-  static void expect_model(const Problem& p, const V& variant = {}, const Place& place = {}, const Types& types = kBf16,
-                           std::optional<float> scale = std::nullopt, std::span<const Index> positions = {}) {
-    const Tensor q(p.q, types.q);
-    const StoredCaches kv = store_cache(p.kv, types.k, types.v, place);
-    How how = on_amx();
-    how.out = types.out;
-    how.scale = scale;
-    how.accept_bf16_products = true;
-    const Result expected = rounded_result(amx_model(q.const_view(), kv.view(), variant, scale, positions), types.out);
-    EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how, variant, positions)))
-        << p.shape << "; " << place.name() << "; " << types;
-  }
-};
+class Amx : public OnAmx {};
 
 // ---- one instruction ----
 
@@ -251,7 +220,7 @@ TEST_F(Amx, ThreadsHaveTilesOfTheirOwn) {
   const StoredCaches kv = store_cache(p.kv, ElementType::bf16);
   const Result expected = amx_model(q.const_view(), kv.view());
   ThreadsExecutor threads{3};
-  How how = on_amx();
+  How how{Path::amx};
   how.executor = threads;
   for (int round = 0; round < 3; ++round) EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how)));
 }
@@ -265,7 +234,7 @@ TEST_F(Amx, TheInstructionsAreTheOnesThatThePreambleCounts) {
   const long loads = amx_counts.loads;
   const long stores = amx_counts.stores;
   const long configurations = amx_counts.configurations;
-  const Result result = solve(p, kBf16, on_amx());
+  const Result result = solve(p, kBf16, {Path::amx});
   EXPECT_TRUE(std::isfinite(result.out[0]));
   EXPECT_EQ(amx_counts.products - products, 128 + 128 + 16);
   EXPECT_EQ(amx_counts.loads - loads, 128 + 128 * 12 / 8 + 8 * 4);

@@ -50,7 +50,7 @@ TEST(KvCacheAttention, AllThreeCachesGiveTheSameBits) {
         ASSERT_EQ(position, shape.n_kv);
         How how;
         how.path = path;
-        how.accept_bf16_products = path == Path::amx || path == Path::avx512bf16;
+        how.products = path == Path::amx || path == Path::avx512bf16 ? Products::bf16 : Products::as_stored;
         const CausalWindow window{kWindow};
         const Result expected = attend(q.const_view(), contiguous.view(), how, window);
         EXPECT_TRUE(same_bits(expected, attend(q.const_view(), paged.view(), how, window)));

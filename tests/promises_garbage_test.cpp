@@ -201,7 +201,7 @@ TEST_P(Garbage, NothingBetweenTheQueriesReachesARow) {
 // Finite as stored, infinite once rounded to bf16: under a mask it is garbage like any other.
 TEST_P(Garbage, AValueThatRoundsToInfinityReachesNoRowThatDoesNotSeeIt) {
   How how{path()};
-  how.accept_bf16_products = true;
+  how.products = Products::bf16;
   const Types types = cache_of(type());
   const auto run_rounded = [&](const Problem& p) {
     const Tensor q(p.q, types.q);

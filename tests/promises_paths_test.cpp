@@ -134,7 +134,9 @@ TEST_P(PathsWithBf16Products, TakeTheF32ArithmeticUnlessTheTypesOrTheCallerAllow
       for (const ElementType v : kEveryType) {
         if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) continue;
         const Types types{q, k, v, ElementType::f32};
-        EXPECT_TRUE(same_bits(solve(p, types, {best_f32_path()}), solve(p, types, {path()}))) << on(path()) << "; " << types;
+        How how{path()};
+        how.products = Products::as_stored;
+        EXPECT_TRUE(same_bits(solve(p, types, {best_f32_path()}), solve(p, types, how))) << on(path()) << "; " << types;
       }
 }
 
@@ -144,7 +146,7 @@ TEST_P(PathsWithBf16Products, RoundEveryTypeToBf16WhereTheCallerAcceptsIt) {
   for (std::vector<float>* values : {&rounded.q.values, &rounded.kv.k.values, &rounded.kv.v.values})
     for (float& x : *values) x = rounded_to(ElementType::bf16, x);
   How how{path()};
-  how.accept_bf16_products = true;
+  how.products = Products::bf16;
   if (has_f32_arithmetic_only(path())) {
     for (const ElementType type : kEveryType)
       EXPECT_TRUE(same_bits(solve(p, cache_of(type), {path()}), solve(p, cache_of(type), how)))
@@ -155,6 +157,36 @@ TEST_P(PathsWithBf16Products, RoundEveryTypeToBf16WhereTheCallerAcceptsIt) {
       << on(path()) << ": f32, rounded in the call, is bf16, rounded before";
   EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}), solve(rounded, cache_of(ElementType::bf16), how)))
       << on(path()) << ": bf16 needs no option";
+}
+
+// Sums of two terms are for tiles. Elsewhere nobody notices who asks for them.
+TEST_P(PathsWithBf16Products, SumsOfTermsAreForAmxAlone) {
+  const Problem p = make_problem({4, 2, 32, 32, 5, detail::kSpan + 40}, 128);
+  How stored{path()};
+  stored.products = Products::as_stored;
+  How terms{path()};
+  terms.products = Products::bf16_terms;
+  for (const ElementType q : kEveryType)
+    for (const ElementType kv : kEveryType) {
+      const Types types{q, kv, kv, ElementType::f32};
+      const bool same = path() != Path::amx || (q == ElementType::bf16 && kv == ElementType::bf16);
+      EXPECT_EQ(same, bool(same_bits(solve(p, types, stored), solve(p, types, terms)))) << on(path()) << "; " << types;
+    }
+}
+
+// bf16 and f16 are sums of two terms exactly, so that it makes no difference which of them, or f32, a number is stored as.
+TEST_P(PathsWithBf16Products, NumbersThatAreSumsOfTermsAreTheSameInEveryTypeThatHoldsThem) {
+  Problem p = make_problem({4, 2, 32, 24, 5, detail::kSpan + 40}, 129);
+  for (std::vector<float>* values : {&p.q.values, &p.kv.k.values, &p.kv.v.values})
+    for (float& x : *values) x = rounded_to(ElementType::f16, x);
+  How how{path()};
+  how.products = Products::bf16_terms;
+  EXPECT_TRUE(same_bits(solve(p, cache_of(ElementType::f16), how), solve(p, cache_of(ElementType::f32), how)))
+      << on(path()) << ": f16 and f32";
+  for (std::vector<float>* values : {&p.q.values, &p.kv.k.values, &p.kv.v.values})
+    for (float& x : *values) x = rounded_to(ElementType::bf16, x);
+  const Types mixed{ElementType::f16, ElementType::bf16, ElementType::bf16, ElementType::f32};
+  EXPECT_TRUE(same_bits(solve(p, mixed, how), solve(p, cache_of(ElementType::f32), how))) << on(path()) << ": bf16 and f32";
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryType, Paths, testing::ValuesIn(kEveryType), Paths::name);

@@ -73,7 +73,7 @@ class RandomCase {
                                    : Types{pick(kEveryType), pick(kEveryType), pick(kEveryType), pick(kEveryType)};
     how_.path = path;
     how_.out = types_.out;
-    how_.accept_bf16_products = random_.below(3) == 0;
+    how_.products = pick(kEveryProducts);
     if (random_.below(4) == 0) how_.scale = random_.normal();
     how_.out_layout = pick(kTensorLayouts);
     if (random_.below(3) == 0)
@@ -166,7 +166,7 @@ class RandomCase {
     const TensorLayout q_layout = pick(kTensorLayouts);
     SCOPED_TRACE(describe(types_, shape_, name, place.name(), "q " + std::string(layout_name(q_layout)),
                           positions_.empty() ? "usual positions" : "given positions",
-                          how_.accept_bf16_products ? "bf16 products accepted" : "bf16 products if the types are"));
+                          "products " + std::string(products_name(how_.products))));
     const Tensor q(problem_.q, types_.q, q_layout);
     const StoredCaches kv = store_cache(problem_.kv, types_.k, types_.v, place);
     ShuffledExecutor shuffled{random_.bits(), 3};

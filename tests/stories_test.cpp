@@ -117,7 +117,7 @@ TEST_P(StoriesPerPathAndType, SameTextAndSameLogitsInEveryCachePrefillAndGroupin
 TEST_P(StoriesPerPathAndType, Bf16ProductsGiveTheSameLogitsInEveryCachePrefillAndGrouping) {
   SKIP_WITHOUT_FILES();
   gqa::Options options = on_path(path());
-  options.accept_bf16_products = true;  // f32 and f16 take them too; paths without them go on as they are
+  options.products = gqa::Products::bf16;  // f32 and f16 take them too; paths without them go on as they are
   const Llama original(files().weights, options);
   ModelCache first(files().weights.shape, CacheKind::contiguous, type(), steps);
   const Generation expected = generate(original, first, {begin_of_sequence}, steps, Prefill::token_by_token, true);

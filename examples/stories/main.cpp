@@ -32,7 +32,7 @@ struct Settings {
   Index kv_heads = 0;
   Index window = 0;
   int threads = 1;
-  bool bf16_products = false;
+  std::string products = "as-stored";
 };
 
 CacheKind cache_kind(const std::string& name) {
@@ -48,6 +48,20 @@ std::optional<gqa::Path> path_named(const std::string& name) {
        {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
     if (name == gqa::path_name(path)) return path;
   return std::nullopt;
+}
+
+gqa::Products products_named(const std::string& name) {
+  return name == "bf16"         ? gqa::Products::bf16
+         : name == "bf16-terms" ? gqa::Products::bf16_terms
+                                : gqa::Products::as_stored;
+}
+
+// What queries, which are f32 here, are multiplied as.
+const char* products_on(gqa::Path path, gqa::Products products) {
+  const bool amx = path == gqa::Path::amx;
+  if (products == gqa::Products::bf16_terms && amx) return "bf16 terms'";
+  if (products == gqa::Products::bf16 && (amx || path == gqa::Path::avx512bf16)) return "bf16";
+  return "f32";
 }
 
 std::string read_text(const std::string& path) {
@@ -88,7 +102,7 @@ int run(const Settings& settings) {
   gqa::Options options;
   options.executor = executor;
   options.path = path_named(settings.path);
-  options.accept_bf16_products = settings.bf16_products;
+  options.products = products_named(settings.products);
   const Llama model(weights, options, settings.window);
 
   const CacheKind kind = cache_kind(settings.cache);
@@ -106,9 +120,8 @@ int run(const Settings& settings) {
                });
 
   const gqa::Path path = options.path.value_or(gqa::active_path().path);
-  const bool has_bf16 = path == gqa::Path::avx512bf16 || path == gqa::Path::amx;
   std::printf("\n\n%td query heads over %td KV heads, path %s, %s products\n", weights.shape.query_heads,
-              weights.shape.kv_heads, gqa::path_name(path), has_bf16 && settings.bf16_products ? "bf16" : "f32");
+              weights.shape.kv_heads, gqa::path_name(path), products_on(path, options.products));
   std::printf("prefill: %td tokens %s, %.0f tokens/s; decode: %td tokens, %.0f tokens/s\n", made.prompt_tokens,
               settings.prefill.c_str(), static_cast<double>(made.prompt_tokens) / made.prefill_seconds,
               made.decoded_tokens, static_cast<double>(made.decoded_tokens) / made.decode_seconds);
@@ -171,8 +184,11 @@ int main(int argc, char** argv) {
                  "tokens that a query sees, itself included; 0: all. A ring then has so many slots")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--threads", settings.threads, "threads for attention")->check(CLI::Range(1, 1024));
-  app.add_flag("--bf16-products", settings.bf16_products,
-               "let paths that have bf16 products round queries and keys to bf16 for them");
+  app.add_option(
+         "--products", settings.products,
+         "what paths with bf16 products multiply f32 and f16 as: as they are stored, rounded to bf16, or (amx) as "
+         "sums of two bf16 terms")
+      ->check(CLI::IsMember({"as-stored", "bf16", "bf16-terms"}));
   app.add_option("--expected", settings.expected,
                  "file with the text that must come out; otherwise the exit status is 1");
   CLI11_PARSE(app, argc, argv);

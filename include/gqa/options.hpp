@@ -3,6 +3,7 @@
 /// What a call is given besides its variant: the sequence, and the options common to a batch.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 
@@ -25,6 +26,33 @@ struct Sequence {
   std::span<float> lse = {};
 };
 
+/// What f32 and f16 numbers are multiplied as on the paths with bf16 products, Path::avx512bf16 and Path::amx. A call whose queries,
+/// keys and values are all bf16 takes those products whatever is asked for here; the other paths have the f32 arithmetic alone.
+enum class Products : std::uint8_t {
+  /// As they are stored, by the f32 arithmetic.
+  as_stored,
+  /// Rounded to bf16: an input is off by up to 2⁻⁸ of itself, and so is a weight of the softmax.
+  bf16,
+  /// On Path::amx as sums of two bf16 numbers, with three tile products for one: errors near those of f32, from tiles. How fast that
+  /// is has not been measured. On Path::avx512bf16 as stored.
+  ///
+  /// A number x is taken as x₁ + x₂, the nearest bf16 and the bf16 nearest to what is left, so that |x₂| ≤ 2⁻⁸ |x| and x₁ + x₂ is off
+  /// by at most 2⁻¹⁷ |x| (2⁻¹⁶ where x rounds to infinity); a bf16 and an f16 are exactly such sums. Of a product x·y everything but
+  /// x₂·y₂ is added, in f32; weights of the softmax are f32 numbers here. So each
+  /// product is off by at most this share of its magnitude:
+  ///
+  /// |      | bf16 | f16        | f32        |
+  /// |------|------|------------|------------|
+  /// | bf16 | 0    | 0          | 2⁻¹⁷       |
+  /// | f16  | 0    | 2⁻¹⁶       | 1.5 · 2⁻¹⁶ |
+  /// | f32  | 2⁻¹⁷ | 1.5 · 2⁻¹⁶ | 2⁻¹⁵       |
+  ///
+  /// That is the most; a usual product is off by a tenth of it, to either side. Besides, terms below 2⁻¹²⁶ are taken as zero: a number
+  /// is off by up to 2⁻¹²⁶, whatever its size. No finite number becomes infinite. Infinities and NaN show where they show in the f32
+  /// arithmetic, but an infinity that is stored as bf16, or is multiplied by another one, may show as NaN.
+  bf16_terms,
+};
+
 /// Common to all sequences of a call.
 struct Options {
   /// Multiplies q·k. Default: 1 / √D.
@@ -33,9 +61,8 @@ struct Options {
   ExecutorRef executor = {};
   /// Instruction set; default: active_path(). Must be one that this process can run.
   std::optional<Path> path = std::nullopt;
-  /// On paths with bf16 products (Path::amx, Path::avx512bf16), use them for f32 and f16 inputs too, rounded to bf16. Otherwise
-  /// those inputs take the f32 arithmetic.
-  bool accept_bf16_products = false;
+  /// What f32 and f16 inputs are multiplied as, on paths with bf16 products.
+  Products products = Products::as_stored;
   /// Scratch of at least scratch_bytes(…) bytes, any alignment, not shared with a call that runs at the same time. Default: the
   /// functor's own, allocated on first use and kept.
   std::span<std::byte> scratch = {};

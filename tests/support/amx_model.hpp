@@ -8,6 +8,10 @@
 //   w_t   2^(c·s_t − m) by a cubic, rounded to bf16 (nearest even; below 2^-127 zero)  weight
 //   l, o  bf16 products summed by tokens in halves of a block, hidden tokens zero      tile_product
 //   α     2^(old m − new m) in f32; spans of 512 tokens merged in ascending order      exp2_f32, merge
+//
+// With sums of two terms every factor is x1 + x2 (two_terms), and for each chunk or half there are products of k2·q1, k1·q1,
+// k1·q2 and of v2·w1, v1·w1, v1·w2, in this order; l takes w1, then w2. A cache's bf16 is one term. Weights are split in two
+// after the f32 paths' exponential of s_t·c − m.
 #pragma once
 
 #include <array>
@@ -60,11 +64,36 @@ inline float tile_product(const float* a, const float* b, float c) {
   return added(flushed(c), added(even, odd));
 }
 
+/// `value` rounded to 8 bits, or to a multiple of the least denormal bf16; halves away from zero.
+inline double nearest_bf16(double value) {
+  int exponent = 0;
+  std::frexp(value, &exponent);
+  const int unit = std::max(exponent - 8, -133);
+  return std::ldexp(std::round(std::ldexp(value, -unit)), unit);
+}
+
+/// A number as a sum of bf16 terms. One term: rounded to nearest even. Two: the nearest, then the nearest to what is left; both cut
+/// off where the first would be infinite. What is no finite number is the second.
+template <int Terms>
+std::array<float, 2> terms_of(float x) {
+  if (Terms == 1) return {rounded_to(ElementType::bf16, x), 0.0f};
+  if (!std::isfinite(x)) return {0.0f, x};
+  const auto exact = static_cast<double>(x);
+  const double first = nearest_bf16(exact);
+  if (std::abs(first) >= 0x1p128) {
+    const double most = std::copysign(0x1.fep127, exact);
+    return {static_cast<float>(most), static_cast<float>(std::trunc((exact - most) * 0x1p-112) * 0x1p112)};
+  }
+  return {static_cast<float>(first), static_cast<float>(nearest_bf16(exact - first))};
+}
+
 /// 2^x for x <= 0 in f32, below 2^-126 zero: the f32 paths' polynomial.
 inline float exp2_f32(float x) {
   if (x < -126.0f) return 0.0f;
   if (std::isnan(x)) return x;
-  const float power = std::nearbyint(x);
+  const float magic = 0x1.8p23f + 127.0f;  // halves are rounded so that the exponent's bits become even
+  const float sum = x + magic;
+  const float power = sum - magic;
   const float r = x - power;
   float p = 0.0f;
   for (const float coefficient :
@@ -93,6 +122,12 @@ inline float weight(float s, float c, float m) {
   return detail::float_from_bf16(static_cast<std::uint16_t>(bits));
 }
 
+/// 2^(c·s − m) in f32.
+inline float f32_weight(float s, float c, float m) {
+  const float scaled = s * c;
+  return exp2_f32(scaled - m);
+}
+
 /// A row's state over some tokens.
 struct ModelState {
   float m = -kInfinity;
@@ -118,8 +153,8 @@ struct ModelState {
   }
 };
 
-/// One call: its inputs, rounded to bf16 where they are something else.
-template <Variant V>
+/// One call: its inputs, rounded to bf16 where they are something else, or sums of two terms.
+template <Variant V, int Terms>
 class AmxModel {
  public:
   AmxModel(const ConstTensorView& q, const KvCacheView& kv, const V& variant, std::optional<float> scale,
@@ -150,15 +185,37 @@ class AmxModel {
   }
 
  private:
-  using Row = std::vector<float>;
+  /// Elements by terms. Where there is one term, the second ones are zero and meet nothing.
+  struct Row {
+    std::array<std::vector<float>, 2> term;
+    explicit Row(Index width = 0) {
+      for (std::vector<float>& t : term) t.assign(static_cast<std::size_t>(width), 0.0f);
+    }
+    void set(std::size_t at, const std::array<float, 2>& terms) {
+      for (std::size_t i = 0; i < 2; ++i) term[i][at] = terms[i];
+    }
+  };
+  static constexpr bool has_second_term(ElementType type) { return Terms == 2 && type != ElementType::bf16; }
 
   static Row read_row(const void* data, ElementType type, Index first, Index width, Index step, Index padded) {
-    Row row(static_cast<std::size_t>(padded), 0.0f);
-    for (Index d = 0; d < width; ++d)
-      row[static_cast<std::size_t>(d)] = rounded_to(
-          ElementType::bf16,
-          read_element(static_cast<const std::byte*>(data) + (first + d * step) * element_bytes(type), type));
+    Row row(padded);
+    for (Index d = 0; d < width; ++d) {
+      const float x =
+          read_element(static_cast<const std::byte*>(data) + (first + d * step) * element_bytes(type), type);
+      row.set(static_cast<std::size_t>(d), has_second_term(type) ? terms_of<2>(x) : terms_of<1>(x));
+    }
     return row;
+  }
+
+  /// The products of 32 elements of a cache's row or column, of `type`, with those of another one, added to c.
+  static float add_products(const Row& cache, ElementType type, const Row& other, std::size_t at, float c) {
+    const auto product = [&](std::size_t i, std::size_t j) {
+      return tile_product(cache.term[i].data() + at, other.term[j].data() + at, c);
+    };
+    if (has_second_term(type)) c = product(1, 0);
+    c = product(0, 0);
+    if (Terms == 2) c = product(0, 1);
+    return c;
   }
 
   Row cache_row(const void* data, ElementType type, const KvStrides& strides, Index position, Index head, Index width,
@@ -176,10 +233,11 @@ class AmxModel {
   Row query_row(Index token, Index head) const {
     Row q = read_row(q_.data, q_.type, token * q_.strides.token + head * q_.strides.head, q_.dim, q_.strides.dim,
                      padded_dim());
-    for (float& x : q) {
-      if (scale_ < 0.0f) x = -x;
-      if (scale_ == 0.0f) x = x * 0.0f;
-    }
+    for (std::vector<float>& term : q.term)
+      for (float& x : term) {
+        if (scale_ < 0.0f) x = -x;
+        if (scale_ == 0.0f) x = x * 0.0f;
+      }
     return q;
   }
 
@@ -223,7 +281,8 @@ class AmxModel {
       if (at < range.begin || at >= range.end || !is_visible(position, at, head)) continue;
       const Row k = cache_row(kv_.k, kv_.k_type, kv_.k_strides, at, kv_head, kv_.head_dim, padded_dim());
       float s = 0.0f;
-      for (Index d = 0; d < padded_dim(); d += kProductTerms) s = tile_product(k.data() + d, q.data() + d, s);
+      for (Index d = 0; d < padded_dim(); d += kProductTerms)
+        s = add_products(k, kv_.k_type, q, static_cast<std::size_t>(d), s);
       if constexpr (ScoringVariant<V>)
         s = detail::kLog2E * static_cast<float>(variant_.score(factor_ * s, position, at, head));
       seen[static_cast<std::size_t>(t)] = any = true;
@@ -241,24 +300,25 @@ class AmxModel {
     for (float& l : state.l) l = l * alpha;
     for (float& o : state.o) o = o * alpha;
 
-    std::array<float, detail::kBlock> p{};
+    Row p(detail::kBlock);
     std::array<Row, detail::kBlock> v;
-    for (std::size_t t = 0; t < p.size(); ++t) {
-      v[t].assign(static_cast<std::size_t>(kv_.value_dim), 0.0f);
+    for (std::size_t t = 0; t < seen.size(); ++t) {
+      v[t] = Row(kv_.value_dim);
       if (!seen[t]) continue;
-      p[t] = weight(score[t], c, base);
+      p.set(t, Terms == 1 ? std::array<float, 2>{weight(score[t], c, base), 0.0f}
+                          : terms_of<2>(f32_weight(score[t], c, base)));
       v[t] = cache_row(kv_.v, kv_.v_type, kv_.v_strides, begin + static_cast<Index>(t), kv_head, kv_.value_dim,
                        kv_.value_dim);
     }
-    for (std::size_t half = 0; half < p.size(); half += kProductTerms) {
-      float column[kProductTerms];
+    for (std::size_t half = 0; half < seen.size(); half += kProductTerms) {
+      Row column(detail::kBlock);
       for (std::size_t i = 0; i < state.l.size(); ++i) {
-        for (std::size_t t = 0; t < kProductTerms; ++t) column[t] = t / 2 == i ? 1.0f : 0.0f;
-        state.l[i] = tile_product(p.data() + half, column, state.l[i]);
+        for (std::size_t t = 0; t < kProductTerms; ++t) column.term[0][half + t] = t / 2 == i ? 1.0f : 0.0f;
+        state.l[i] = add_products(column, ElementType::bf16, p, half, state.l[i]);
       }
       for (std::size_t d = 0; d < state.o.size(); ++d) {
-        for (std::size_t t = 0; t < kProductTerms; ++t) column[t] = v[half + t][d];
-        state.o[d] = tile_product(p.data() + half, column, state.o[d]);
+        for (std::size_t t = half; t < half + kProductTerms; ++t) column.set(t, {v[t].term[0][d], v[t].term[1][d]});
+        state.o[d] = add_products(column, kv_.v_type, p, half, state.o[d]);
       }
     }
   }
@@ -272,10 +332,10 @@ class AmxModel {
 };
 
 /// What a call on Path::amx with bf16 products gives, in f32: out and lse.
-template <Variant V = Causal>
+template <int Terms = 1, Variant V = Causal>
 Result amx_model(const ConstTensorView& q, const KvCacheView& kv, const V& variant = {},
                  std::optional<float> scale = std::nullopt, std::span<const Index> positions = {}) {
-  return AmxModel<V>(q, kv, variant, scale, positions).run();
+  return AmxModel<V, Terms>(q, kv, variant, scale, positions).run();
 }
 
 /// The same rounded to an output type.

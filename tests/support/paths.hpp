@@ -14,6 +14,7 @@
 
 #include "gqa/cpu.hpp"
 #include "gqa/element.hpp"
+#include "gqa/options.hpp"
 
 #if defined(GQA_DETAIL_EMULATED_AMX)
 #include "amx_emulator.hpp"
@@ -29,6 +30,21 @@ namespace gqa::test {
 inline constexpr Path kEveryPath[] = {Path::portable, Path::neon,       Path::avx2,
                                       Path::avx512,   Path::avx512bf16, Path::amx};
 inline constexpr ElementType kEveryType[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
+
+inline constexpr Products kEveryProducts[] = {Products::as_stored, Products::bf16, Products::bf16_terms};
+
+inline const char* products_name(Products products) {
+  constexpr const char* names[] = {"as stored", "bf16", "bf16 terms"};
+  return names[static_cast<int>(products)];
+}
+
+/// What calls are made with where a test does not say: what a user gets; in a program for Path::amx alone, what lets every type take
+/// its tiles.
+#if defined(GQA_DETAIL_EMULATED_AMX)
+inline constexpr Products kUsualProducts = Products::bf16_terms;
+#else
+inline constexpr Products kUsualProducts = Products::as_stored;
+#endif
 
 /// Every path that this process can run.
 inline const std::vector<Path>& available_paths() {

@@ -113,7 +113,7 @@ struct How {
   ElementType out = ElementType::f32;
   ExecutorRef executor = {};
   std::optional<float> scale = std::nullopt;
-  bool accept_bf16_products = false;
+  Products products = kUsualProducts;
   TensorLayout out_layout = TensorLayout::packed;
 
   Options options() const {
@@ -121,7 +121,7 @@ struct How {
     options.scale = scale;
     options.executor = executor;
     options.path = path;
-    options.accept_bf16_products = accept_bf16_products;
+    options.products = products;
     return options;
   }
 };

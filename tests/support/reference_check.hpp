@@ -8,6 +8,8 @@
 //   its lane, ⌈D/16⌉, and 4 in the tree over 16 lanes. Hence |σ̂_t − σ_t| ≤ e_t = γ(⌈D/16⌉ + 9) · c · Σ_i |q_i·k_ti|.
 //   bf16 products are exact in f32. vdpbf16ps adds two of them to each of 16 lanes; a tile product adds chains of 16 and then one
 //   sum a chunk of 32 dims: at most ⌈D/16⌉ + 26 roundings with those of the scale.
+//   Sums of two bf16 terms leave a share of each product out (left_out). What is added is one product more for each term beyond the
+//   first, 1.02 times as large in all as |q_i·k_ti|: three additions a chunk instead of one.
 //   A score functor works in float on natural units: 4 more roundings of |s| · log2 e, its argument's error taken as it comes (the
 //   functors in these tests have slopes of at most 2).
 //
@@ -17,10 +19,13 @@
 //   R rescalings rounds once. R ≤ blocks in a span + spans. So the weight is off by a factor within 1 ± δ_t,
 //       δ_t = 2^(e_t + u·(m − σ_t) + …) · (1 + ε + u)^(1 + R) − 1.
 //   What underflows (2^x for x < −126 is 0) is less than 2⁻¹²⁶ of the largest weight.
-//   Paths with bf16 products round p_t to bf16 once, half a unit being 2⁻⁸, after an exponential that is good to 2⁻¹¹.
+//   Paths with bf16 products round p_t to bf16 once, half a unit being 2⁻⁸, after an exponential that is good to 2⁻¹¹. Two terms hold it
+//   to 2⁻¹⁷ and, as what is denormal is zero, 2⁻¹²⁶ of the largest weight.
 //
 // Sums: a term of Σ p_t·v_t goes through at most min(n, span) fused additions, one rescaling a block and three roundings in each
-//   merge of spans: γ(N_o). The sum of weights has 16 short lanes: γ(N_l).
+//   merge of spans: γ(N_o). The sum of weights has 16 short lanes: γ(N_l). With two terms it goes through one product of 16 fused and
+//   one plain addition, and three sums for each half block that follows; the sum of weights through two for each. Products of both
+//   lose what left_out says.
 //
 // Output: o = Σ w_t·v_t with w_t = p_t / Σ p. From ô − o = (Σ w_t·v_t·a_t − o·Σ w_t·b_t) / (1 + Σ w_t·b_t):
 //       |ô − o| ≤ (Σ w_t·|v_t|·(δ_t + γ(N_o)) + |o|·η) / (1 − η) + 3u·|o| + the output type's rounding,   η = Σ w_t·δ_t + γ(N_l).
@@ -45,10 +50,21 @@ struct ErrorReport {
   std::string worst;
 };
 
-inline bool uses_bf16_products(const ConstTensorView& q, const KvCacheView& kv, const How& how) {
-  if (has_f32_arithmetic_only(how.path)) return false;
-  return how.accept_bf16_products ||
-         (q.type == ElementType::bf16 && kv.k_type == ElementType::bf16 && kv.v_type == ElementType::bf16);
+/// As how many bf16 numbers the call takes an input: 0 stands for the f32 arithmetic.
+inline int bf16_terms(const ConstTensorView& q, const KvCacheView& kv, const How& how) {
+  if (has_f32_arithmetic_only(how.path)) return 0;
+  if (q.type == ElementType::bf16 && kv.k_type == ElementType::bf16 && kv.v_type == ElementType::bf16) return 1;
+  if (how.products == Products::bf16) return 1;
+  return how.products == Products::bf16_terms && how.path == Path::amx ? 2 : 0;
+}
+
+/// The share of a product of two sums of terms that is left out. x = x₁ + x₂ + a, and as x₁ is the nearest bf16 and x₂ the one nearest
+/// to the rest, |x₂| ≤ 2⁻⁸ |x| and |a| ≤ 2⁻¹⁷ |x|. x·y less x₁·y₁ + x₁·y₂ + x₂·y₁ is x₂·y₂ + a·y + x·b − a·b. A bf16 has x₂ = a = 0,
+/// an f16 a = 0.
+inline double left_out(ElementType x, ElementType y) {
+  const auto second = [](ElementType type) { return type == ElementType::bf16 ? 0.0 : 0x1p-8; };
+  const auto rest = [](ElementType type) { return type == ElementType::f32 ? 0x1p-17 : 0.0; };
+  return second(x) * second(y) + rest(x) + rest(y) + rest(x) * rest(y);
 }
 
 template <class V>
@@ -60,20 +76,27 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
   const std::optional<double> scale = how.scale.has_value() ? std::optional<double>(*how.scale) : std::nullopt;
   const ReferenceResult reference = reference_attention(q, kv, variant, scale, positions);
 
-  const bool bf16_products = uses_bf16_products(q, kv, how);
-  const bool inputs_rounded = bf16_products && how.accept_bf16_products;
+  const int terms = bf16_terms(q, kv, how);
+  const bool inputs_rounded = terms == 1 && how.products == Products::bf16;
   const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim))) / ln2;
   const double dim = static_cast<double>(q.dim);
   const double spans = std::ceil(static_cast<double>(kv.length) / static_cast<double>(detail::kSpan)) + 1.0;
   const double blocks = static_cast<double>(detail::kSpan / detail::kBlock);
   const double rescalings = blocks + spans;
   const double exponential = 0x1p-22;
-  const double weight_rounding = bf16_products ? 0x1p-8 + 0x1p-11 : 0.0;
-  const double score_roundings = std::ceil(dim / 16.0) + (bf16_products ? 26.0 : 9.0);
+  const double weight_rounding = terms == 1 ? 0x1p-8 + 0x1p-11 : terms == 2 ? 0x1p-17 : 0.0;
+  const double score_roundings = terms == 2   ? 1.02 * (3.0 * std::ceil(dim / 32.0) + 24.0)
+                                 : terms == 1 ? std::ceil(dim / 16.0) + 26.0
+                                              : std::ceil(dim / 16.0) + 9.0;
   const double input_rounding = inputs_rounded ? 0x1p-8 : 0.0;
-  const double tiny = bf16_products ? 0x1p-126 : 0x1p-149;  // least step of a sum: bf16 products flush denormals
-  const double n_o = std::min(static_cast<double>(kv.length), static_cast<double>(detail::kSpan)) + blocks + 3.0 * spans;
-  const double n_l = blocks + 3.0 * spans + 8.0;
+  const double lost_of_score = terms == 2 ? left_out(q.type, kv.k_type) : 2.0 * input_rounding * (1.0 + input_rounding);
+  // A weight counts here as it was split: a sum of two terms exactly, as an f16 is.
+  const double lost_of_value = terms == 2 ? left_out(ElementType::f16, kv.v_type) : input_rounding;
+  // Least step of a sum: bf16 products flush denormals, and with two terms three of them make one.
+  const double tiny = terms == 2 ? 0x1p-124 : terms == 1 ? 0x1p-126 : 0x1p-149;
+  const double tokens = std::min(static_cast<double>(kv.length), static_cast<double>(detail::kSpan));
+  const double n_o = (terms == 2 ? 1.02 * (3.0 * std::ceil(tokens / 32.0) + 20.0) : tokens) + blocks + 3.0 * spans;
+  const double n_l = (terms == 2 ? 2.0 * std::ceil(tokens / 32.0) + 1.0 : 0.0) + blocks + 3.0 * spans + 8.0;
   const double out_relative = how.out == ElementType::bf16 ? 0x1p-8 : how.out == ElementType::f16 ? 0x1p-11 : 0.0;
   const double out_absolute = how.out == ElementType::f16 ? 0x1p-25 : how.out == ElementType::bf16 ? 0x1p-134 : 0x1p-150;
 
@@ -116,8 +139,8 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         const double product = query.dot(key) * factor * ln2;
         const double score = detail::reference_score(variant, product, position, t, head);  // natural units
         const double magnitude = factor * query.cwiseAbs().dot(key.cwiseAbs());
-        double e = (gamma(score_roundings) + 2.0 * input_rounding * (1.0 + input_rounding)) * magnitude +
-                   dim * tiny * (1.0 + key.cwiseAbs().maxCoeff());
+        double e = (gamma(score_roundings) + lost_of_score) * magnitude +
+                   dim * tiny * (1.0 + key.cwiseAbs().maxCoeff() + query.cwiseAbs().maxCoeff());
         if (ScoringVariant<V>) e = 2.0 * e + gamma(6.0) * (std::abs(score) + std::abs(product)) / ln2;
         const double below = std::max(0.0, lse - score) / ln2;  // at least m − σ_t, as lse ≥ m
         const double weight = std::exp(score - lse);
@@ -125,7 +148,7 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
                                            : std::exp2(e + u * (below + 2.0 * e)) * (1.0 + weight_rounding) *
                                                      std::pow(1.0 + exponential + u, 1.0 + rescalings) - 1.0;
         eta += weight * delta;
-        spread += value.cwiseAbs() * (weight * (delta + gamma(n_o) + input_rounding));
+        spread += value.cwiseAbs() * (weight * (delta + gamma(n_o) + lost_of_value));
         underflow += 0x1p-125 * value.cwiseAbs().maxCoeff() + tiny;
       }
       report.largest_eta = std::max(report.largest_eta, eta);

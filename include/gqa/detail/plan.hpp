@@ -102,12 +102,16 @@ inline Index spans_per_task(Index spans) noexcept {
   return fit < 1 ? 1 : fit < kStageSpans ? fit : kStageSpans;
 }
 
+/// As how many bf16 numbers a call takes one of its inputs, see kernels_for.
+constexpr int bf16_terms(ElementType q, ElementType k, ElementType v, Products products) noexcept {
+  if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) return 1;
+  return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
+}
+
 inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& shape, const VariantRef& variant,
-                                  Path path, bool accept_bf16_products) {
+                                  Path path, Products products) {
   SequencePlan plan;
-  const bool bf16 = sequence.q.type == ElementType::bf16 && sequence.kv.k_type == ElementType::bf16 &&
-                    sequence.kv.v_type == ElementType::bf16;
-  plan.kernels = &kernels_for(path, bf16 || accept_bf16_products);
+  plan.kernels = &kernels_for(path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
@@ -140,7 +144,7 @@ inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape&
   SequencePlan plan;
   Index spans = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
-    plan = plan_sequence(batch[i], shape, variant, path, options.accept_bf16_products);
+    plan = plan_sequence(batch[i], shape, variant, path, options.products);
     spans += plan.spans * plan.head_groups;
     if (plans != nullptr) plans[i] = plan;
   }
@@ -148,7 +152,7 @@ inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape&
   task_count = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     if (plans != nullptr) plan = plans[i];
-    else if (batch.size() > 1) plan = plan_sequence(batch[i], shape, variant, path, options.accept_bf16_products);
+    else if (batch.size() > 1) plan = plan_sequence(batch[i], shape, variant, path, options.products);
     plan_tasks(plan, part_spans);
     plan.first_task = task_count;
     task_count += plan.task_count;

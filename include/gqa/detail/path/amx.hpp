@@ -32,6 +32,13 @@
 /// scale is applied to scores in f32. l is kept as 16 partial sums, lane i those of the tokens 2i and 2i + 1 of every
 /// half block.
 ///
+/// Terms. two_term_kernels() go the same way with numbers that are sums of two bf16 (amx_terms.inl), two staged copies of K
+/// and V, and P by the exponential of the AVX-512 path, whose two terms just fill the room of the scores. For each chunk or
+/// half the tile products of the terms follow each other into the same C: k2·q1, k1·q1, k1·q2, and v2·p1, v1·p1, v1·p2. From
+/// each to the next one operand stays in its tile, so that twelve products take eight loads; errors do not ask for another
+/// order, because every addition rounds a share of the whole sum. Of a cache in bf16 the first of the three is missing, and
+/// keys are loaded from where they are.
+///
 /// Compilers know nothing of these tiles: each instruction is an asm statement of its own, in program order and with
 /// a memory clobber (GCC's intrinsics have none, and lose the stores that feed them).
 #pragma once
@@ -67,15 +74,15 @@ struct alignas(64) Zeros {
 
 }  // namespace gqa::detail
 
-// Tile instructions by literal tile number; either dialect of assembler.
-#define GQA_TILE_ZERO(t) asm volatile("tilezero {%%tmm" #t "|tmm" #t "}" : :)
+// Tile instructions by tile number, a constant; either dialect of assembler.
+#define GQA_TILE_ZERO(t) asm volatile("tilezero {%%tmm%c0|tmm%c0}" : : "n"(t))
 #define GQA_TILE_LOAD(t, from, stride) \
-  asm volatile("tileloadd {(%0,%1,1), %%tmm" #t "|tmm" #t ", [%0+%1*1]}" : : "r"(from), "r"(stride) : "memory")
+  asm volatile("tileloadd {(%0,%1,1), %%tmm%c2|tmm%c2, [%0+%1*1]}" : : "r"(from), "r"(stride), "n"(t) : "memory")
 #define GQA_TILE_STORE(t, to, stride) \
-  asm volatile("tilestored {%%tmm" #t ", (%0,%1,1)|[%0+%1*1], tmm" #t "}" : : "r"(to), "r"(stride) : "memory")
+  asm volatile("tilestored {%%tmm%c2, (%0,%1,1)|[%0+%1*1], tmm%c2}" : : "r"(to), "r"(stride), "n"(t) : "memory")
 // Tile c += tile a · tile b.
 #define GQA_TILE_PRODUCT(c, a, b) \
-  asm volatile("tdpbf16ps {%%tmm" #b ", %%tmm" #a ", %%tmm" #c "|tmm" #c ", tmm" #a ", tmm" #b "}" : :)
+  asm volatile("tdpbf16ps {%%tmm%c2, %%tmm%c1, %%tmm%c0|tmm%c0, tmm%c1, tmm%c2}" : : "n"(c), "n"(a), "n"(b))
 
 GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
@@ -141,19 +148,7 @@ GQA_OP void transpose(__m512i (&r)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) r[i] = _mm512_castps_si512(lanes[i]);
 }
 
-// The first `count` of 32 elements as bf16, rounded to nearest even; zeros behind them, nothing read there.
-template <class Codec>
-GQA_OP __m512i narrow(const std::byte* p, Index count) {
-  if constexpr (Codec::type == ElementType::bf16) {
-    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
-  } else {
-    const Index low = count < kLanes ? count : kLanes;
-    alignas(64) std::byte rounded[kRowBytes];
-    avx512::store_as<Bf16>(rounded, avx512::load_part<Codec>(p, low));
-    avx512::store_as<Bf16>(rounded + kRowBytes / 2, avx512::load_part<Codec>(p + low * Codec::bytes, count - low));
-    return _mm512_load_si512(rounded);
-  }
-}
+#include "gqa/detail/path/amx_terms.inl"
 
 // Asks for those of the tokens [t0, t1) that there are.
 GQA_OP void prefetch_rows(const Upcoming& rows, Index t0, Index t1, Index bytes) {
@@ -163,15 +158,18 @@ GQA_OP void prefetch_rows(const Upcoming& rows, Index t0, Index t1, Index bytes)
     for (Index line = 0; line < bytes; line += kRowBytes) avx512::prefetch(rows.data + rows.offset[t] + line);
 }
 
-// Staging: K of a block as bf16 rows, or V of it as interleaved tiles; behind that O and l of one group, padded to 16
-// rows.
+// Staging: K of a block as bf16 rows, or V of it as interleaved tiles, one term behind the other; behind that O and l of one
+// group, padded to 16 rows.
+template <int Terms>
 GQA_OP Index staged_state(Index head_dim, Index value_dim) {
   const Index keys = round_up(head_dim, kHalf);
   const Index values = round_up(value_dim, kLanes);
-  return kBlock * (keys > values ? keys : values) * Index{sizeof(bf16)};
+  return Terms * kBlock * (keys > values ? keys : values) * Index{sizeof(bf16)};
 }
+template <int Terms>
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
-  return staged_state(head_dim, value_dim) + kGroup * (round_up(value_dim, kLanes) + kLanes) * Index{sizeof(float)};
+  return staged_state<Terms>(head_dim, value_dim) +
+         kGroup * (round_up(value_dim, kLanes) + kLanes) * Index{sizeof(float)};
 }
 
 #include "gqa/detail/path/amx_scores.inl"
@@ -181,40 +179,45 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 #include "gqa/detail/path/amx_accumulate.inl"
 
 // Units one by one: each asks for what the next stage reads.
-template <class Codec>
+template <class Codec, int Terms>
 inline void scores(const RowTile& tile, const Stage& stage) {
   for (Index b = 0; b < stage.blocks; ++b)
     for (Index j = 0; j < stage.heads; ++j)
-      score_block<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
+      score_block<Codec, Terms>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
 }
-template <class Codec>
+template <class Codec, int Terms>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   for (Index b = 0; b < stage.blocks; ++b)
     for (Index j = 0; j < stage.heads; ++j)
-      accumulate_block<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
+      accumulate_block<Codec, Terms>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
 }
 
 #if defined(GQA_COMPILED_KERNELS)
 const Kernels& kernels() noexcept;
+const Kernels& two_term_kernels() noexcept;
 #else
-GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
-  static constexpr Kernels table{
-      .path = Path::amx,
-      .pack = pack,
-      .begin = avx512::begin,
-      .scores = {scores<F32>, scores<Bf16>, scores<F16>},
-      .softmax = softmax,
-      .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
-      .nonfinite = {avx512::nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
-      .merge = avx512::merge,
-      .store = avx512::store,
-      .staging_bytes = staging_bytes,
-      .weight_rows = kGroup,
-      .enter = enter,
-      .leave = leave,
-  };
-  return table;
-}
+// 3.4e38 rounds to infinity; as a sum of two terms it is like any other number.
+template <int Terms>
+inline constexpr Kernels kTable{
+    .path = Path::amx,
+    .pack = pack<Terms>,
+    .begin = avx512::begin,
+    .scores = {scores<F32, Terms>, scores<Bf16, Terms>, scores<F16, Terms>},
+    .softmax = softmax<Terms>,
+    .accumulate = {accumulate<F32, Terms>, accumulate<Bf16, Terms>, accumulate<F16, Terms>},
+    .nonfinite = {Terms == 1 ? avx512::nonfinite_as_bf16 : avx512::nonfinite<F32>, avx512::nonfinite<Bf16>,
+                  avx512::nonfinite<F16>},
+    .merge = avx512::merge,
+    .store = avx512::store,
+    .staging_bytes = staging_bytes<Terms>,
+    .weight_rows = kGroup,
+    .enter = enter,
+    .leave = leave,
+};
+/// Inputs and weights are one bf16 each.
+GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept { return kTable<1>; }
+/// They are sums of two, but for keys and values that are stored as bf16.
+GQA_KERNELS_FUNCTION const Kernels& two_term_kernels() noexcept { return kTable<2>; }
 #endif
 
 }  // namespace gqa::detail::inline GQA_ABI::amx

@@ -2,7 +2,7 @@
 // Output accumulation of one block, by tile products. Part of amx.hpp.
 
 // A token's values, 32 at a time. A hidden token's are zeros, one piece of them again and again.
-template <class Codec>
+template <class Codec, int Terms>
 struct ValueRow {
   const std::byte* at;
   Index step;  // bytes
@@ -11,11 +11,12 @@ struct ValueRow {
     at = shows ? block.v + block.v_offset[t] : kZeros.byte;
     step = shows ? kHalf * Codec::bytes : 0;
   }
-  GQA_OP __m512i next(Index count) {
+  GQA_OP Words<Terms> next(Index count) {
     const std::byte* p = at;
     at += step;
-    if (Codec::type == ElementType::bf16 && count == kHalf) return _mm512_loadu_si512(p);
-    return narrow<Codec>(p, count);
+    if constexpr (Codec::type == ElementType::bf16)
+      if (count == kHalf) return {{_mm512_loadu_si512(p)}};
+    return words<Codec, Terms>(p, count);
   }
 };
 
@@ -34,36 +35,53 @@ GQA_OP Interleaved interleave(__m512i a, __m512i b) {
   return {_mm512_permutex2var_epi32(even, first, odd), _mm512_permutex2var_epi32(even, second, odd)};
 }
 
-// V of half a block as operand B: staging[half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
+// V of the block in staging: operand B by term, half and column tile.
+struct ValueTiles {
+  std::byte* first;
+  Index columns;  // tiles side by side
+  GQA_OP Index term_bytes() const { return 2 * columns * kTileBytes; }
+  GQA_OP std::byte* at(int term, Index half, Index column) const {
+    return first + term * term_bytes() + (half * columns + column) * kTileBytes;
+  }
+};
+GQA_OP ValueTiles value_tiles(const RowTile& tile) { return {tile.staging, tile.o_stride / kLanes}; }
+
+// 32 dims of two tokens → a row of two column tiles, or of the first alone, for each term.
+template <int Terms>
+GQA_OP void put_values(const Words<Terms>& even, const Words<Terms>& odd, std::byte* to, Index term_bytes, bool both) {
+  GQA_UNROLL
+  for (int term = 0; term < Terms; ++term, to += term_bytes) {
+    const Interleaved values = interleave(even.term[term], odd.term[term]);
+    _mm512_storeu_si512(to, values.low);
+    if (both) _mm512_storeu_si512(to + kTileBytes, values.high);
+  }
+}
+
+// V of half a block as operand B: staging[term][half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
 // `seen` is off are zeros.
-template <class Codec>
+template <class Codec, int Terms>
 GQA_OP void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
-  std::byte* tiles = tile.staging + half * kHalf * tile.o_stride * Index{sizeof(bf16)};
+  constexpr int kTerms = kTermsOf<Codec, Terms>;
+  const ValueTiles tiles = value_tiles(tile);
   const Index whole = tile.value_dim / kHalf * kHalf;
   const Index rest = tile.value_dim - whole;
   for (Index pair = 0; pair < kGroup; ++pair) {
     const Index t = half * kHalf + 2 * pair;
-    std::byte* to = tiles + pair * kRowBytes;
     prefetch_rows(block.next_k, t, t + 2, tile.head_dim * Codec::bytes);
-    ValueRow<Codec> a(block, seen, t);
-    ValueRow<Codec> b(block, seen, t + 1);
-    for (Index column = 0; column < whole; column += kHalf, to += 2 * kTileBytes) {
-      const Interleaved values = interleave(a.next(kHalf), b.next(kHalf));
-      _mm512_storeu_si512(to, values.low);
-      _mm512_storeu_si512(to + kTileBytes, values.high);
-    }
-    if (rest == 0) continue;
-    const Interleaved values = interleave(a.next(rest), b.next(rest));
-    _mm512_storeu_si512(to, values.low);
-    if (rest > kLanes) _mm512_storeu_si512(to + kTileBytes, values.high);
+    ValueRow<Codec, kTerms> a(block, seen, t);
+    ValueRow<Codec, kTerms> b(block, seen, t + 1);
+    std::byte* to = tiles.at(0, half, 0) + pair * kRowBytes;
+    for (Index column = 0; column < whole; column += kHalf, to += 2 * kTileBytes)
+      put_values(a.next(kHalf), b.next(kHalf), to, tiles.term_bytes(), true);
+    if (rest != 0) put_values(a.next(rest), b.next(rest), to, tiles.term_bytes(), rest > kLanes);
   }
 }
 
 // One group's weights, and which halves of the block it sees.
 struct GroupWeights {
-  const float* first;  // half 0; half 1 follows kHalf · kGroup floats later
+  const float* first;  // [half][term][row][token]: half 1 follows kHalf · kGroup floats later
   bool any[2];
-  GQA_OP const float* half(Index h) const { return first + h * kHalf * kGroup; }
+  GQA_OP const float* at(Index half, int term) const { return first + (half * kHalf + term * kGroup) * kGroup; }
   GQA_OP bool both() const { return any[0] && any[1]; }
 };
 
@@ -72,64 +90,98 @@ GQA_OP GroupWeights group_weights(const RowTile& tile, const Block& block, Index
   return {tile.weights + group * kGroupFloats, {view.any[0], view.any[1]}};
 }
 
-// V of the block in staging: operand B by half and column tile.
-struct ValueTiles {
-  const std::byte* first;
-  Index columns;  // tiles side by side
-  GQA_OP const std::byte* at(Index half, Index column) const { return first + (half * columns + column) * kTileBytes; }
-};
-
+// Weights by terms into tiles: 4 and 5 the first terms of either half, 2 and 3 the second ones.
+template <int Terms>
 GQA_OP void load_weights(const GroupWeights& p) {
-  if (p.any[0]) GQA_TILE_LOAD(4, p.half(0), kRowBytes);
-  if (p.any[1]) GQA_TILE_LOAD(5, p.half(1), kRowBytes);
+  if (p.any[0]) GQA_TILE_LOAD(4, p.at(0, 0), kRowBytes);
+  if (p.any[1]) GQA_TILE_LOAD(5, p.at(1, 0), kRowBytes);
+  if constexpr (Terms == 2) {
+    if (p.any[0]) GQA_TILE_LOAD(2, p.at(0, 1), kRowBytes);
+    if (p.any[1]) GQA_TILE_LOAD(3, p.at(1, 1), kRowBytes);
+  }
 }
 
-// l (16 rows × 16 lanes) += weights, two tokens a lane. The weights are in tiles 4 and 5.
+// l (16 rows × 16 lanes) += weights, two tokens a lane: what o is divided by is the sum of what it was weighted with, term
+// by term. The weights are in their tiles.
+template <int Terms>
 GQA_OP void sum_weights(const GroupWeights& p, float* l) {
   GQA_TILE_LOAD(0, l, kRowBytes);
   GQA_TILE_LOAD(6, &kPairSums, kRowBytes);
-  if (p.any[0]) GQA_TILE_PRODUCT(0, 4, 6);
-  if (p.any[1]) GQA_TILE_PRODUCT(0, 5, 6);
+  if (p.any[0]) {
+    GQA_TILE_PRODUCT(0, 4, 6);
+    if constexpr (Terms == 2) GQA_TILE_PRODUCT(0, 2, 6);
+  }
+  if (p.any[1]) {
+    GQA_TILE_PRODUCT(0, 5, 6);
+    if constexpr (Terms == 2) GQA_TILE_PRODUCT(0, 3, 6);
+  }
   GQA_TILE_STORE(0, l, kRowBytes);
 }
 
-// o (16 rows, stride in bytes) += weights · V. The weights are in tiles 4 and 5.
-GQA_OP void output_one_group(const GroupWeights& p, const ValueTiles& v, float* o, Index stride) {
+// C 0 += weights of half a block · one column tile of V, and C 1 the next one if there are two. The weights are in their
+// tiles; V takes what others leave: 2 and 3 for the first half where these hold no weights.
+template <int ValueTerms, int Terms, int Half, bool Two>
+GQA_OP void multiply_columns(const ValueTiles& v, Index column) {
+  using Pairs = TermPairs<ValueTerms, Terms>;
+  constexpr int kV = Terms == 1 && Half == 0 ? 2 : 6;
+  constexpr int kSecond = Terms == 1 ? 4 + Half : 2 + Half;  // of one term never asked for, but to be assembled
+  GQA_UNROLL
+  for (int i = 0; i < Pairs::count; ++i) {
+    const bool first = Pairs::row(i) == 0;
+    if (Pairs::cache_changes(i)) GQA_TILE_LOAD(kV, v.at(Pairs::cache(i), Half, column), kRowBytes);
+    if (first) GQA_TILE_PRODUCT(0, 4 + Half, kV);
+    else GQA_TILE_PRODUCT(0, kSecond, kV);
+    if constexpr (Two) {
+      if (Pairs::cache_changes(i)) GQA_TILE_LOAD(kV + 1, v.at(Pairs::cache(i), Half, column + 1), kRowBytes);
+      if (first) GQA_TILE_PRODUCT(1, 4 + Half, kV + 1);
+      else GQA_TILE_PRODUCT(1, kSecond, kV + 1);
+    }
+  }
+}
+
+// o (16 rows, stride in bytes) += weights · V. The weights are in their tiles.
+template <int ValueTerms, int Terms>
+GQA_KERNEL void output_one_group(const GroupWeights& p, const ValueTiles& v, float* o, Index stride) {
   Index column = 0;
   for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes) {
     GQA_TILE_LOAD(0, o, stride);
     GQA_TILE_LOAD(1, o + kLanes, stride);
-    if (p.any[0]) {
-      GQA_TILE_LOAD(2, v.at(0, column), kRowBytes);
-      GQA_TILE_PRODUCT(0, 4, 2);
-      GQA_TILE_LOAD(3, v.at(0, column + 1), kRowBytes);
-      GQA_TILE_PRODUCT(1, 4, 3);
-    }
-    if (p.any[1]) {
-      GQA_TILE_LOAD(6, v.at(1, column), kRowBytes);
-      GQA_TILE_PRODUCT(0, 5, 6);
-      GQA_TILE_LOAD(7, v.at(1, column + 1), kRowBytes);
-      GQA_TILE_PRODUCT(1, 5, 7);
-    }
+    if (p.any[0]) multiply_columns<ValueTerms, Terms, 0, true>(v, column);
+    if (p.any[1]) multiply_columns<ValueTerms, Terms, 1, true>(v, column);
     GQA_TILE_STORE(0, o, stride);
     GQA_TILE_STORE(1, o + kLanes, stride);
   }
   if (column == v.columns) return;
   GQA_TILE_LOAD(0, o, stride);
-  if (p.any[0]) {
-    GQA_TILE_LOAD(2, v.at(0, column), kRowBytes);
-    GQA_TILE_PRODUCT(0, 4, 2);
-  }
-  if (p.any[1]) {
-    GQA_TILE_LOAD(6, v.at(1, column), kRowBytes);
-    GQA_TILE_PRODUCT(0, 5, 6);
-  }
+  if (p.any[0]) multiply_columns<ValueTerms, Terms, 0, false>(v, column);
+  if (p.any[1]) multiply_columns<ValueTerms, Terms, 1, false>(v, column);
   GQA_TILE_STORE(0, o, stride);
 }
 
+// C 0, 2 and, if there are two column tiles, 1, 3 += weights of two groups · V, half a block.
+template <int ValueTerms, int Terms, bool Two>
+GQA_OP void multiply_columns_of_two(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, Index half,
+                                    Index column) {
+  using Pairs = TermPairs<ValueTerms, Terms>;
+  GQA_UNROLL
+  for (int i = 0; i < Pairs::count; ++i) {
+    if (Pairs::row_changes(i)) GQA_TILE_LOAD(4, p.at(half, Pairs::row(i)), kRowBytes);
+    if (Pairs::cache_changes(i)) GQA_TILE_LOAD(6, v.at(Pairs::cache(i), half, column), kRowBytes);
+    GQA_TILE_PRODUCT(0, 4, 6);
+    if constexpr (Two) {
+      if (Pairs::cache_changes(i)) GQA_TILE_LOAD(7, v.at(Pairs::cache(i), half, column + 1), kRowBytes);
+      GQA_TILE_PRODUCT(1, 4, 7);
+    }
+    if (Pairs::row_changes(i)) GQA_TILE_LOAD(5, p1.at(half, Pairs::row(i)), kRowBytes);
+    GQA_TILE_PRODUCT(2, 5, 6);
+    if constexpr (Two) GQA_TILE_PRODUCT(3, 5, 7);
+  }
+}
+
 // The same for two groups that see both halves, o of the second 16 rows behind that of the first.
-GQA_OP void output_two_groups(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, float* o,
-                              Index stride) {
+template <int ValueTerms, int Terms>
+GQA_KERNEL void output_two_groups(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, float* o,
+                                  Index stride) {
   Index column = 0;
   float* o1 = o + kGroup * stride / Index{sizeof(float)};
   for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes, o1 += 2 * kLanes) {
@@ -137,16 +189,7 @@ GQA_OP void output_two_groups(const GroupWeights& p, const GroupWeights& p1, con
     GQA_TILE_LOAD(1, o + kLanes, stride);
     GQA_TILE_LOAD(2, o1, stride);
     GQA_TILE_LOAD(3, o1 + kLanes, stride);
-    for (Index half = 0; half < 2; ++half) {
-      GQA_TILE_LOAD(4, p.half(half), kRowBytes);
-      GQA_TILE_LOAD(6, v.at(half, column), kRowBytes);
-      GQA_TILE_PRODUCT(0, 4, 6);
-      GQA_TILE_LOAD(7, v.at(half, column + 1), kRowBytes);
-      GQA_TILE_PRODUCT(1, 4, 7);
-      GQA_TILE_LOAD(5, p1.half(half), kRowBytes);
-      GQA_TILE_PRODUCT(2, 5, 6);
-      GQA_TILE_PRODUCT(3, 5, 7);
-    }
+    for (Index half = 0; half < 2; ++half) multiply_columns_of_two<ValueTerms, Terms, true>(p, p1, v, half, column);
     GQA_TILE_STORE(0, o, stride);
     GQA_TILE_STORE(1, o + kLanes, stride);
     GQA_TILE_STORE(2, o1, stride);
@@ -155,13 +198,7 @@ GQA_OP void output_two_groups(const GroupWeights& p, const GroupWeights& p1, con
   if (column == v.columns) return;
   GQA_TILE_LOAD(0, o, stride);
   GQA_TILE_LOAD(2, o1, stride);
-  for (Index half = 0; half < 2; ++half) {
-    GQA_TILE_LOAD(6, v.at(half, column), kRowBytes);
-    GQA_TILE_LOAD(4, p.half(half), kRowBytes);
-    GQA_TILE_PRODUCT(0, 4, 6);
-    GQA_TILE_LOAD(5, p1.half(half), kRowBytes);
-    GQA_TILE_PRODUCT(2, 5, 6);
-  }
+  for (Index half = 0; half < 2; ++half) multiply_columns_of_two<ValueTerms, Terms, false>(p, p1, v, half, column);
   GQA_TILE_STORE(0, o, stride);
   GQA_TILE_STORE(2, o1, stride);
 }
@@ -189,28 +226,35 @@ GQA_OP void copy_rows(const float* from, float* to, Index floats, std::uint32_t 
   }
 }
 
+// Room for 16 rows of o, and of l, in staging.
+template <int Terms>
+GQA_OP float* staged_rows(const RowTile& tile) {
+  return reinterpret_cast<float*>(tile.staging + staged_state<Terms>(tile.head_dim, tile.value_dim));
+}
+
 // The rows of a group named by bits: o += weights · V by way of staging, where there is room for 16.
+template <int ValueTerms, int Terms>
 GQA_OP void output_some_rows(const RowTile& tile, const GroupWeights& p, const ValueTiles& v, Index group,
                              std::uint32_t rows) {
-  auto* staged = reinterpret_cast<float*>(tile.staging + staged_state(tile.head_dim, tile.value_dim));
+  float* staged = staged_rows<Terms>(tile);
   float* o = tile.o + group * kGroup * tile.o_stride;
   copy_rows(o, staged, tile.o_stride, rows);
-  output_one_group(p, v, staged, tile.o_stride * Index{sizeof(float)});
+  output_one_group<ValueTerms, Terms>(p, v, staged, tile.o_stride * Index{sizeof(float)});
   copy_rows(staged, o, tile.o_stride, rows);
 }
 
+template <int Terms>
 GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index group, std::uint32_t rows) {
-  auto* staged =
-      reinterpret_cast<float*>(tile.staging + staged_state(tile.head_dim, tile.value_dim)) + kGroup * tile.o_stride;
+  float* staged = staged_rows<Terms>(tile) + kGroup * tile.o_stride;
   float* l = tile.l + group * kGroup * kLanes;
   copy_rows(l, staged, kLanes, rows);
-  sum_weights(p, staged);
+  sum_weights<Terms>(p, staged);
   copy_rows(staged, l, kLanes, rows);
 }
 
 // A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the
 // same tokens.
-template <class Codec>
+template <class Codec, int Terms>
 GQA_OP void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
                              Index group) {
   const std::uint64_t* visible = block.visible + group * kGroup;
@@ -222,48 +266,49 @@ GQA_OP void output_carefully(const RowTile& tile, const Block& block, const Grou
       if (visible[r] == seen) rows |= 1u << r;
     left &= ~rows;
     for (Index half = 0; half < 2; ++half)
-      if (p.any[half]) stage_values<Codec>(tile, block, seen, half);
-    output_some_rows(tile, p, v, group, rows);
+      if (p.any[half]) stage_values<Codec, Terms>(tile, block, seen, half);
+    output_some_rows<kTermsOf<Codec, Terms>, Terms>(tile, p, v, group, rows);
   }
 }
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order.
-template <class Codec>
+template <class Codec, int Terms>
 GQA_OP void accumulate_block(const RowTile& tile, const Block& block) {
+  constexpr int kTerms = kTermsOf<Codec, Terms>;
   const Index groups = group_count(tile);
   const Index o_bytes = tile.o_stride * Index{sizeof(float)};
-  const ValueTiles v{tile.staging, tile.o_stride / kLanes};
+  const ValueTiles v = value_tiles(tile);
   if (!block.careful) {
     const std::uint64_t below_last = block.last == kBlock ? ~std::uint64_t{0} : (std::uint64_t{1} << block.last) - 1u;
     const std::uint64_t inside = below_last & ~((std::uint64_t{1} << block.first) - 1u);
     for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
-      stage_values<Codec>(tile, block, inside, half);
+      stage_values<Codec, Terms>(tile, block, inside, half);
   }
   for (Index group = 0; group < groups; ++group) {
     const GroupWeights p = group_weights(tile, block, group);
     if (!p.any[0] && !p.any[1]) continue;
     const Index rows = rows_in_group(tile, group);
     rescale(tile, group);
-    load_weights(p);
-    if (rows < kGroup) sum_some_rows(tile, p, group, first_lanes(rows));
-    else sum_weights(p, tile.l + group * kGroup * kLanes);
+    load_weights<Terms>(p);
+    if (rows < kGroup) sum_some_rows<Terms>(tile, p, group, first_lanes(rows));
+    else sum_weights<Terms>(p, tile.l + group * kGroup * kLanes);
     if (block.careful) {
-      output_carefully<Codec>(tile, block, p, v, group);
+      output_carefully<Codec, Terms>(tile, block, p, v, group);
     } else if (rows < kGroup) {
-      output_some_rows(tile, p, v, group, first_lanes(rows));
+      output_some_rows<kTerms, Terms>(tile, p, v, group, first_lanes(rows));
     } else if (group + 1 < groups && rows_in_group(tile, group + 1) == kGroup && p.both()) {
       const GroupWeights next = group_weights(tile, block, group + 1);
       if (!next.both()) {
-        output_one_group(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+        output_one_group<kTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
         continue;
       }
       ++group;
       rescale(tile, group);
-      load_weights(next);
-      sum_weights(next, tile.l + group * kGroup * kLanes);
-      output_two_groups(p, next, v, tile.o + (group - 1) * kGroup * tile.o_stride, o_bytes);
+      load_weights<Terms>(next);
+      sum_weights<Terms>(next, tile.l + group * kGroup * kLanes);
+      output_two_groups<kTerms, Terms>(p, next, v, tile.o + (group - 1) * kGroup * tile.o_stride, o_bytes);
     } else {
-      output_one_group(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+      output_one_group<kTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
     }
   }
 }

@@ -15,9 +15,9 @@ GQA_OP __m512i with_sign(__m512i q, float scale) {
   return _mm512_maskz_set1_epi16(_mm512_cmpeq_epi16_mask(_mm512_and_si512(q, exponent), exponent), 0x7fc0);
 }
 
-// to[0 … head_dim) ← one query as bf16, zeros up to a whole chunk.
-template <class Codec>
-GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& tile, std::byte* to) {
+// to[0 … head_dim) ← one query as bf16, zeros up to a whole chunk; each further term `term_bytes` behind the one before.
+template <class Codec, int Terms>
+GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& tile, std::byte* to, Index term_bytes) {
   for (Index d = 0; d < tile.head_dim; d += kHalf) {
     const Index count = tile.head_dim - d < kHalf ? tile.head_dim - d : kHalf;
     const std::byte* p = from + d * dim_stride * Codec::bytes;
@@ -27,13 +27,18 @@ GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& til
         __builtin_memcpy(gathered + i * Codec::bytes, p + i * dim_stride * Codec::bytes, Codec::bytes);
       p = gathered;
     }
-    _mm512_storeu_si512(to + d * Index{sizeof(bf16)}, with_sign(narrow<Codec>(p, count), tile.score_scale));
+    const Words<Terms> dims = words<Codec, Terms>(p, count);
+    GQA_UNROLL
+    for (int i = 0; i < Terms; ++i)
+      _mm512_storeu_si512(to + i * term_bytes + d * Index{sizeof(bf16)}, with_sign(dims.term[i], tile.score_scale));
   }
 }
 
-// tile.q ← tiles of operand B, [group][chunk of 32 dims][pair of dims][row][2], zeros for rows beyond the last.
+// tile.q ← tiles of operand B, [group][term][chunk of 32 dims][pair of dims][row][2], zeros for rows beyond the last.
+template <int Terms>
 inline void pack(const RowTile& tile, const QuerySource& source) {
   const Index row_bytes = tile.q_stride * Index{sizeof(bf16)};
+  const Index term_bytes = kGroup * row_bytes;
   auto* tiles = static_cast<std::byte*>(tile.q);
   for (Index group = 0; group < group_count(tile); ++group) {
     const Index rows = rows_in_group(tile, group);
@@ -43,20 +48,21 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
           source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
       std::byte* to = tile.staging + r * row_bytes;
       switch (source.type) {
-        case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile, to); break;
-        case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile, to); break;
-        case ElementType::f16: pack_row<F16>(from, source.dim_stride, tile, to); break;
+        case ElementType::f32: pack_row<F32, Terms>(from, source.dim_stride, tile, to, term_bytes); break;
+        case ElementType::bf16: pack_row<Bf16, Terms>(from, source.dim_stride, tile, to, term_bytes); break;
+        case ElementType::f16: pack_row<F16, Terms>(from, source.dim_stride, tile, to, term_bytes); break;
       }
     }
-    for (Index byte = 0; byte < row_bytes; byte += kRowBytes, tiles += kTileBytes) {
-      __m512i dims[kGroup];
-      GQA_UNROLL
-      for (Index r = 0; r < kGroup; ++r)
-        dims[r] = r < rows ? _mm512_loadu_si512(tile.staging + r * row_bytes + byte) : _mm512_setzero_si512();
-      transpose(dims);
-      GQA_UNROLL
-      for (Index pair = 0; pair < kGroup; ++pair) _mm512_storeu_si512(tiles + pair * kRowBytes, dims[pair]);
-    }
+    for (const std::byte* term = tile.staging; term != tile.staging + Terms * term_bytes; term += term_bytes)
+      for (Index byte = 0; byte < row_bytes; byte += kRowBytes, tiles += kTileBytes) {
+        __m512i dims[kGroup];
+        GQA_UNROLL
+        for (Index r = 0; r < kGroup; ++r)
+          dims[r] = r < rows ? _mm512_loadu_si512(term + r * row_bytes + byte) : _mm512_setzero_si512();
+        transpose(dims);
+        GQA_UNROLL
+        for (Index pair = 0; pair < kGroup; ++pair) _mm512_storeu_si512(tiles + pair * kRowBytes, dims[pair]);
+      }
   }
 }
 
@@ -68,6 +74,9 @@ struct KeyTiles {
   const std::byte* staged[2];
   Index staged_stride;
 };
+
+// From one term of the staged keys to the next; the cache has one term.
+GQA_OP Index staged_term(Index stride) { return kBlock * stride; }
 
 // True if tokens [token, token + 16) can be loaded from where they are: all there, and evenly spaced, as those of a
 // page are.
@@ -82,8 +91,9 @@ GQA_OP bool evenly_spaced(const Block& block, Index token) {
 
 // Tokens [token, token + 32) of the block. Rows outside [first, last) are zeros; they, rows without a common stride,
 // a last chunk of fewer than 32 dims and every other element type go through staging.
-template <class Codec>
+template <class Codec, int Terms>
 GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) {
+  constexpr int kTerms = kTermsOf<Codec, Terms>;
   const Index stride = tile.q_stride * Index{sizeof(bf16)};
   const Index* offset = block.k_offset + token;
   KeyTiles keys{};
@@ -103,9 +113,11 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
     const bool inside = block.first <= token + i && token + i < block.last;
     for (Index d = keys.cached_chunks * kHalf; d < tile.head_dim; d += kHalf) {
       const Index count = tile.head_dim - d < kHalf ? tile.head_dim - d : kHalf;
-      const __m512i row =
-          inside ? narrow<Codec>(block.k + offset[i] + d * Codec::bytes, count) : _mm512_setzero_si512();
-      _mm512_storeu_si512(to + d * Index{sizeof(bf16)}, row);
+      Words<kTerms> dims{};
+      if (inside) dims = words<Codec, kTerms>(block.k + offset[i] + d * Codec::bytes, count);
+      GQA_UNROLL
+      for (int term = 0; term < kTerms; ++term)
+        _mm512_storeu_si512(to + term * staged_term(stride) + d * Index{sizeof(bf16)}, dims.term[term]);
     }
   }
   return keys;
@@ -122,44 +134,59 @@ struct Ahead {
   }
 };
 
-// C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks, then the second's.
+// C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks by term, then the second's.
+template <int KeyTerms, int Terms>
 GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
                                 Index chunks, Index from, Index to, const Ahead& ahead) {
+  using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
     ahead.fetch(c);
-    GQA_TILE_LOAD(6, q + c * kTileBytes, kRowBytes);
-    GQA_TILE_LOAD(4, k[0] + c * kRowBytes, stride[0]);
-    GQA_TILE_PRODUCT(0, 4, 6);
-    GQA_TILE_LOAD(5, k[1] + c * kRowBytes, stride[1]);
-    GQA_TILE_PRODUCT(1, 5, 6);
-    GQA_TILE_LOAD(7, q + (chunks + c) * kTileBytes, kRowBytes);
-    GQA_TILE_PRODUCT(2, 4, 7);
-    GQA_TILE_PRODUCT(3, 5, 7);
+    GQA_UNROLL
+    for (int i = 0; i < Pairs::count; ++i) {
+      const Index of_k = Pairs::cache(i) * staged_term(stride[0]) + c * kRowBytes;
+      const std::byte* of_q = q + (Pairs::row(i) * chunks + c) * kTileBytes;
+      if (Pairs::row_changes(i)) GQA_TILE_LOAD(6, of_q, kRowBytes);
+      if (Pairs::cache_changes(i)) GQA_TILE_LOAD(4, k[0] + of_k, stride[0]);
+      GQA_TILE_PRODUCT(0, 4, 6);
+      if (Pairs::cache_changes(i)) GQA_TILE_LOAD(5, k[1] + of_k, stride[1]);
+      GQA_TILE_PRODUCT(1, 5, 6);
+      if (Pairs::row_changes(i)) GQA_TILE_LOAD(7, of_q + Terms * chunks * kTileBytes, kRowBytes);
+      GQA_TILE_PRODUCT(2, 4, 7);
+      GQA_TILE_PRODUCT(3, 5, 7);
+    }
   }
 }
 
 // C 0–1 += chunks [from, to) of 32 tokens × 16 rows.
-GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q, Index from,
-                               Index to, const Ahead& ahead) {
+template <int KeyTerms, int Terms>
+GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
+                               Index chunks, Index from, Index to, const Ahead& ahead) {
+  using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
     ahead.fetch(c);
-    GQA_TILE_LOAD(6, q + c * kTileBytes, kRowBytes);
-    GQA_TILE_LOAD(4, k[0] + c * kRowBytes, stride[0]);
-    GQA_TILE_PRODUCT(0, 4, 6);
-    GQA_TILE_LOAD(5, k[1] + c * kRowBytes, stride[1]);
-    GQA_TILE_PRODUCT(1, 5, 6);
+    GQA_UNROLL
+    for (int i = 0; i < Pairs::count; ++i) {
+      const Index of_k = Pairs::cache(i) * staged_term(stride[0]) + c * kRowBytes;
+      if (Pairs::row_changes(i)) GQA_TILE_LOAD(6, q + (Pairs::row(i) * chunks + c) * kTileBytes, kRowBytes);
+      if (Pairs::cache_changes(i)) GQA_TILE_LOAD(4, k[0] + of_k, stride[0]);
+      GQA_TILE_PRODUCT(0, 4, 6);
+      if (Pairs::cache_changes(i)) GQA_TILE_LOAD(5, k[1] + of_k, stride[1]);
+      GQA_TILE_PRODUCT(1, 5, 6);
+    }
   }
 }
 
 // 32 tokens × 32 rows: scores[group][token][row] for two groups.
-GQA_OP void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
+template <int KeyTerms, int Terms>
+GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
   GQA_TILE_ZERO(2);
   GQA_TILE_ZERO(3);
-  multiply_two_groups(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
-  multiply_two_groups(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
+  if constexpr (KeyTerms == 1)
+    multiply_two_groups<1, Terms>(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
+  multiply_two_groups<KeyTerms, Terms>(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
   GQA_TILE_STORE(0, out, kRowBytes);
   GQA_TILE_STORE(1, out + kGroup * kGroup, kRowBytes);
   GQA_TILE_STORE(2, out + kGroupFloats, kRowBytes);
@@ -167,25 +194,28 @@ GQA_OP void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks
 }
 
 // 32 tokens × 16 rows.
-GQA_OP void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
+template <int KeyTerms, int Terms>
+GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
-  multiply_one_group(k.cached, k.cached_stride, q, 0, k.cached_chunks, ahead);
-  multiply_one_group(k.staged, staged_stride, q, k.cached_chunks, chunks, ahead);
+  if constexpr (KeyTerms == 1)
+    multiply_one_group<1, Terms>(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
+  multiply_one_group<KeyTerms, Terms>(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
   GQA_TILE_STORE(0, out, kRowBytes);
   GQA_TILE_STORE(1, out + kGroup * kGroup, kRowBytes);
 }
 
 // weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
-template <class Codec>
+template <class Codec, int Terms>
 GQA_OP void score_block(const RowTile& tile, const Block& block) {
+  constexpr int kTerms = kTermsOf<Codec, Terms>;
   const Index chunks = tile.q_stride / kHalf;
   const Index groups = group_count(tile);
   const auto* q = static_cast<const std::byte*>(tile.q);
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
-    keys[half] = key_tiles<Codec>(tile, block, half * kHalf);
+    keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);
   Ahead ahead{{block.v, block.v_offset, block.first, block.last},
               0,
               (kHalf + chunks - 1) / chunks,
@@ -199,11 +229,11 @@ GQA_OP void score_block(const RowTile& tile, const Block& block) {
       const bool second_sees = two && other.any[half];
       if (!first_sees && !second_sees) continue;
       const Index at = first_sees ? group : group + 1;
-      const std::byte* queries = q + at * chunks * kTileBytes;
+      const std::byte* queries = q + at * Terms * chunks * kTileBytes;
       float* out = tile.weights + at * kGroupFloats + half * kHalf * kGroup;
       ahead.token = half * kHalf;
-      if (first_sees && second_sees) score_two_groups(keys[half], queries, chunks, ahead, out);
-      else score_one_group(keys[half], queries, chunks, ahead, out);
+      if (first_sees && second_sees) score_two_groups<kTerms, Terms>(keys[half], queries, chunks, ahead, out);
+      else score_one_group<kTerms, Terms>(keys[half], queries, chunks, ahead, out);
     }
     ahead.rows.last = 0;  // asked for
   }

@@ -55,6 +55,29 @@ GQA_OP void round_weights(float* scores, const Exponent& e) {
   for (int r = 0; r < kGroup; ++r) _mm512_storeu_si512(scores + r * kGroup, pair[r]);
 }
 
+// Scores of 32 tokens → the two terms of f32 weights as operands A, [term][row][token], in their place.
+GQA_OP void split_weights(float* scores, Vec factor, Vec base) {
+  __m512i pairs[2][kGroup];
+  for (int i = 0; i < kGroup; ++i) {
+    Split weight[2];
+    GQA_UNROLL
+    for (int odd = 0; odd < 2; ++odd) {
+      const Vec s = avx512::load(scores + (2 * i + odd) * kGroup);
+      const Vec w = avx512::exp2_nonpositive(avx512::sub(avx512::mul(s, factor), base));
+      // A NaN that stays one when half a unit is added to its bits: weights have no sign, so those of any NaN are larger.
+      const __m512i quiet = _mm512_min_epu32(_mm512_castps_si512(w), _mm512_set1_epi32(0x7fc00000));
+      weight[odd] = split_ordinary(_mm512_castsi512_ps(quiet));
+    }
+    pairs[0][i] = pair_upper_halves(weight[0].first, weight[1].first);
+    pairs[1][i] = pair_upper_halves(weight[0].second, weight[1].second);
+  }
+  for (Index term = 0; term < 2; ++term) {
+    transpose(pairs[term]);
+    GQA_UNROLL
+    for (int r = 0; r < kGroup; ++r) _mm512_storeu_si512(scores + (term * kGroup + r) * kGroup, pairs[term][r]);
+  }
+}
+
 // Maximum over 32 tokens, NaN aside. With a mask, hidden tokens' scores become −∞.
 template <bool Masked>
 GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
@@ -75,8 +98,9 @@ GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
   return avx512::max(avx512::max(m[0], m[1]), avx512::max(m[2], m[3]));
 }
 
-// weights ← exp2(score − m) in bf16, zero for hidden tokens; m and alpha follow. l is left to the products. A row
+// weights ← exp2(score − m) by terms, zero for hidden tokens; m and alpha follow. l is left to the products. A row
 // that has seen nothing keeps m = −∞. NaN scores do not enter m; they make their own weights NaN, and so the row.
+template <int Terms>
 inline void softmax(const RowTile& tile, const Block& block) {
   const Vec factor = avx512::set1(tile.scored ? 1.0f : score_factor(tile.score_scale));
   const Vec nothing = avx512::set1(avx512::kMinusInfinity);
@@ -106,7 +130,8 @@ inline void softmax(const RowTile& tile, const Block& block) {
     for (Index half = 0; half < 2; ++half) {
       if (!view.any[half]) continue;
       float* of_half = scores + half * kHalf * kGroup;
-      if (e.large == 0) round_weights<false>(of_half, e);
+      if constexpr (Terms == 2) split_weights(of_half, factor, base);
+      else if (e.large == 0) round_weights<false>(of_half, e);
       else round_weights<true>(of_half, e);
     }
   }

@@ -11,13 +11,15 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The kernels for these element types on a path that this process can run. Paths with bf16 products use them where q, k and v
-/// are bf16, or where the caller accepts that others are rounded to it; else they take the f32 arithmetic of avx512.
-inline const Kernels& kernels_for(Path path, [[maybe_unused]] bool bf16_products) noexcept {
+/// The kernels of a path that this process can run, for inputs that are taken as so many bf16 numbers each: one where q, k and v are
+/// bf16 or may be rounded to it, two where they may be sums of two, none where they are to be taken as they are. What a path has no
+/// kernels for goes by the f32 arithmetic of avx512.
+inline const Kernels& kernels_for(Path path, [[maybe_unused]] int bf16_terms) noexcept {
   switch (path) {
 #if GQA_DETAIL_X86
-    case Path::amx: return bf16_products ? amx::kernels() : avx512::kernels();
-    case Path::avx512bf16: return bf16_products ? avx512bf16::kernels() : avx512::kernels();
+    case Path::amx:
+      return bf16_terms == 1 ? amx::kernels() : bf16_terms == 2 ? amx::two_term_kernels() : avx512::kernels();
+    case Path::avx512bf16: return bf16_terms == 1 ? avx512bf16::kernels() : avx512::kernels();
     case Path::avx512: return avx512::kernels();
     case Path::avx2: return avx2::kernels();
 #endif
