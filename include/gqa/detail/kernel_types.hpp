@@ -91,7 +91,7 @@ struct Stage {
   Index v_head_stride = 0;
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
-  /// Few rows are streamed through memory: keys and values are touched right before they are used.
+  /// Few rows are streamed through memory: keys and values that are not read row by row are touched right before they are used.
   bool touch = false;
   /// Blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched.
   bool prefetch = false;
