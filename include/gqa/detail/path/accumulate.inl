@@ -110,7 +110,7 @@ inline constexpr Index kTurnSteps = 8;
 template <int R>
 inline constexpr int kTurnVectors = kOutputTile / R;
 template <int R>
-inline constexpr Index kTurnDims = kTurnVectors<R> / Product::kVectors* Product::kDims;
+inline constexpr Index kTurnDims = Index{kTurnVectors<R>} * Product::kDims / Product::kVectors;
 template <int R, class Values>
 GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& part) {
   constexpr Index few = kTurnSteps * Product::kTokens;

@@ -33,7 +33,6 @@ GQA_OP Index grouped_rows(Index rows) {
 struct EvenRows {
   const std::byte* base;
   Index stride;
-  GQA_OP const std::byte* operator()(Index t) const { return base + t * stride; }
 };
 struct ScatteredRows {
   const std::byte* base;
@@ -143,8 +142,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       GQA_UNROLL
       for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
     }
-    typename Dot::Sum
-        pair[R * T / 2];  // what reduce_tile does first, of rows r and r + R / 2, or of tokens t and t + 2
+    // What reduce_tile does first: of rows r and r + R / 2, or of tokens t and t + 2.
+    typename Dot::Sum pair[R * T / 2];
     GQA_UNROLL
     for (int i = 0; i < R * T / 2; ++i) pair[i] = R > 1 ? load(left[i]) : reduce_pair(load(left[i]), load(left[i + 2]));
     alignas(64) float sums[kLanes];
