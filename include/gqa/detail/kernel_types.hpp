@@ -29,22 +29,29 @@ static_assert(kSpan % kBlock == 0);
 
 constexpr Index round_up(Index value, Index multiple) noexcept { return (value + multiple - 1) / multiple * multiple; }
 
+/// Rows from which a group of 16, a row a lane, is worth its idle lanes.
+inline constexpr Index kGroupRows = 13;
+/// What `rows` rows are rounded up to where each has one float: whole groups, if there are any.
+constexpr Index state_rows(Index rows) noexcept { return rows < kGroupRows ? rows : round_up(rows, kLanes); }
+
 /// The rows of one tile for one KV head, and the scratch that holds them. Strides in floats.
 ///
 /// A row's state over the tokens seen so far is (m, l, o): running maximum of its scores in units of log2, the sum of
-/// exp2(score − m) kept as kLanes partial sums (which tokens a lane sums is fixed by the path), and the unnormalised output.
+/// exp2(score − m), as one number or as kLanes partial sums, and the unnormalised output.
 struct RowTile {
   Index rows = 0;
   Index head_dim = 0;
   Index value_dim = 0;
-  void* q = nullptr;         ///< packed queries, the path's own layout; rows × q_stride floats of room
-  Index q_stride = 0;        ///< round_up(head_dim, 2·kLanes)
-  float* weights = nullptr;  ///< of one block: scores, then weights; rows × kBlock, or the path's own layout
-  float* m = nullptr;        ///< rows
-  float* l = nullptr;        ///< rows × kLanes
-  float* o = nullptr;        ///< rows × o_stride
-  Index o_stride = 0;      ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
-  float* alpha = nullptr;  ///< rows: what this block's softmax multiplies the older o by
+  void* q = nullptr;   ///< packed queries, the path's own layout; rows × q_stride floats of room
+  Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
+  float* weights =
+      nullptr;         ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
+  float* m = nullptr;  ///< state_rows(rows)
+  float* l = nullptr;  ///< state_rows(rows) × l_stride
+  float* o = nullptr;  ///< rows × o_stride
+  Index l_stride = 1;  ///< partial sums: 1 or kLanes
+  Index o_stride = 0;  ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
+  float* alpha = nullptr;        ///< round_up(rows, kLanes): what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
   bool scored = false;           ///< a scoring variant goes over the scores: `transform` leaves them in units of log2
@@ -117,8 +124,8 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
 GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
   RowTile part = tile;
   part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
-  part.m = tile.m + j * tile.rows;
-  part.l = tile.l + j * tile.rows * kLanes;
+  part.m = tile.m + j * state_rows(tile.rows);
+  part.l = tile.l + j * state_rows(tile.rows) * tile.l_stride;
   part.o = tile.o + j * tile.rows * tile.o_stride;
   return part;
 }
@@ -168,7 +175,8 @@ struct Kernels {
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / l; lse ← m + log l
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
-  Index weight_rows = 1;      ///< what the rows of a unit's weights are rounded up to
+  Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights
+  Index l_stride = 1;         ///< see RowTile
   Index o_multiple = kLanes;  ///< what o_stride is a multiple of
   Index stream_rows = 0;      ///< up to so many rows, keys and values are streamed: many blocks a stage
   void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null

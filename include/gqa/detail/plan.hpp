@@ -25,24 +25,28 @@ struct TaskScratch {
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// Room for the state of `rows` rows.
-inline void carve_state(Carver& carver, RowTile& tile, Index rows) noexcept {
-  tile.m = carver.take<float>(rows);
-  tile.l = carver.take<float>(rows * kLanes);
-  tile.o = carver.take<float>(rows * tile.o_stride);
+/// Room for the state of `rows` rows of each of `heads` KV heads; l_stride and o_stride are there.
+inline void carve_state(Carver& carver, RowTile& tile, Index heads, Index rows) noexcept {
+  tile.m = carver.take<float>(heads * state_rows(rows));
+  tile.l = carver.take<float>(heads * state_rows(rows) * tile.l_stride);
+  tile.o = carver.take<float>(heads * rows * tile.o_stride);
 }
 
-inline std::size_t state_bytes(Index rows, Index o_stride) noexcept {
+inline std::size_t state_bytes(RowTile like, Index heads, Index rows) noexcept {
   Carver carver(nullptr);
-  RowTile tile;
-  tile.o_stride = o_stride;
-  carve_state(carver, tile, rows);
+  carve_state(carver, like, heads, rows);
   return carver.used();
+}
+
+/// Strides of the state, as the kernels want them.
+inline void set_strides(RowTile& tile, const Kernels& kernels, Index value_dim) noexcept {
+  tile.l_stride = kernels.l_stride;
+  tile.o_stride = round_up(value_dim, kernels.o_multiple);
 }
 
 /// Floats of one unit's weights.
 inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
-  return round_up(rows, kernels.weight_rows) * kBlock;
+  return round_up(state_rows(rows), kernels.weight_rows) * kBlock;
 }
 
 /// Blocks of a stage: many where few rows are streamed through memory, one where the work is worth more than the reading.
@@ -55,7 +59,6 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
                               Index rows) noexcept {
   TaskScratch scratch;
   RowTile& tile = scratch.tile;
-  const Index all = heads * rows;
   const Index blocks = stage_blocks(kernels, heads, rows);
   const Index units = blocks * heads;
   scratch.stage_blocks = blocks;
@@ -63,7 +66,7 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
   tile.head_dim = shape.head_dim;
   tile.value_dim = shape.value_dim;
   tile.q_stride = round_up(shape.head_dim, 2 * kLanes);
-  tile.o_stride = round_up(shape.value_dim, kernels.o_multiple);
+  set_strides(tile, kernels, shape.value_dim);
   tile.q = carver.take<float>(heads * round_up(rows, kLanes) * tile.q_stride);
   tile.weights = carver.take<float>(units * unit_weights(kernels, rows));
   tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
@@ -76,8 +79,8 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
   scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   scratch.total = tile;
-  carve_state(carver, tile, all);
-  carve_state(carver, scratch.total, all);
+  carve_state(carver, tile, heads, rows);
+  carve_state(carver, scratch.total, heads, rows);
   return scratch;
 }
 
@@ -160,8 +163,10 @@ inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape&
       plan.counter = sizes.counters;
       plan.partial = sizes.partial_bytes;
       sizes.counters += plan.head_groups;
-      sizes.partial_bytes += state_bytes(plan.heads * plan.rows, round_up(shape.value_dim, plan.kernels->o_multiple)) *
-                             static_cast<std::size_t>(plan.head_groups * plan.spans);
+      RowTile strides;
+      set_strides(strides, *plan.kernels, shape.value_dim);
+      sizes.partial_bytes +=
+          state_bytes(strides, plan.heads, plan.rows) * static_cast<std::size_t>(plan.head_groups * plan.spans);
     }
     if (plan.task_count > 0) {
       Carver carver(nullptr);

@@ -303,9 +303,9 @@ class ThreadSetup {
 inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
                              Index span) noexcept {
   RowTile state = like;
-  const std::size_t bytes = state_bytes(plan.heads * plan.rows, like.o_stride);
+  const std::size_t bytes = state_bytes(like, plan.heads, plan.rows);
   Carver carver(call.partials + plan.partial + static_cast<std::size_t>(head_group * plan.spans + span) * bytes);
-  carve_state(carver, state, plan.heads * plan.rows);
+  carve_state(carver, state, plan.heads, plan.rows);
   return state;
 }
 

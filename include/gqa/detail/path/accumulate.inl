@@ -6,18 +6,50 @@
 //   weight         the weights of a step of a row, in every lane
 //   add            acc + weight · values, lane by lane
 //
-// and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them.
+// and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows
+// while it took them from the cache (Copied).
 
-// Rows that take values straight from the cache; more share a staged copy, in the first-level cache.
-inline constexpr Index kDirectRows = 15;
+// Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
+inline constexpr Index kDirectRows = kGroupRows - 1;
 // Tokens that are taken at a time where that takes several strips, or heads lie side by side: what the first strip has brought
 // from memory is in the first-level cache for the others, and memory is not idle for long.
 inline constexpr Index kFewTokens = 16;
 
+// Weights of R rows: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
+template <int R>
+struct Weights {
+  static constexpr int kEven = kLanes % R == 0 ? R : 1;  // rows that lie evenly: strips of so many end with the group
+  const float* first[R / kEven];
+  Index stride;
+  Index step;
+  GQA_OP const float* of(int r) const { return first[r / kEven] + r % kEven * stride; }
+  GQA_OP void skip(Index steps) {
+    GQA_UNROLL
+    for (int i = 0; i < R / kEven; ++i) first[i] += steps * step;
+  }
+};
+template <int R>
+GQA_OP Weights<R> strip_weights(const RowTile& tile, Index row) {
+  Weights<R> weights{{}, kBlock, 1};
+  GQA_UNROLL
+  for (int r = 0; r < R; r += Weights<R>::kEven)
+    weights.first[r / Weights<R>::kEven] = tile.weights + (row + r) * kBlock;
+  return weights;
+}
+// The same where the first `grouped` rows are in groups, those of one strip all or none.
+template <int R>
+GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
+  Weights<R> weights{{}, row < grouped ? 1 : kBlock, weight_step(row, grouped)};
+  GQA_UNROLL
+  for (int r = 0; r < R; r += Weights<R>::kEven)
+    weights.first[r / Weights<R>::kEven] = weights_at(tile, row + r, grouped);
+  return weights;
+}
+
 // R rows × C steps of dims of outputs, held in registers while tokens [from, to) go by. C == 1 may be part of a step.
 template <int R, int C, class Values>
-GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index width, Values values, Index from, Index to,
-                         bool rescale, bool touch) {
+GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
+                         Index from, Index to, bool rescale, bool touch) {
   constexpr int N = C * Product::kVectors;
   float* o = tile.o + row * tile.o_stride + column;
   Vec acc[R * N];
@@ -34,16 +66,16 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Index column, Index wid
       for (int n = 0; n < N; ++n) acc[r * N + n] = mul(acc[r * N + n], alpha);
     }
   }
-  const float* weights = tile.weights + row * kBlock;
+  weights.skip(from / Product::kTokens);
   const Index last = (to + Product::kTokens - 1) / Product::kTokens;
-  for (Index step = from / Product::kTokens; step < last; ++step, values.next()) {
+  for (Index step = from / Product::kTokens; step < last; ++step, weights.skip(1), values.next()) {
     if (touch) values.touch(tile.value_dim);
     Product::Operand value[N];
     if constexpr (C > 1) values.template whole<C>(column, value);
     else values(column, width, value);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
-      const auto weight = Product::weight(weights + r * kBlock, step);
+      const auto weight = Product::weight(weights.of(r));
       GQA_UNROLL
       for (int n = 0; n < N; ++n) acc[r * N + n] = Product::add(weight, value[n], acc[r * N + n]);
     }
@@ -63,6 +95,7 @@ struct Part {
   Index to = 0;
   Index few = 0;  // tokens that a strip takes before the next strip has its turn
   Index head = 0;
+  Index grouped = 0;     // rows of the head that are in groups
   bool rescale = false;  // the first tokens of the block: alpha comes first
   bool touch = false;
   // Asks for the share of r of `rows` rows in those of what comes next that belong to this part.
@@ -84,22 +117,25 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   constexpr int fit = kOutputTile / R < 8 ? kOutputTile / R : 8;
   constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
   constexpr Index wide = C * Product::kDims;
+  constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
+  const Weights<R> weights = ungrouped ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.grouped);
   const bool touch = row == 0 && part.touch && (R == 1 || part.stage.prefetch || tile.value_dim != wide);
   for (Index end; from < to; from = end, rescale = false, values.skip(few)) {
     end = from + few < to ? from + few : to;
     Index column = 0;
     if constexpr (C > 1) {
       if (First && wide <= tile.value_dim) {
-        output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, touch);
+        output_strip<R, C>(tile, row, weights, 0, Product::kDims, values, from, end, rescale, touch);
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, column, Product::kDims, values, from, end, rescale, touch && column == 0);
+        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, rescale,
+                           touch && column == 0);
     }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, column, width, values, from, end, rescale, touch && column == 0);
+      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, rescale, touch && column == 0);
     }
   }
 }
@@ -118,15 +154,19 @@ GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& par
   bool rescale = part.rescale;
   for (Index from = part.from, end; from < part.to; from = end, rescale = false, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
-    output_strip<R, C>(tile, 0, 0, Product::kDims, values, from, end, rescale, false);
+    output_strip<R, C>(tile, 0, strip_weights<R>(tile, 0), 0, Product::kDims, values, from, end, rescale, false);
     for (Index row = R; row < tile.rows; row += R) {
-      if (tile.rows - row < R) output_strip<1, C>(tile, row, 0, Product::kDims, values, from, end, rescale, false);
-      else output_strip<R, C>(tile, row, 0, Product::kDims, values, from, end, rescale, false);
+      if (tile.rows - row < R)
+        output_strip<1, C>(tile, row, strip_weights<1>(tile, row), 0, Product::kDims, values, from, end, rescale,
+                           false);
+      else
+        output_strip<R, C>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from, end, rescale,
+                           false);
     }
   }
 }
 
-// Rows from `row` on, R at a time, then fewer. Each strip of rows asks for its share of the keys that come next.
+// Rows from `row` on, R at a time, then fewer; groups are multiples of 4. Each strip of rows asks for its share of the keys that come next.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
   if constexpr (Values::kTurns && R == kOutputRows) {
@@ -134,7 +174,8 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
     if (streams && tile.rows > 2 && tile.value_dim == kTurnDims<2>) return output_turns<2>(tile, values, part);
     if (streams && tile.value_dim == kTurnDims<1>) return output_turns<1>(tile, values, part);
   }
-  for (; row + R <= tile.rows; row += R) {
+  const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
+  for (; row + R <= end(); row += R) {
     part.fetch(row, R, tile.rows);
     constexpr bool first = Values::kStreams && R == kOutputRows;
     if (row == 0) output_columns<R, first>(tile, row, values, part);
@@ -143,26 +184,65 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
   if constexpr (R > 1) output_rows<(R > 4 ? 4 : R / 2)>(tile, row, values, part);
 }
 
+// Values from the cache that are left in staging, step by step.
+template <class Codec>
+struct Copied {
+  static constexpr bool kFewRows = false;
+  Cached<Codec> cached;
+  std::byte* staged;
+  Index stride;
+  GQA_OP void operator()(Index column, Index count, typename Product::Operand* value) const {
+    cached(column, count, value);
+    keep(staged, column, value);
+  }
+  template <int C>
+  GQA_OP void whole(Index column, typename Product::Operand* value) const {
+    cached.template whole<C>(column, value);
+    GQA_UNROLL
+    for (int c = 0; c < C; ++c) keep(staged, column + c * Product::kDims, value + c * Product::kVectors);
+  }
+  GQA_OP void next() {
+    cached.next();
+    staged += stride;
+  }
+  GQA_OP void skip(Index tokens) {
+    cached.skip(tokens);
+    staged += tokens / Product::kTokens * stride;
+  }
+  GQA_OP void touch(Index) const {}
+};
+
+// Rows in groups: the first few copy values to staging on their way.
+template <class Codec>
+GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, const Part& part) {
+  const Index stride = staged_stride(tile);
+  part.fetch(0, kOutputRows, tile.rows);
+  output_columns<kOutputRows, false>(tile, 0, Copied<Codec>{cached, tile.staging, stride}, part);
+  output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
+}
+
 // One unit, the tokens of `part`.
 template <class Codec>
-GQA_OP void add_values(const RowTile& tile, const Block& block, Part part) {
+GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  if (!block.careful) {
-    if constexpr (kReadable<Codec>) {
-      const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
-      if (block.v_stride != 0 && whole_steps && (!kStaged<Codec> || tile.rows <= kDirectRows))
-        return output_rows<kOutputRows>(tile, 0, Cached<Codec>{block.v + from * block.v_stride, block.v_stride}, part);
+  Part staged = part;
+  staged.touch = false;
+  staged.few = to - from;
+  if constexpr (kReadable<Codec>) {
+    const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
+    if (!block.careful && block.v_stride != 0 && whole_steps) {
+      const Cached<Codec> cached{block.v + from * block.v_stride, block.v_stride};
+      if (!kStaged<Codec> || tile.rows <= kDirectRows) return output_rows<kOutputRows>(tile, 0, cached, part);
+      if constexpr (kCopied<Codec>) return output_copied<Codec>(tile, cached, staged);
     }
   }
-  part.touch = false;
-  part.few = to - from;
   if (!block.careful)
-    return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), part);
+    return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), staged);
   RowTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
   for (Index row = 0; row < tile.rows; ++row) {
     upto.rows = row + 1;
-    output_rows<kOutputRows>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), part);
+    output_rows<kOutputRows>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), staged);
   }
 }
 
@@ -177,6 +257,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     Part part{stage, after_values(stage, b)};
     part.few = one_strip ? kBlock : kFewTokens;
     part.touch = stage.touch;
+    part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < any.last; part.from = part.to) {
       part.to = part.from / tokens * tokens + tokens;
       if (part.to > any.last) part.to = any.last;

@@ -211,6 +211,7 @@ inline constexpr Kernels kTable{
     .store = avx512::store,
     .staging_bytes = staging_bytes<Terms>,
     .weight_rows = kGroup,
+    .l_stride = kLanes,
     .enter = enter,
     .leave = leave,
 };

@@ -51,6 +51,14 @@ GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.low, floor.low, _CMP_NLT_UQ), value.low),
           _mm256_and_ps(_mm256_cmp_ps(x.high, floor.high, _CMP_NLT_UQ), value.high)};
 }
+// For masks of 32 bits a lane: shifted by one; a where the highest bit is set, else b.
+GQA_OP Vec shift_left(const Vec& bits) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(bits.low), 1)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(bits.high), 1))};
+}
+GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
+  return {_mm256_blendv_ps(b.low, a.low, bits.low), _mm256_blendv_ps(b.high, a.high, bits.high)};
+}
 // All ones in lane i of the result where bit i is set, i < 8.
 GQA_OP __m256 lane_mask(std::uint64_t bits) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

@@ -40,6 +40,11 @@ GQA_OP Vec shift_to_exponent(Vec a) { return _mm512_castsi512_ps(_mm512_slli_epi
 GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
 }
+// For masks of 32 bits a lane: shifted by one; a where the highest bit is set, else b.
+GQA_OP Vec shift_left(Vec bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(bits), 1)); }
+GQA_OP Vec select_negative(Vec bits, Vec a, Vec b) {
+  return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(bits)), a);
+}
 // a where the lane's bit is set, else b.
 GQA_OP Vec select(std::uint64_t bits, Vec a, Vec b) { return _mm512_mask_mov_ps(b, static_cast<__mmask16>(bits), a); }
 GQA_OP __m256 lower_half(Vec a) { return _mm512_castps512_ps256(a); }

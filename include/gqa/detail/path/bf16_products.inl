@@ -80,10 +80,7 @@ struct Dot {
     __builtin_memcpy(&pair, p, sizeof pair);
     return as_pairs(_mm512_set1_epi32(pair));
   }
-  static GQA_OP void finish(float* sums, Index count, const RowTile& tile) {
-    const Vec scale = set1(tile.score_scale);
-    for (Index i = 0; i < count; i += kLanes) store(sums + i, mul(load(sums + i), scale));
-  }
+  static GQA_OP Vec finish(Vec sums, const RowTile& tile) { return mul(sums, set1(tile.score_scale)); }
   // A last dim without a partner must not be paired with what lies behind the row.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
     return tile.head_dim % 2 == 0 ? block : narrow_keys<Bf16>(tile, block, offset);
@@ -96,9 +93,9 @@ struct Product {
   static constexpr Index kDims = kLanes2;
   static constexpr int kVectors = 2;
   // Weights are pairs of bf16 by now, see prepare_weights.
-  static GQA_OP __m512bh weight(const float* weights, Index step) {
+  static GQA_OP __m512bh weight(const float* p) {
     int pair;
-    __builtin_memcpy(&pair, weights + step, sizeof pair);
+    __builtin_memcpy(&pair, p, sizeof pair);
     return as_pairs(_mm512_set1_epi32(pair));
   }
   // Denormal sums are flushed, and a denormal acc is taken as zero: what the scaling by alpha makes denormal is gone after the next
@@ -110,6 +107,8 @@ template <class Codec>
 inline constexpr bool kReadable = Codec::type == ElementType::bf16;
 template <class Codec>
 inline constexpr bool kStaged = true;
+template <class Codec>
+inline constexpr bool kCopied = kReadable<Codec>;
 
 // V rows of a pair of tokens, 32 dims → two registers of (even token, odd token) pairs of one dim each. unpack works within
 // quarters of a register: the first has dims 0–3, 8–11, 16–19, 24–27, the second the others.
@@ -121,6 +120,7 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 // Evenly spaced rows, from the first token that is added; whole pairs.
 template <class Codec>
 struct Cached {
+  static constexpr bool kFewRows = true;
   static constexpr bool kStreams = true;
   static constexpr bool kTurns = true;
   const std::byte* row;
@@ -153,6 +153,7 @@ struct Cached {
 
 // [pair of tokens][column / 32][first, second]
 struct Staged {
+  static constexpr bool kFewRows = false;
   static constexpr bool kStreams = false;
   static constexpr bool kTurns = false;
   const std::byte* pairs;
@@ -171,6 +172,12 @@ struct Staged {
   GQA_OP void touch(Index) const {}
 };
 
+GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes2) * 4; }
+GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
+  _mm512_storeu_si512(pairs + column * 4, reinterpret_cast<__m512i>(value[0]));
+  _mm512_storeu_si512(pairs + column * 4 + 64, reinterpret_cast<__m512i>(value[1]));
+}
+
 // 32 values of token t, or zeros if the block has none or it is hidden.
 template <class Codec>
 GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
@@ -181,7 +188,7 @@ GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Inde
 // Pairs of tokens from the one that `from` belongs to.
 template <class Codec>
 GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
-  const Index stride = round_up(tile.value_dim, kLanes2) * 4;
+  const Index stride = staged_stride(tile);
   std::byte* out = tile.staging;
   for (Index t = from / 2 * 2; t < to; t += 2, out += stride) {
     const bool both = t >= block.first && t + 1 < block.last && ((seen >> t) & 3u) == 3u;
@@ -195,16 +202,27 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
       else
         interleave(value_pairs<Codec>(block, seen, t, column, count),
                    value_pairs<Codec>(block, seen, t + 1, column, count), value);
-      _mm512_storeu_si512(out + column * 4, reinterpret_cast<__m512i>(value[0]));
-      _mm512_storeu_si512(out + column * 4 + 64, reinterpret_cast<__m512i>(value[1]));
+      keep(out, column, value);
     }
   }
   return {tile.staging, stride};
 }
 
-// The weights of each row in place: 64 floats → 32 pairs of bf16 in the first half of the room.
+// The weights of a row or a group in place: 64 floats → 32 pairs of bf16 in the first half of the room.
 GQA_OP void prepare_weights(const RowTile& tile) {
-  for (Index row = 0; row < tile.rows; ++row) {
+  const __m512i by_row = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const Index grouped = grouped_rows(tile.rows);
+  for (Index row = 0; row < grouped; row += kLanes) {
+    float* w = tile.weights + row * kBlock;
+    for (Index pair = 0; pair < kBlock / 2; ++pair) {
+      const Vec even = load(w + 2 * pair * kLanes);
+      const Vec odd = load(w + (2 * pair + 1) * kLanes);
+      const auto rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+      _mm512_storeu_si512(w + pair * kLanes, _mm512_permutexvar_epi16(by_row, rounded));
+    }
+  }
+  for (Index row = grouped; row < tile.rows; ++row) {
     float* w = tile.weights + row * kBlock;
     const Vec a = load(w);
     const Vec b = load(w + kLanes);

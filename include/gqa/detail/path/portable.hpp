@@ -74,6 +74,19 @@ GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
   for (int i = 0; i < kLanes; ++i) r.lane[i] = x.lane[i] < floor.lane[i] ? 0.0f : value.lane[i];
   return r;
 }
+// For masks of 32 bits a lane: shifted by one; a where the highest bit is set, else b.
+GQA_OP Vec shift_left(const Vec& bits) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i)
+    r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, bits.lane[i]) << 1);
+  return r;
+}
+GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i)
+    r.lane[i] = (__builtin_bit_cast(std::uint32_t, bits.lane[i]) >> 31) != 0 ? a.lane[i] : b.lane[i];
+  return r;
+}
 // a where the lane's bit is set, else b.
 GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
   Vec r;

@@ -40,7 +40,7 @@ struct Dot {
     __builtin_memcpy(&value, p, sizeof value);
     return set1(value);
   }
-  static GQA_OP void finish(float*, Index, const RowTile&) {}  // queries carry the scale
+  static GQA_OP Vec finish(const Vec& sums, const RowTile&) { return sums; }  // queries carry the scale
   // f32 keys are read where they are; others are widened, once for all groups.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
     Block wide = block;
@@ -62,7 +62,7 @@ struct Product {
   static constexpr Index kTokens = 1;
   static constexpr Index kDims = kLanes;
   static constexpr int kVectors = 1;
-  static GQA_OP Vec weight(const float* weights, Index step) { return set1(weights[step]); }
+  static GQA_OP Vec weight(const float* p) { return set1(*p); }
   static GQA_OP Vec add(const Vec& weight, const Vec& value, const Vec& acc) { return fma(weight, value, acc); }
 };
 
@@ -74,6 +74,7 @@ inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many row
 // Evenly spaced rows, from the first token that is added.
 template <class Codec>
 struct Cached {
+  static constexpr bool kFewRows = kStaged<Codec>;               // at most kDirectRows, no groups
   static constexpr bool kStreams = kHeldQueries > 0;             // where code for it is worth its size
   static constexpr bool kTurns = kStreams && Codec::bytes == 4;  // others would be widened once for each pair of rows
   const std::byte* row;
@@ -92,12 +93,20 @@ struct Cached {
   GQA_OP void touch(Index width) const { touch_row(row, width * Codec::bytes); }
 };
 
+// [token][dim] as f32.
 using Staged = Cached<F32>;
+GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
+GQA_OP void keep(std::byte* row, Index column, const Vec* value) {
+  store(reinterpret_cast<float*>(row) + column, *value);
+}
+
+template <class Codec>
+inline constexpr bool kCopied = kHeldQueries > 0 && kStaged<Codec>;  // where code for it is worth its size
 
 template <class Codec>
 GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
   widen_rows<Codec>(block.v, block.v_offset, seen, reinterpret_cast<float*>(tile.staging), tile.value_dim, from, to);
-  return {tile.staging, round_up(tile.value_dim, kLanes) * Index{sizeof(float)}};
+  return {tile.staging, staged_stride(tile)};
 }
 
 GQA_OP void prepare_weights(const RowTile&) {}

@@ -6,7 +6,7 @@
 //   add                              acc + query · key, lane by lane
 //   rows_at, one                     for lanes that are rows: unit u of 16 packed queries; a unit of a key, in every lane
 //   kUnitBytes                       of a unit of a key: what one lane takes at a time
-//   finish                           what is left to do to sums
+//   finish                           what is left to do to sums, where a path has 16 of them at a time
 //   Grouped, group_block             a Dot and a block whose rows `one` can read
 //   kPlainKeys                       that is this Dot and the block itself, for even numbers of dims at least
 //
@@ -19,15 +19,18 @@ inline constexpr Index kTileTokens = 16;
 
 // Rows from which keys that are not read as they are, are widened once; where there are no groups.
 inline constexpr Index kWidenRows = 15;
-// Rows from which a group of 16 is worth its idle lanes.
-inline constexpr Index kGroupRows = 13;
-
 // Rows that are packed in groups, the first of a tile; the rest are packed one by one.
 GQA_OP Index grouped_rows(Index rows) {
   if constexpr (kRowTokens == 0) return 0;
   const Index groups = rows / kLanes * kLanes;
   return rows - groups < kGroupRows ? groups : groups + kLanes;
 }
+
+// Scores or weights of a row, the first `grouped` rows being in groups; floats from token to token (or step of tokens).
+GQA_OP float* weights_at(const RowTile& tile, Index row, Index grouped) {
+  return tile.weights + (row < grouped ? row / kLanes * kLanes * kBlock + row % kLanes : row * kBlock);
+}
+GQA_OP Index weight_step(Index row, Index grouped) { return row < grouped ? kLanes : 1; }
 
 // Where the rows of kTileTokens tokens start: evenly spaced, as those of a page are, or anywhere.
 struct EvenRows {
@@ -58,7 +61,8 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched)
 // Sums of R rows × T tokens from t0 on, finished and stored; those of the last row if it is one.
 template <class Dot, int R, int T, int N>
 GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N], bool last = true) {
-  Dot::finish(sums, N, tile);
+  GQA_UNROLL
+  for (int i = 0; i + kLanes <= N; i += kLanes) store(sums + i, Dot::finish(load(sums + i), tile));
   GQA_UNROLL
   for (int r = 0; r < R; ++r)
     if (r + 1 < R || last) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
@@ -250,7 +254,7 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
   }
 }
 
-// V groups of rows from `row` on, over the tokens of the block.
+// V groups of rows from `row` on, over the tokens of the block: [group][token][row].
 template <class Dot, int V>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Ahead& ahead) {
   constexpr int T = kRowTokens / V;
@@ -260,7 +264,6 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
     ahead.part(t0, row / kLanes, V, grouped_rows(tile.rows) / kLanes);
     const ScatteredRows keys = scattered_rows(block, t0, 0);
-    alignas(64) float scores[V][kTileTokens][kLanes];  // [group][token][row]
     for (int s = 0; s < kTileTokens; s += T) {
       Vec sum[V * T];
       const std::byte* k[T];
@@ -268,21 +271,8 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
       for (int t = 0; t < T; ++t) k[t] = keys(s + t);
       score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, sum);
       GQA_UNROLL
-      for (int t = 0; t < T; ++t) {
-        GQA_UNROLL
-        for (int v = 0; v < V; ++v) store(scores[v][s + t], sum[t * V + v]);
-      }
-    }
-    for (int v = 0; v < V; ++v) {
-      Dot::finish(scores[v][0], kTileTokens * kLanes, tile);
-      Vec rows[kLanes];
-      GQA_UNROLL
-      for (int t = 0; t < kLanes; ++t) rows[t] = load(scores[v][t]);
-      transpose(rows);
-      const Index first = row + v * kLanes;
-      GQA_UNROLL
-      for (int r = 0; r < kLanes; ++r)
-        if (first + r < tile.rows) store(tile.weights + (first + r) * kBlock + t0, rows[r]);
+      for (int i = 0; i < V * T; ++i)
+        store(tile.weights + (row + i % V * kLanes) * kBlock + (t0 + s + i / V) * kLanes, Dot::finish(sum[i], tile));
     }
   }
 }

@@ -19,40 +19,100 @@ GQA_OP Vec exp2_nonpositive(const Vec& x) {
 
 inline constexpr float kMinusInfinity = -__builtin_inff();
 
+// What exponents are taken relative to: the maximum, or 0 where there is none yet.
+GQA_OP Vec finite_base(const Vec& m) { return zero_below(m, set1(-0x1.fffffep127f), m); }
+
+// A row by itself: a lane is a token.
+GQA_OP void softmax_row(const RowTile& tile, const Block& block, Index row) {
+  float* w = tile.weights + row * kBlock;
+  const float m_old = tile.m[row];
+  Vec s[kBlock / kLanes];
+  Vec running = set1(m_old);
+  GQA_UNROLL
+  for (int i = 0; i < kBlock / kLanes; ++i) {
+    s[i] = load(w + i * kLanes);
+    if (block.visible != nullptr) s[i] = select(block.visible[row] >> (i * kLanes), s[i], set1(kMinusInfinity));
+    running = max(s[i], running);
+  }
+  const float m_new = reduce_max(running);
+  const Vec base = finite_base(set1(m_new));
+  GQA_UNROLL
+  for (int i = 0; i < kBlock / kLanes; ++i) {
+    s[i] = exp2_nonpositive(sub(s[i], base));
+    store(w + i * kLanes, s[i]);
+  }
+  const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
+  float alpha = 1.0f;
+  if (m_new != m_old) {
+    alignas(64) float lanes[kLanes];
+    store(lanes, exp2_nonpositive(sub(set1(m_old), base)));
+    alpha = lanes[0];
+  }
+  tile.m[row] = m_new;
+  tile.alpha[row] = alpha;
+  tile.l[row] = __builtin_fmaf(tile.l[row], alpha, sum);
+}
+
+// Scores of 16 rows, [token][row]: hidden ones become −∞. Bit t of visible[row]: the row sees token t.
+GQA_OP void hide(float* scores, const std::uint64_t* visible, Index rows) {
+  alignas(64) std::uint32_t half[2][kLanes] = {};
+  for (Index r = 0; r < rows; ++r) {
+    half[0][r] = static_cast<std::uint32_t>(visible[r]);
+    half[1][r] = static_cast<std::uint32_t>(visible[r] >> 32);
+  }
+  for (Index t = kBlock; t > 0;) {  // the last token's bit is the sign already
+    Vec bits = load(reinterpret_cast<const float*>(half[t / (kBlock / 2) - 1]));
+    for (Index i = 0; i < kBlock / 2; ++i, bits = shift_left(bits)) {
+      float* const s = scores + --t * kLanes;
+      store(s, select_negative(bits, load(s), set1(kMinusInfinity)));
+    }
+  }
+}
+
+// exp2(score − base) of tokens c, c + 16, c + 32, c + 48, and their sum: what softmax_row has in lane c.
+GQA_OP Vec class_weights(float* scores, Index c, const Vec& base) {
+  float* const s = scores + c * kLanes;
+  Vec w[kBlock / kLanes];
+  GQA_UNROLL
+  for (int i = 0; i < kBlock / kLanes; ++i) {
+    w[i] = exp2_nonpositive(sub(load(s + i * kLanes * kLanes), base));
+    store(s + i * kLanes * kLanes, w[i]);
+  }
+  return add(add(w[0], w[1]), add(w[2], w[3]));
+}
+
+// Sixteen rows: a lane is a row. Sums are added by the tree of reduce_add.
+GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
+  constexpr int kChains = 4;
+  float* const scores = tile.weights + row * kBlock;
+  if (block.visible != nullptr) hide(scores, block.visible + row, tile.rows - row < kLanes ? tile.rows - row : kLanes);
+  const Vec m_old = load(tile.m + row);
+  Vec m[kChains];
+  GQA_UNROLL
+  for (int c = 0; c < kChains; ++c) m[c] = m_old;
+  for (Index t = 0; t < kBlock; t += kChains) {
+    GQA_UNROLL
+    for (int c = 0; c < kChains; ++c) m[c] = max(load(scores + (t + c) * kLanes), m[c]);
+  }
+  const Vec m_new = max(max(m[0], m[1]), max(m[2], m[3]));
+  const Vec base = finite_base(m_new);
+  Vec sum[4];
+  for (Index c = 0; c < 4; ++c)
+    sum[c] = add(add(class_weights(scores, c, base), class_weights(scores, c + 8, base)),
+                 add(class_weights(scores, c + 4, base), class_weights(scores, c + 12, base)));
+  // A maximum that has not moved gives exactly 1; where there was none, what is multiplied is 0.
+  const Vec alpha = exp2_nonpositive(sub(m_old, base));
+  store(tile.m + row, m_new);
+  store(tile.alpha + row, alpha);
+  store(tile.l + row, fma(load(tile.l + row), alpha, add(add(sum[0], sum[2]), add(sum[1], sum[3]))));
+}
+
 // weights ← exp2(score − m) with 0 for hidden tokens; m, l and alpha follow. A row that has seen nothing keeps m = −∞, l = 0.
 // NaN scores do not enter m; they make their own weights NaN, and so the row.
 inline void softmax(const RowTile& tile, const Block& block) {
-  const Vec hidden = set1(kMinusInfinity);
-  for (Index row = 0; row < tile.rows; ++row) {
-    float* w = tile.weights + row * kBlock;
-    const float m_old = tile.m[row];
-    Vec s[kBlock / kLanes];
-    Vec running = set1(m_old);
-    GQA_UNROLL
-    for (int i = 0; i < kBlock / kLanes; ++i) {
-      s[i] = load(w + i * kLanes);
-      if (block.visible != nullptr) s[i] = select(block.visible[row] >> (i * kLanes), s[i], hidden);
-      running = max(s[i], running);
-    }
-    const float m_new = reduce_max(running);
-    const Vec base = set1(m_new == kMinusInfinity ? 0.0f : m_new);
-    GQA_UNROLL
-    for (int i = 0; i < kBlock / kLanes; ++i) {
-      s[i] = exp2_nonpositive(sub(s[i], base));
-      store(w + i * kLanes, s[i]);
-    }
-    const Vec sum = add(add(s[0], s[1]), add(s[2], s[3]));
-    float alpha = 1.0f;
-    if (m_new != m_old) {
-      alignas(64) float lanes[kLanes];
-      store(lanes, exp2_nonpositive(sub(set1(m_old), base)));
-      alpha = lanes[0];
-    }
-    tile.m[row] = m_new;
-    tile.alpha[row] = alpha;
-    float* l = tile.l + row * kLanes;
-    store(l, fma(load(l), set1(alpha), sum));
-  }
+  const Index grouped = grouped_rows(tile.rows);
+  for (Index row = 0; row < grouped; row += kLanes) softmax_group(tile, block, row);
+  for (Index row = grouped; row < tile.rows; ++row) softmax_row(tile, block, row);
 }
 
 // A user's score functor over the visible part of the block: score → log2 e · variant.score(score).
@@ -61,11 +121,12 @@ inline void transform(const RowTile& tile, const Block& block, const void* varia
                       const Index* head, Index block_begin) {
   const V& user = *static_cast<const V*>(variant);
   for (Index row = 0; row < tile.rows; ++row) {
-    float* w = tile.weights + row * kBlock;
+    float* const scores = weights_at(tile, row, grouped_rows(tile.rows));
+    const Index step = weight_step(row, grouped_rows(tile.rows));
     for (Index t = block.first; t < block.last; ++t) {
       if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
-      const float score = user_score(user, w[t], position[row], block_begin + t, head[row]);
-      w[t] = kLog2E * score;
+      float& score = scores[t * step];
+      score = kLog2E * user_score(user, score, position[row], block_begin + t, head[row]);
     }
   }
 }

@@ -61,28 +61,38 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
 }
 
 inline void begin(const RowTile& tile) {
-  for (Index row = 0; row < tile.rows; ++row) {
-    tile.m[row] = kMinusInfinity;
-    store(tile.l + row * kLanes, zero());
-    for (Index d = 0; d < tile.o_stride; d += kLanes) store(tile.o + row * tile.o_stride + d, zero());
-  }
+  const Index rows = state_rows(tile.rows);
+  for (Index row = 0; row < rows; ++row) tile.m[row] = kMinusInfinity;
+  for (Index i = 0; i < rows * tile.l_stride; ++i) tile.l[i] = 0.0f;
+  for (Index i = 0; i < tile.rows * tile.o_stride; i += kLanes) store(tile.o + i, zero());
 }
 
 // The state of the tokens of `into` followed by those of `from`. A state of no tokens changes nothing.
 inline void merge(const RowTile& into, const RowTile& from) {
+  alignas(64) float a[kLanes];  // by row
+  alignas(64) float b[kLanes];
   for (Index row = 0; row < into.rows; ++row) {
-    const float m_into = into.m[row];
-    const float m_from = from.m[row];
-    const float m = m_from > m_into ? m_from : m_into;
-    const Vec base = set1(m == kMinusInfinity ? 0.0f : m);
-    const Vec a = exp2_nonpositive(sub(set1(m_into), base));
-    const Vec b = exp2_nonpositive(sub(set1(m_from), base));
-    into.m[row] = m;
-    float* l = into.l + row * kLanes;
-    store(l, fma(load(l), a, mul(load(from.l + row * kLanes), b)));
+    const Index lane = row % kLanes;
+    if (lane == 0) {
+      const Index rows = into.rows - row < kLanes ? into.rows - row : kLanes;
+      const Vec m_into = load_part<F32>(reinterpret_cast<const std::byte*>(into.m + row), rows);
+      const Vec m_from = load_part<F32>(reinterpret_cast<const std::byte*>(from.m + row), rows);
+      const Vec m = max(m_from, m_into);
+      const Vec base = finite_base(m);
+      alignas(64) float lanes[kLanes];
+      store(a, exp2_nonpositive(sub(m_into, base)));
+      store(b, exp2_nonpositive(sub(m_from, base)));
+      store(lanes, m);
+      __builtin_memcpy(into.m + row, lanes, static_cast<std::size_t>(rows) * sizeof(float));
+    }
+    for (Index i = row * into.l_stride; i < (row + 1) * into.l_stride; ++i)
+      into.l[i] = __builtin_fmaf(into.l[i], a[lane], from.l[i] * b[lane]);
+    const Vec into_factor = set1(a[lane]);
+    const Vec from_factor = set1(b[lane]);
     float* o = into.o + row * into.o_stride;
     const float* other = from.o + row * from.o_stride;
-    for (Index d = 0; d < into.o_stride; d += kLanes) store(o + d, fma(load(o + d), a, mul(load(other + d), b)));
+    for (Index d = 0; d < into.o_stride; d += kLanes)
+      store(o + d, fma(load(o + d), into_factor, mul(load(other + d), from_factor)));
   }
 }
 
@@ -108,7 +118,7 @@ inline void store(const RowTile& tile, const OutputTarget& target) {
     const Index head = at % target.group;
     std::byte* out = target.data + token * target.token_stride + head * target.head_stride;
     const float* o = tile.o + row * tile.o_stride;
-    const float l = reduce_add(load(tile.l + row * kLanes));
+    const float l = tile.l_stride == 1 ? tile.l[row] : reduce_add(load(tile.l + row * kLanes));
     const float factor = l == 0.0f ? 0.0f : 1.0f / l;
     switch (target.type) {
       case ElementType::f32: store_row<F32>(o, factor, tile.value_dim, out, target.dim_stride); break;
