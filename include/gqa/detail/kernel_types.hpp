@@ -106,19 +106,66 @@ struct Stage {
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 };
 
-/// What is read after block b of a stage, for its first head: the next block's keys, at last the first values; the next block's
-/// values, at last the keys of the next stage.
+/// The keys and values of block b of a stage, of its first head.
+GQA_ALWAYS_INLINE Upcoming keys_of(const Stage& stage, Index b) noexcept {
+  const Block& block = stage.units[b * stage.heads];
+  return {block.k, block.k_offset, block.first, block.last, stage.k_head_stride, stage.k_row_bytes};
+}
+GQA_ALWAYS_INLINE Upcoming values_of(const Stage& stage, Index b) noexcept {
+  const Block& block = stage.units[b * stage.heads];
+  return {block.v, block.v_offset, block.first, block.last, stage.v_head_stride, stage.v_row_bytes};
+}
+/// What is read after them: the next block's keys, at last the first values; the next block's values, at last the keys of the
+/// next stage.
 GQA_ALWAYS_INLINE Upcoming after_keys(const Stage& stage, Index b) noexcept {
-  const Block& next = stage.units[b + 1 < stage.blocks ? (b + 1) * stage.heads : 0];
-  if (b + 1 < stage.blocks)
-    return {next.k, next.k_offset, next.first, next.last, stage.k_head_stride, stage.k_row_bytes};
-  return {next.v, next.v_offset, next.first, next.last, stage.v_head_stride, stage.v_row_bytes};
+  return b + 1 < stage.blocks ? keys_of(stage, b + 1) : values_of(stage, 0);
 }
 GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
-  if (b + 1 == stage.blocks) return stage.units[b * stage.heads].next_k;
-  const Block& next = stage.units[(b + 1) * stage.heads];
-  return {next.v, next.v_offset, next.first, next.last, stage.v_head_stride, stage.v_row_bytes};
+  return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.units[b * stage.heads].next_k;
 }
+
+/// Rows that come next, of `heads` KV heads, asked for in the order of memory while others are worked on: evenly, because a processor
+/// can wait for a few dozen lines at a time, and does nothing else when it is asked for more.
+struct Ahead {
+  Upcoming next;
+  Upcoming then;  ///< none once it is `next`
+  Index heads;
+  Index work;  ///< that there is meanwhile
+  Index rows;  ///< to ask for
+  Index token;
+  Index head = 0;
+  Index credit = 0;  ///< work done times rows, less work times rows asked for
+
+  /// While rows `now` are worked on: those of them that are some way off, then the first of `after`.
+  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, Index head_count, Index all_work) noexcept
+      : next(now), then(after), heads(head_count), work(all_work) {
+    const Index distance = heads < 4 ? kBlock / heads : kBlock / 4;
+    next.first += distance;
+    if (then.last > then.first + distance) then.last = then.first + distance;
+    rows = heads * (now.last - now.first);
+    token = next.first;
+    if (token >= next.last) go_on();
+  }
+  /// A part of the work is done.
+  GQA_ALWAYS_INLINE void done(Index part) noexcept {
+    credit += part * rows;
+    for (; credit >= work && token < next.last; credit -= work) {
+      const std::byte* const row = next.data + head * next.head_stride + next.offset[token];
+      for (Index line = 0; line < next.row_bytes; line += 64)
+        __builtin_prefetch(row + line, 0, 2);  // second-level cache
+      if (++head < heads) continue;
+      head = 0;
+      if (++token == next.last) go_on();
+    }
+  }
+
+ private:
+  GQA_ALWAYS_INLINE void go_on() noexcept {
+    next = then;
+    then.last = then.first;
+    token = next.first;
+  }
+};
 
 /// The j-th KV head's state and queries, of a tile that holds several heads.
 GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {

@@ -85,10 +85,10 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
 }
 
 /// KV heads that a task takes side by side. Where the heads of a token are adjacent in memory, walking one head alone would read
-/// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and in the second-level
-/// cache with a block of their keys and values. It changes no bit.
+/// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and as a long run of bytes
+/// needs. A short cache makes no other tasks than its heads: fewer go together there. It changes no bit.
 inline Index heads_per_task(const KvCacheView& kv, Index rows) noexcept {
-  constexpr Index block_bytes = Index{128} << 10;
+  const Index block_bytes = kv.length > kSpan ? Index{1} << 20 : Index{1} << 17;
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
   const Index by_rows = kTileRows / (rows > 0 ? rows : 1);

@@ -6,7 +6,7 @@
 //   weight         the weights of a step of a row, in every lane
 //   add            acc + weight · values, lane by lane
 //
-// and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows
+// and where values come from (for kFewRows at most; kLooksAhead between the steps, or between strips): the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows
 // while it took them from the cache (Copied).
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
@@ -49,7 +49,7 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
 // R rows × C steps of dims of outputs, held in registers while tokens [from, to) go by. C == 1 may be part of a step.
 template <int R, int C, class Values>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
-                         Index from, Index to, bool rescale, bool touch) {
+                         Index from, Index to, bool rescale, bool touch, Ahead* ahead) {
   constexpr int N = C * Product::kVectors;
   float* o = tile.o + row * tile.o_stride + column;
   Vec acc[R * N];
@@ -68,8 +68,12 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   }
   weights.skip(from / Product::kTokens);
   const Index last = (to + Product::kTokens - 1) / Product::kTokens;
+  if constexpr (!Values::kLooksAhead)
+    if (ahead != nullptr) ahead->done(R * N * (last - from / Product::kTokens));
   for (Index step = from / Product::kTokens; step < last; ++step, weights.skip(1), values.next()) {
     if (touch) values.touch(tile.value_dim);
+    if constexpr (Values::kLooksAhead)
+      if (ahead != nullptr && step % 2 == 0) ahead->done(R * N * 2);
     Product::Operand value[N];
     if constexpr (C > 1) values.template whole<C>(column, value);
     else values(column, width, value);
@@ -90,18 +94,13 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
 // Tokens [from, to) of a block, for one head.
 struct Part {
   const Stage& stage;
-  Upcoming next;  // of the first head
+  Ahead* ahead;  // or null
   Index from = 0;
   Index to = 0;
-  Index few = 0;  // tokens that a strip takes before the next strip has its turn
-  Index head = 0;
+  Index few = 0;         // tokens that a strip takes before the next strip has its turn
   Index grouped = 0;     // rows of the head that are in groups
   bool rescale = false;  // the first tokens of the block: alpha comes first
   bool touch = false;
-  // Asks for the share of r of `rows` rows in those of what comes next that belong to this part.
-  GQA_OP void fetch(Index row, Index r, Index rows) const {
-    if (stage.prefetch) prefetch_part(next, from, to, head * rows + row, r, stage.heads * rows, stage.heads);
-  }
 };
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
@@ -125,17 +124,18 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
     Index column = 0;
     if constexpr (C > 1) {
       if (First && wide <= tile.value_dim) {
-        output_strip<R, C>(tile, row, weights, 0, Product::kDims, values, from, end, rescale, touch);
+        output_strip<R, C>(tile, row, weights, 0, Product::kDims, values, from, end, rescale, touch, part.ahead);
         column = wide;
       }
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, rescale,
-                           touch && column == 0);
+        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, rescale, touch && column == 0,
+                           part.ahead);
     }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, rescale, touch && column == 0);
+      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, rescale, touch && column == 0,
+                         part.ahead);
     }
   }
 }
@@ -154,19 +154,20 @@ GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& par
   bool rescale = part.rescale;
   for (Index from = part.from, end; from < part.to; from = end, rescale = false, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
-    output_strip<R, C>(tile, 0, strip_weights<R>(tile, 0), 0, Product::kDims, values, from, end, rescale, false);
+    output_strip<R, C>(tile, 0, strip_weights<R>(tile, 0), 0, Product::kDims, values, from, end, rescale, false,
+                       nullptr);
     for (Index row = R; row < tile.rows; row += R) {
       if (tile.rows - row < R)
-        output_strip<1, C>(tile, row, strip_weights<1>(tile, row), 0, Product::kDims, values, from, end, rescale,
-                           false);
+        output_strip<1, C>(tile, row, strip_weights<1>(tile, row), 0, Product::kDims, values, from, end, rescale, false,
+                           nullptr);
       else
-        output_strip<R, C>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from, end, rescale,
-                           false);
+        output_strip<R, C>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from, end, rescale, false,
+                           nullptr);
     }
   }
 }
 
-// Rows from `row` on, R at a time, then fewer; groups are multiples of 4. Each strip of rows asks for its share of the keys that come next.
+// Rows from `row` on, R at a time, then fewer; groups are multiples of 4.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
   if constexpr (Values::kTurns && R == kOutputRows) {
@@ -176,7 +177,6 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
   }
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
   for (; row + R <= end(); row += R) {
-    part.fetch(row, R, tile.rows);
     constexpr bool first = Values::kStreams && R == kOutputRows;
     if (row == 0) output_columns<R, first>(tile, row, values, part);
     else output_columns<R, false>(tile, row, values, part);
@@ -188,6 +188,7 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
 template <class Codec>
 struct Copied {
   static constexpr bool kFewRows = false;
+  static constexpr bool kLooksAhead = false;
   Cached<Codec> cached;
   std::byte* staged;
   Index stride;
@@ -216,9 +217,17 @@ struct Copied {
 template <class Codec>
 GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, const Part& part) {
   const Index stride = staged_stride(tile);
-  part.fetch(0, kOutputRows, tile.rows);
   output_columns<kOutputRows, false>(tile, 0, Copied<Codec>{cached, tile.staging, stride}, part);
-  output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
+  if (tile.rows < 2 * kLanes) output_rows<kOutputRows>(tile, kOutputRows, StagedFew{tile.staging, stride}, part);
+  else output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
+}
+
+// All tokens at once: staging is in the first-level cache.
+GQA_OP Part for_staging(const Part& part) {
+  Part staged = part;
+  staged.touch = false;
+  staged.few = part.to - part.from;
+  return staged;
 }
 
 // One unit, the tokens of `part`.
@@ -226,17 +235,15 @@ template <class Codec>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  Part staged = part;
-  staged.touch = false;
-  staged.few = to - from;
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
       const Cached<Codec> cached{block.v + from * block.v_stride, block.v_stride};
       if (!kStaged<Codec> || tile.rows <= kDirectRows) return output_rows<kOutputRows>(tile, 0, cached, part);
-      if constexpr (kCopied<Codec>) return output_copied<Codec>(tile, cached, staged);
+      if constexpr (kCopied<Codec>) return output_copied<Codec>(tile, cached, for_staging(part));
     }
   }
+  const Part staged = for_staging(part);
   if (!block.careful)
     return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), staged);
   RowTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
@@ -250,11 +257,16 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
-  const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock : kFewTokens;
+  const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
+                       : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
+                                                                  : kFewTokens;
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
     for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
-    Part part{stage, after_values(stage, b)};
+    const Index steps = (any.last - any.first) / Product::kTokens;
+    Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
+                stage.heads * tile.rows * (tile.o_stride / kLanes) * steps);
+    Part part{stage, stage.prefetch ? &ahead : nullptr};
     part.few = one_strip ? kBlock : kFewTokens;
     part.touch = stage.touch;
     part.grouped = grouped_rows(tile.rows);
@@ -262,8 +274,8 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
       part.to = part.from / tokens * tokens + tokens;
       if (part.to > any.last) part.to = any.last;
       part.rescale = part.from == any.first;
-      for (part.head = 0; part.head < stage.heads; ++part.head)
-        add_values<Codec>(unit_tile(tile, stage, b, part.head), stage.units[b * stage.heads + part.head], part);
+      for (Index j = 0; j < stage.heads; ++j)
+        add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
     }
   }
 }

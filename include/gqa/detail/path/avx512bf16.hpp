@@ -36,7 +36,7 @@ using avx512::kScoreRows;
 using avx512::kScoreTile;
 using avx512::load;
 using avx512::mul;
-using avx512::prefetch_part;
+using avx512::once_known;
 using avx512::reduce_pair;
 using avx512::reduce_pairs;
 using avx512::reduce_tile;

@@ -121,6 +121,7 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 template <class Codec>
 struct Cached {
   static constexpr bool kFewRows = true;
+  static constexpr bool kLooksAhead = true;
   static constexpr bool kStreams = true;
   static constexpr bool kTurns = true;
   const std::byte* row;
@@ -152,8 +153,10 @@ struct Cached {
 };
 
 // [pair of tokens][column / 32][first, second]
-struct Staged {
+template <bool LooksAhead>
+struct StagedPairs {
   static constexpr bool kFewRows = false;
+  static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kStreams = false;
   static constexpr bool kTurns = false;
   const std::byte* pairs;
@@ -172,6 +175,8 @@ struct Staged {
   GQA_OP void touch(Index) const {}
 };
 
+using Staged = StagedPairs<false>;
+using StagedFew = StagedPairs<true>;  // for so few strips that looking ahead between them is not often enough
 GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes2) * 4; }
 GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
   _mm512_storeu_si512(pairs + column * 4, reinterpret_cast<__m512i>(value[0]));

@@ -4,18 +4,18 @@
 // Into the second-level cache.
 GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
-// Parts [part, part + count) of `parts` of rows [first, last), clipped to those there are; of `heads` heads one after the other.
-GQA_KERNEL void prefetch_part(const Upcoming& next, Index first, Index last, Index part, Index count, Index parts,
-                              Index heads) {
-  asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-  Index t = first + (last - first) * part / parts;
-  Index end = first + (last - first) * (part + count) / parts;
-  if (t < next.first) t = next.first;
-  if (end > next.last) end = next.last;
-  for (; t < end; ++t)
-    for (Index h = 0; h < heads; ++h)
-      for (Index line = 0; line < next.row_bytes; line += 64)
-        prefetch(next.data + h * next.head_stride + next.offset[t] + line);
+// p, for a processor that runs ahead not before `value` is there. Reading what was prefetched ahead of the arithmetic gains nothing,
+// and takes what prefetching waits in.
+GQA_OP const std::byte* once_known(const std::byte* p, float value) {
+#if GQA_DETAIL_X86
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  asm("andl $0, %0" : "+r"(bits));
+  return p + bits;
+#else
+  static_cast<void>(value);
+  return p;
+#endif
 }
 
 // Asks for the queries of rows [first, last), clipped to those there are.

@@ -74,7 +74,8 @@ inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many row
 // Evenly spaced rows, from the first token that is added.
 template <class Codec>
 struct Cached {
-  static constexpr bool kFewRows = kStaged<Codec>;               // at most kDirectRows, no groups
+  static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
+  static constexpr bool kLooksAhead = true;
   static constexpr bool kStreams = kHeldQueries > 0;             // where code for it is worth its size
   static constexpr bool kTurns = kStreams && Codec::bytes == 4;  // others would be widened once for each pair of rows
   const std::byte* row;
@@ -95,6 +96,7 @@ struct Cached {
 
 // [token][dim] as f32.
 using Staged = Cached<F32>;
+using StagedFew = Staged;
 GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
 GQA_OP void keep(std::byte* row, Index column, const Vec* value) {
   store(reinterpret_cast<float*>(row) + column, *value);

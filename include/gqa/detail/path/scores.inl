@@ -16,6 +16,9 @@
 //   groups (16 rows)       a lane is a row; what a strip has in lane i is computed for i = 0 … 15, and added by the same tree
 
 inline constexpr Index kTileTokens = 16;
+// Tokens that the heads of a task take in turn.
+template <Index Bytes>
+inline constexpr Index kSideTokens = 16 / Bytes;
 
 // Rows from which keys that are not read as they are, are widened once; where there are no groups.
 inline constexpr Index kWidenRows = 15;
@@ -70,7 +73,7 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
 template <class Dot, int R>
-GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0) {
+GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead) {
   constexpr int T = kScoreTile / R;
   constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
@@ -108,6 +111,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
         }
       }
     }
+    if (ahead != nullptr) ahead->done(R * T);
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
@@ -118,7 +122,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
   constexpr int T = 4;
   const bool last = R < 4 || row + R <= tile.rows;
   constexpr int P = R > 1 ? R / 2 : 1;  // vectors that are left of a token's sums
@@ -146,6 +150,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       GQA_UNROLL
       for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
     }
+    if (ahead != nullptr) ahead->done(R * T);
     // What reduce_tile does first: of rows r and r + R / 2, or of tokens t and t + 2.
     typename Dot::Sum pair[R * T / 2];
     GQA_UNROLL
@@ -153,56 +158,47 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     alignas(64) float sums[kLanes];
     reduce_pairs(pair, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums, last);
+    if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, sums[0]);
   }
 }
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
-  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens);
-  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens);
+  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, ahead);
 }
 template <class Dot, int R, int N>
-GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens) {
-  const Index few = tile.rows - row <= R ? tokens : kTileTokens;
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
+  const Index few = tile.rows - row <= R || tokens < kTileTokens ? tokens : kTileTokens;
   for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride)
-    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few);
+    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, ahead);
 }
 template <class Dot, int R>
-GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0) {
-  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0);
-  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0);
+GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead) {
+  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, ahead);
+  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead);
 }
 template <class Dot>
-GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch) {
+GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch,
+                       Ahead* ahead) {
   if constexpr (kHeldQueries > 0) {
     if (evenly_spaced(block, t0, tokens)) {
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
       constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
-      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens);
-      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens);
+      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
+      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, ahead);
       constexpr int half = R == 4 ? 2 : 1;
-      if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens);
+      if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, ahead);
     }
   }
-  for (Index t = t0; t < t0 + tokens && t < block.last; t += kTileTokens)
+  for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens)
     if (t + kTileTokens > block.first)
-      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touch ? tile.head_dim * Dot::kKeyBytes : 0), t);
+      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touch ? tile.head_dim * Dot::kKeyBytes : 0), t,
+                                    ahead);
 }
-
-// While keys are scored, what comes after them is asked for; each head asks for its share of all heads'.
-struct Ahead {
-  const Stage& stage;
-  Upcoming next;
-  Index head;
-  // Parts [number, number + parts) of this head's `count`.
-  GQA_OP void part(Index t0, Index number, Index parts, Index count) const {
-    if (stage.prefetch)
-      prefetch_part(next, t0, t0 + kTileTokens, head * count + number, parts, stage.heads * count, stage.heads);
-  }
-};
 
 // What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
 template <class Dot, int V, int T>
@@ -256,15 +252,15 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
 
 // V groups of rows from `row` on, over the tokens of the block: [group][token][row].
 template <class Dot, int V>
-GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Ahead& ahead) {
+GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, Ahead* ahead) {
   constexpr int T = kRowTokens / V;
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
-    ahead.part(t0, row / kLanes, V, grouped_rows(tile.rows) / kLanes);
     const ScatteredRows keys = scattered_rows(block, t0, 0);
     for (int s = 0; s < kTileTokens; s += T) {
+      if (ahead != nullptr) ahead->done(V * kLanes * T);
       Vec sum[V * T];
       const std::byte* k[T];
       GQA_UNROLL
@@ -279,12 +275,12 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
 
 // One block without groups: keys are widened once, instead of for every row.
 template <class Dot>
-GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b) {
+GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahead* ahead) {
   for (Index j = 0; j < stage.heads; ++j) {
     const RowTile unit = unit_tile(tile, stage, b, j);
     Index offsets[kBlock];
     const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, false);
+    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, false, ahead);
   }
 }
 
@@ -294,12 +290,14 @@ template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
   for (Index b = 0; b < stage.blocks; ++b) {
+    const Block& any = stage.units[b * stage.heads];
+    Ahead next(keys_of(stage, b), after_keys(stage, b), stage.heads, stage.heads * tile.rows * (any.last - any.first));
+    Ahead* const ahead = stage.prefetch ? &next : nullptr;
     if constexpr (kRowTokens > 0) {
       for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
         const RowTile unit = unit_tile(tile, stage, b, j);
         Index offsets[kBlock];
         const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-        const Ahead ahead{stage, after_keys(stage, b), j};
         Index row = 0;
         for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
           score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block, ahead);
@@ -308,19 +306,19 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     }
     if constexpr (kRowTokens == 0 && !Dot::kPlainKeys) {
       if (tile.rows > kWidenRows) {
-        score_widened<Dot>(tile, stage, b);
+        score_widened<Dot>(tile, stage, b, ahead);
         continue;
       }
     }
     if (grouped >= tile.rows) continue;
-    const Block& any = stage.units[b * stage.heads];
     const bool at_once = !stage.prefetch && evenly_spaced(any, 0, kBlock);
-    const Index tokens = at_once ? kBlock : kTileTokens;
+    const Index tokens = at_once                                                    ? kBlock
+                         : kHeldQueries > 0 && stage.heads > 1 && any.k_stride != 0 ? kSideTokens<Dot::kKeyBytes>
+                                                                                    : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
-        if (grouped == 0) Ahead{stage, after_keys(stage, b), j}.part(t0, 0, 1, 1);
         const Block& block = stage.units[b * stage.heads + j];
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch, ahead);
       }
     }
   }
