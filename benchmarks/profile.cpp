@@ -33,9 +33,9 @@
 namespace gqa::bench {
 namespace {
 
-enum Stage { scores, variant, softmax, accumulate, packing, states, prefetching, planning, other, kStages };
-constexpr const char* stage_names[kStages] = {"scores", "variant",     "softmax",  "accumulate", "packing",
-                                              "states", "prefetching", "planning", "other"};
+enum Stage { scores, variant, softmax, accumulate, packing, states, planning, other, kStages };
+constexpr const char* stage_names[kStages] = {"scores",  "variant", "softmax",  "accumulate",
+                                              "packing", "states",  "planning", "other"};
 
 /// The last columns: the whole call's waiting, and the part of it in the two stages that read keys and values.
 constexpr const char* waiting_names[] = {"waiting", "in scores", "in accumulate"};
@@ -56,7 +56,6 @@ void print_header() {
 /// The stage of a function, by its demangled name: that of the first pattern found in it.
 Stage stage_of(const std::string& function) {
   static const std::pair<std::regex, Stage> rules[] = {
-      {std::regex("::prefetch_part\\("), prefetching},
       {std::regex("::Task::"), planning},  // before the kernels that its members are called like
       {std::regex("::(user_score|transform|variant_ref)<"), variant},
       {std::regex("::(score|lane_sums)"), scores},

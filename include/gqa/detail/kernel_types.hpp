@@ -136,10 +136,12 @@ struct Ahead {
   Index head = 0;
   Index credit = 0;  ///< work done times rows, less work times rows asked for
 
-  /// While rows `now` are worked on: those of them that are some way off, then the first of `after`.
-  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, Index head_count, Index all_work) noexcept
+  /// While rows `now` are worked on: those of them that are some way off, if heads take a few tokens in turn; then the first of
+  /// `after`, or all of them.
+  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, Index head_count, Index all_work,
+                          bool in_turn) noexcept
       : next(now), then(after), heads(head_count), work(all_work) {
-    const Index distance = heads < 4 ? kBlock / heads : kBlock / 4;
+    const Index distance = !in_turn ? kBlock : heads < 4 ? kBlock / heads : kBlock / 4;
     next.first += distance;
     if (then.last > then.first + distance) then.last = then.first + distance;
     rows = heads * (now.last - now.first);

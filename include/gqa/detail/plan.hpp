@@ -85,10 +85,13 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
 }
 
 /// KV heads that a task takes side by side. Where the heads of a token are adjacent in memory, walking one head alone would read
-/// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and as a long run of bytes
-/// needs. A short cache makes no other tasks than its heads: fewer go together there. It changes no bit.
-inline Index heads_per_task(const KvCacheView& kv, Index rows) noexcept {
-  const Index block_bytes = kv.length > kSpan ? Index{1} << 20 : Index{1} << 17;
+/// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and in the second-level
+/// cache with a block of their keys and values. Where they take a few tokens in turn, and there are spans enough for many tasks, more
+/// go together, for long runs. It changes no bit.
+inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
+  constexpr Index many = 8;
+  const bool in_turn = kernels.stream_rows > 0 && rows < kGroupRows;
+  const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
   const Index by_rows = kTileRows / (rows > 0 ? rows : 1);
@@ -119,8 +122,6 @@ inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& sha
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
-  plan.heads = heads_per_task(sequence.kv, plan.rows);
-  plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   if (plan.tiles == 1) {
     const PositionRange hull = visible_hull(variant, sequence, 0, sequence.q.tokens);
     if (hull.begin < hull.end) {
@@ -129,6 +130,8 @@ inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& sha
       if (spans > 1) plan.spans = spans;
     }
   }
+  plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
+  plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   return plan;
 }
 

@@ -6,8 +6,9 @@
 //   weight         the weights of a step of a row, in every lane
 //   add            acc + weight · values, lane by lane
 //
-// and where values come from (for kFewRows at most; kLooksAhead between the steps, or between strips): the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows
-// while it took them from the cache (Copied).
+// and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
+// it took them from the cache (Copied). They say whether they are for few rows (kFewRows), and whether what comes next is asked for
+// between steps (kLooksAhead), because there are few strips, or between strips.
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -46,11 +47,17 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
   return weights;
 }
 
+// Steps between looking ahead: four tokens.
+inline constexpr Index kAheadSteps = 4 / Product::kTokens;
+
 // R rows × C steps of dims of outputs, held in registers while tokens [from, to) go by. C == 1 may be part of a step.
 template <int R, int C, class Values>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
                          Index from, Index to, bool rescale, bool touch, Ahead* ahead) {
   constexpr int N = C * Product::kVectors;
+  const Index last = (to + Product::kTokens - 1) / Product::kTokens;
+  if constexpr (!Values::kLooksAhead)
+    if (ahead != nullptr) ahead->done(R * N * (last - from / Product::kTokens));
   float* o = tile.o + row * tile.o_stride + column;
   Vec acc[R * N];
   GQA_UNROLL
@@ -67,13 +74,10 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     }
   }
   weights.skip(from / Product::kTokens);
-  const Index last = (to + Product::kTokens - 1) / Product::kTokens;
-  if constexpr (!Values::kLooksAhead)
-    if (ahead != nullptr) ahead->done(R * N * (last - from / Product::kTokens));
   for (Index step = from / Product::kTokens; step < last; ++step, weights.skip(1), values.next()) {
     if (touch) values.touch(tile.value_dim);
     if constexpr (Values::kLooksAhead)
-      if (ahead != nullptr && step % 2 == 0) ahead->done(R * N * 2);
+      if (ahead != nullptr && step % kAheadSteps == 0) ahead->done(R * N * kAheadSteps);
     Product::Operand value[N];
     if constexpr (C > 1) values.template whole<C>(column, value);
     else values(column, width, value);
@@ -239,6 +243,8 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
       const Cached<Codec> cached{block.v + from * block.v_stride, block.v_stride};
+      if constexpr (!kStaged<Codec>)
+        if (tile.rows >= 2 * kLanes) return output_rows<kOutputRows>(tile, 0, Staged{cached.row, cached.stride}, part);
       if (!kStaged<Codec> || tile.rows <= kDirectRows) return output_rows<kOutputRows>(tile, 0, cached, part);
       if constexpr (kCopied<Codec>) return output_copied<Codec>(tile, cached, for_staging(part));
     }
@@ -263,9 +269,9 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
     for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
-    const Index steps = (any.last - any.first) / Product::kTokens;
+    const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
-                stage.heads * tile.rows * (tile.o_stride / kLanes) * steps);
+                stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
     Part part{stage, stage.prefetch ? &ahead : nullptr};
     part.few = one_strip ? kBlock : kFewTokens;
     part.touch = stage.touch;

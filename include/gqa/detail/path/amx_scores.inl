@@ -124,7 +124,7 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
 }
 
 // Rows to ask for while half a block of scores is computed: some with each chunk of dims.
-struct Ahead {
+struct ValuesAhead {
   Upcoming rows;  // none: somebody else asks
   Index token;    // where the half block starts
   Index share;    // tokens a chunk
@@ -137,7 +137,7 @@ struct Ahead {
 // C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks by term, then the second's.
 template <int KeyTerms, int Terms>
 GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
-                                Index chunks, Index from, Index to, const Ahead& ahead) {
+                                Index chunks, Index from, Index to, const ValuesAhead& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
     ahead.fetch(c);
@@ -160,7 +160,7 @@ GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&st
 // C 0–1 += chunks [from, to) of 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
 GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
-                               Index chunks, Index from, Index to, const Ahead& ahead) {
+                               Index chunks, Index from, Index to, const ValuesAhead& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
     ahead.fetch(c);
@@ -178,7 +178,8 @@ GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&str
 
 // 32 tokens × 32 rows: scores[group][token][row] for two groups.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
+GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, const ValuesAhead& ahead,
+                                 float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -195,7 +196,8 @@ GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index ch
 
 // 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, const Ahead& ahead, float* out) {
+GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, const ValuesAhead& ahead,
+                                float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -216,10 +218,10 @@ GQA_OP void score_block(const RowTile& tile, const Block& block) {
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
     keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);
-  Ahead ahead{{block.v, block.v_offset, block.first, block.last},
-              0,
-              (kHalf + chunks - 1) / chunks,
-              tile.value_dim * Codec::bytes};
+  ValuesAhead ahead{{block.v, block.v_offset, block.first, block.last},
+                    0,
+                    (kHalf + chunks - 1) / chunks,
+                    tile.value_dim * Codec::bytes};
   for (Index group = 0; group < groups; group += 2) {
     const bool two = group + 1 < groups;
     const GroupView view = group_view(tile, block, group);

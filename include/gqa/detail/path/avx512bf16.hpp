@@ -43,7 +43,6 @@ using avx512::reduce_tile;
 using avx512::set1;
 using avx512::store;
 using avx512::touch_row;
-using avx512::transpose;
 using avx512::Vec;
 using avx512::zero;
 

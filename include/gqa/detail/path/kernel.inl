@@ -4,7 +4,7 @@
 // so that every path computes the same bits.
 //
 //   scores      s[row][t] = Σ_d q[row][d] · k[t][d]     lane i sums d = i, i + 16, …; then the fixed tree
-//   softmax     w[row][t] = exp2(s − m)                 t runs along the lanes
+//   softmax     w[row][t] = exp2(s − m)                 t runs along the lanes, or in groups of 16 rows, the row
 //   accumulate  o[row][d] = α · o[row][d] + Σ_t w[row][t] · v[t][d]      one chain per element, t ascending
 //
 // A row's arithmetic never looks at the rows beside it. What differs between a decode step and a prefill is how many rows share

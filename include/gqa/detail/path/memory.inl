@@ -10,7 +10,7 @@ GQA_OP const std::byte* once_known(const std::byte* p, float value) {
 #if GQA_DETAIL_X86
   std::uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
-  asm("andl $0, %0" : "+r"(bits));
+  asm("and{l $0, %0| %0, 0}" : "+r"(bits));  // in either dialect of assembler
   return p + bits;
 #else
   static_cast<void>(value);
@@ -20,7 +20,7 @@ GQA_OP const std::byte* once_known(const std::byte* p, float value) {
 
 // Asks for the queries of rows [first, last), clipped to those there are.
 GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source, Index first, Index last) {
-  asm volatile("");
+  asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
   const Index bytes = source.dim_stride == 1 ? tile.head_dim * element_bytes(source.type) : 0;
   for (Index row = first; row < last && row < tile.rows; ++row) {
     const Index at = source.first_row + row;

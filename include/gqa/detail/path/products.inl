@@ -71,11 +71,12 @@ inline constexpr bool kReadable = true;  // straight from the cache
 template <class Codec>
 inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many rows
 
-// Evenly spaced rows, from the first token that is added.
-template <class Codec>
+// Evenly spaced rows, from the first token that is added. Where strips are narrow there are so many that it is enough to look ahead
+// between them.
+template <class Codec, bool LooksAhead = (kHeldQueries > 0)>
 struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
-  static constexpr bool kLooksAhead = true;
+  static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kStreams = kHeldQueries > 0;             // where code for it is worth its size
   static constexpr bool kTurns = kStreams && Codec::bytes == 4;  // others would be widened once for each pair of rows
   const std::byte* row;
@@ -95,8 +96,8 @@ struct Cached {
 };
 
 // [token][dim] as f32.
-using Staged = Cached<F32>;
-using StagedFew = Staged;
+using Staged = Cached<F32, false>;
+using StagedFew = Cached<F32>;
 GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
 GQA_OP void keep(std::byte* row, Index column, const Vec* value) {
   store(reinterpret_cast<float*>(row) + column, *value);

@@ -19,9 +19,12 @@ inline constexpr Index kTileTokens = 16;
 // Tokens that the heads of a task take in turn.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
+// Whether queries stay in registers.
+GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
 
 // Rows from which keys that are not read as they are, are widened once; where there are no groups.
 inline constexpr Index kWidenRows = 15;
+
 // Rows that are packed in groups, the first of a tile; the rest are packed one by one.
 GQA_OP Index grouped_rows(Index rows) {
   if constexpr (kRowTokens == 0) return 0;
@@ -291,7 +294,8 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
-    Ahead next(keys_of(stage, b), after_keys(stage, b), stage.heads, stage.heads * tile.rows * (any.last - any.first));
+    Ahead next(keys_of(stage, b), after_keys(stage, b), stage.heads, stage.heads * tile.rows * (any.last - any.first),
+               tile.rows < kGroupRows);
     Ahead* const ahead = stage.prefetch ? &next : nullptr;
     if constexpr (kRowTokens > 0) {
       for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
@@ -312,9 +316,8 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     }
     if (grouped >= tile.rows) continue;
     const bool at_once = !stage.prefetch && evenly_spaced(any, 0, kBlock);
-    const Index tokens = at_once                                                    ? kBlock
-                         : kHeldQueries > 0 && stage.heads > 1 && any.k_stride != 0 ? kSideTokens<Dot::kKeyBytes>
-                                                                                    : kTileTokens;
+    const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
+    const Index tokens = at_once ? kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
