@@ -67,8 +67,10 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched)
 // Sums of R rows × T tokens from t0 on, finished and stored; those of the last row if it is one.
 template <class Dot, int R, int T, int N>
 GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N], bool last = true) {
-  GQA_UNROLL
-  for (int i = 0; i + kLanes <= N; i += kLanes) store(sums + i, Dot::finish(load(sums + i), tile));
+  if constexpr (N % kLanes == 0) {
+    GQA_UNROLL
+    for (int i = 0; i < N; i += kLanes) store(sums + i, Dot::finish(load(sums + i), tile));
+  }
   GQA_UNROLL
   for (int r = 0; r < R; ++r)
     if (r + 1 < R || last) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
