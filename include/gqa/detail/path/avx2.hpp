@@ -41,21 +41,18 @@ GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
 }
 // b where a is NaN.
 GQA_OP Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-// The float whose bits are those of a shifted left by 23.
-GQA_OP Vec shift_to_exponent(const Vec& a) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.low), 23)),
-          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.high), 23))};
+// The floats whose bits are those of a shifted left by N.
+template <int N>
+GQA_OP Vec shift_left(const Vec& a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.low), N)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.high), N))};
 }
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.low, floor.low, _CMP_NLT_UQ), value.low),
           _mm256_and_ps(_mm256_cmp_ps(x.high, floor.high, _CMP_NLT_UQ), value.high)};
 }
-// For masks of 32 bits a lane: shifted by one; a where the highest bit is set, else b.
-GQA_OP Vec shift_left(const Vec& bits) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(bits.low), 1)),
-          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(bits.high), 1))};
-}
+// a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
   return {_mm256_blendv_ps(b.low, a.low, bits.low), _mm256_blendv_ps(b.high, a.high, bits.high)};
 }

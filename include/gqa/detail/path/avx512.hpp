@@ -34,14 +34,16 @@ GQA_OP Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 GQA_OP Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 // b where a is NaN.
 GQA_OP Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-// The float whose bits are those of a shifted left by 23.
-GQA_OP Vec shift_to_exponent(Vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }
+// The floats whose bits are those of a shifted left by N.
+template <int N>
+GQA_OP Vec shift_left(Vec a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), N));
+}
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
 }
-// For masks of 32 bits a lane: shifted by one; a where the highest bit is set, else b.
-GQA_OP Vec shift_left(Vec bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(bits), 1)); }
+// a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(Vec bits, Vec a, Vec b) {
   return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(bits)), a);
 }

@@ -61,11 +61,12 @@ GQA_OP Vec max(const Vec& a, const Vec& b) {
   for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
   return r;
 }
-// The float whose bits are those of a shifted left by 23.
-GQA_OP Vec shift_to_exponent(const Vec& a) {
+// The floats whose bits are those of a shifted left by N.
+template <int N>
+GQA_OP Vec shift_left(const Vec& a) {
   Vec r;
   for (int i = 0; i < kLanes; ++i)
-    r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, a.lane[i]) << 23);
+    r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, a.lane[i]) << N);
   return r;
 }
 // value, but 0 where x < floor. NaN in x keeps value.
@@ -74,13 +75,7 @@ GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
   for (int i = 0; i < kLanes; ++i) r.lane[i] = x.lane[i] < floor.lane[i] ? 0.0f : value.lane[i];
   return r;
 }
-// For masks of 32 bits a lane: shifted by one; a where the highest bit is set, else b.
-GQA_OP Vec shift_left(const Vec& bits) {
-  Vec r;
-  for (int i = 0; i < kLanes; ++i)
-    r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, bits.lane[i]) << 1);
-  return r;
-}
+// a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
   Vec r;
   for (int i = 0; i < kLanes; ++i)

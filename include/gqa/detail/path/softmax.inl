@@ -14,7 +14,7 @@ GQA_OP Vec exp2_nonpositive(const Vec& x) {
   p = fma(p, r, set1(0x1.ebfbdcp-3f));
   p = fma(p, r, set1(0x1.62e430p-1f));
   p = fma(p, r, set1(1.0f));
-  return zero_below(x, set1(-126.0f), mul(p, shift_to_exponent(t)));
+  return zero_below(x, set1(-126.0f), mul(p, shift_left<23>(t)));
 }
 
 inline constexpr float kMinusInfinity = -__builtin_inff();
@@ -62,7 +62,7 @@ GQA_OP void hide(float* scores, const std::uint64_t* visible, Index rows) {
   }
   for (Index t = kBlock; t > 0;) {  // the last token's bit is the sign already
     Vec bits = load(reinterpret_cast<const float*>(half[t / (kBlock / 2) - 1]));
-    for (Index i = 0; i < kBlock / 2; ++i, bits = shift_left(bits)) {
+    for (Index i = 0; i < kBlock / 2; ++i, bits = shift_left<1>(bits)) {
       float* const s = scores + --t * kLanes;
       store(s, select_negative(bits, load(s), set1(kMinusInfinity)));
     }
