@@ -22,7 +22,8 @@ struct SequencePlan {
   Index rows = 0;       ///< n_q · G, the rows that share a KV head
   Index tile_rows = 0;  ///< rows of a tile, the last may have fewer
   Index tiles = 0;
-  Index heads = 1;  ///< KV heads that a task walks side by side: several where they are adjacent in memory
+  Index stage_blocks = 1;  ///< blocks of a stage
+  Index heads = 1;         ///< KV heads that a task walks side by side: several where they are adjacent in memory
   Index head_groups = 0;
   Index first_span = 0;
   Index spans = 0;          ///< visible spans, if split; else 0

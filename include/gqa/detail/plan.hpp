@@ -9,7 +9,6 @@ namespace gqa::detail {
 
 /// Everything a task needs besides its inputs, carved out of one slot of scratch (and, if split, out of the partials).
 struct TaskScratch {
-  Index stage_blocks = 1;      ///< blocks of a stage
   Block* units = nullptr;      ///< of a stage
   RowTile tile;                ///< the state of the current span
   RowTile total;               ///< the state of the spans before it
@@ -49,19 +48,14 @@ inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
   return round_up(state_rows(rows), kernels.weight_rows) * kBlock;
 }
 
-/// Blocks of a stage: many where few rows are streamed through memory, one where the work is worth more than the reading.
-inline Index stage_blocks(const Kernels& kernels, Index heads, Index rows) noexcept {
-  return heads == 1 && rows <= kernels.stream_rows ? kStageBlocks : 1;
-}
-
-/// Room for a task of `heads` KV heads with `rows` rows each.
-inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const HeadShape& shape, Index heads,
-                              Index rows) noexcept {
+/// Room for a task of a sequence.
+inline TaskScratch carve_task(Carver& carver, const SequencePlan& plan, const HeadShape& shape) noexcept {
   TaskScratch scratch;
   RowTile& tile = scratch.tile;
-  const Index blocks = stage_blocks(kernels, heads, rows);
-  const Index units = blocks * heads;
-  scratch.stage_blocks = blocks;
+  const Kernels& kernels = *plan.kernels;
+  const Index heads = plan.heads;
+  const Index rows = plan.tile_rows;
+  const Index units = plan.stage_blocks * heads;
   tile.rows = rows;
   tile.head_dim = shape.head_dim;
   tile.value_dim = shape.value_dim;
@@ -71,7 +65,7 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
   tile.weights = carver.take<float>(units * unit_weights(kernels, rows));
   tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
   scratch.units = carver.take<Block>(units);
-  scratch.tables = carver.take<Index>(AddressBook::table_size(blocks));
+  scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks));
   scratch.row_begin = carver.take<Index>(rows);
   scratch.row_end = carver.take<Index>(rows);
   scratch.row_position = carver.take<Index>(rows);
@@ -90,7 +84,7 @@ inline TaskScratch carve_task(Carver& carver, const Kernels& kernels, const Head
 /// go together, for long runs. It changes no bit.
 inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
   constexpr Index many = 8;
-  const bool in_turn = kernels.stream_rows > 0 && rows < kGroupRows;
+  const bool in_turn = kernels.stream_rows[static_cast<int>(kv.k_type)] > 0 && rows < kGroupRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
@@ -132,6 +126,10 @@ inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& sha
   }
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
+  // Many where few rows are streamed through memory, one where the work is worth more than the reading.
+  const bool streams =
+      plan.heads == 1 && plan.tile_rows <= plan.kernels->stream_rows[static_cast<int>(sequence.kv.k_type)];
+  plan.stage_blocks = streams ? kStageBlocks : 1;
   return plan;
 }
 
@@ -173,7 +171,7 @@ inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape&
     }
     if (plan.task_count > 0) {
       Carver carver(nullptr);
-      carve_task(carver, *plan.kernels, shape, plan.heads, plan.tile_rows);
+      carve_task(carver, plan, shape);
       if (carver.used() > sizes.slot_bytes) sizes.slot_bytes = carver.used();
     }
     if (plans != nullptr) plans[i] = plan;

@@ -32,9 +32,10 @@ class Task {
         kernels_(*plan.kernels),
         range_(range),
         scratch_(scratch),
-        addresses_(sequence.kv, scratch.tables, scratch.stage_blocks) {
+        stage_blocks_(plan.stage_blocks),
+        addresses_(sequence.kv, scratch.tables, plan.stage_blocks) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
-    streams_ = range.heads == 1 && range.rows <= kernels_.stream_rows && addresses_.follows();
+    streams_ = stage_blocks_ > 1 && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
@@ -94,7 +95,7 @@ class Task {
     Index end = begin + count * kSpan;
     if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
-    const Index step = (streams_ ? scratch_.stage_blocks : 1) * kBlock;
+    const Index step = (streams_ ? stage_blocks_ : 1) * kBlock;
     for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end, state_of);
   }
 
@@ -274,6 +275,7 @@ class Task {
   const Kernels& kernels_;
   const TaskRange range_;
   TaskScratch scratch_;
+  Index stage_blocks_;
   AddressBook addresses_;
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
@@ -326,7 +328,7 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
   const Index part = local % parts;
 
   Carver carver(slot);
-  TaskScratch scratch = carve_task(carver, *plan.kernels, call.shape, plan.heads, plan.tile_rows);
+  TaskScratch scratch = carve_task(carver, plan, call.shape);
   TaskRange range;
   range.first_head = head_group * plan.heads;
   range.heads =

@@ -12,8 +12,8 @@
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
-// Tokens that are taken at a time where that takes several strips, or heads lie side by side: what the first strip has brought
-// from memory is in the first-level cache for the others, and memory is not idle for long.
+// Tokens that are taken at a time where heads lie side by side, or several strips stream: what the first strip has brought from
+// memory is in the first-level cache for the others, and memory is not idle for long.
 inline constexpr Index kFewTokens = 16;
 
 // Weights of R rows: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
@@ -185,7 +185,7 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
     if (row == 0) output_columns<R, first>(tile, row, values, part);
     else output_columns<R, false>(tile, row, values, part);
   }
-  if constexpr (R > 1) output_rows<(R > 4 ? 4 : R / 2)>(tile, row, values, part);
+  if constexpr (R > 1) output_rows<(R > 4 ? 4 : R - 1)>(tile, row, values, part);
 }
 
 // Values from the cache that are left in staging, step by step.
@@ -263,9 +263,10 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
+  const Index few = stage.prefetch && stage.heads == 1 ? kStripTokens : kFewTokens;
   const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
                        : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
-                                                                  : kFewTokens;
+                                                                  : few;
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
     for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
@@ -273,7 +274,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
                 stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
     Part part{stage, stage.prefetch ? &ahead : nullptr};
-    part.few = one_strip ? kBlock : kFewTokens;
+    part.few = one_strip ? kBlock : few;
     part.touch = stage.touch;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < any.last; part.from = part.to) {

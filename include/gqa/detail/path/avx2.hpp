@@ -16,14 +16,15 @@ struct Vec {
   __m256 high;  // lanes 8 … 15
 };
 
-inline constexpr int kScoreTile = 4;     // accumulators of a score tile: 8 registers, 4 for keys, 2 for queries
-inline constexpr int kScoreRows = 2;     // the most rows of a score tile
-inline constexpr int kHeldQueries = 0;   // queries do not stay in registers
-inline constexpr int kRowTokens = 4;     // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
-inline constexpr int kRowGroups = 1;     // the most groups of 16 rows
-inline constexpr int kOutputTile = 4;    // accumulators of an output tile: 8 registers; 12 for the most rows
-inline constexpr int kOutputRows = 6;    // the most rows of an output tile
-inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
+inline constexpr int kScoreTile = 4;    // accumulators of a score tile: 8 registers, 4 for keys, 2 for queries
+inline constexpr int kScoreRows = 2;    // the most rows of a score tile
+inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
+inline constexpr int kRowTokens = 4;    // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
+inline constexpr int kRowGroups = 1;    // the most groups of 16 rows
+inline constexpr int kOutputTile = 4;   // accumulators of an output tile: 8 registers; 12 for the most rows
+inline constexpr int kOutputRows = 6;   // the most rows of an output tile
+template <class Codec>
+inline constexpr Index kStreamRows = 1;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 GQA_OP Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

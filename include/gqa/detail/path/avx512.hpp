@@ -14,14 +14,16 @@ namespace gqa::detail::inline GQA_ABI::avx512 {
 using Vec = __m512;
 inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
 
-inline constexpr int kScoreTile = 16;    // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 4;     // the most rows of a score tile
-inline constexpr int kHeldQueries = 16;  // registers for queries, where they stay in registers
-inline constexpr int kRowTokens = 8;     // accumulators where lanes are rows: groups of 16 rows × tokens
-inline constexpr int kRowGroups = 2;     // the most groups
-inline constexpr int kOutputTile = 16;   // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 4;    // the most rows of an output tile
-inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
+inline constexpr int kScoreTile = 16;  // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 4;   // the most rows of a score tile
+inline constexpr int kHeldQueries =
+    32;  // vectors of queries at hand: in registers, the last of them in the first-level cache
+inline constexpr int kRowTokens = 8;    // accumulators where lanes are rows: groups of 16 rows × tokens
+inline constexpr int kRowGroups = 2;    // the most groups
+inline constexpr int kOutputTile = 16;  // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 4;   // the most rows of an output tile
+template <class Codec>
+inline constexpr Index kStreamRows = Codec::bytes == 4 ? 4 : 2;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }
@@ -73,7 +75,7 @@ GQA_OP Vec reduce_pair(Vec a, Vec b) {  // lanes + 8: [a | b]; of vectors i and 
 }
 // What reduce_pair has left of sixteen, eight or four vectors → their sums in the first lanes.
 template <int N>
-GQA_OP void reduce_pairs(const Vec (&a)[N], float* sums) {
+GQA_OP Vec reduce_pairs(const Vec (&a)[N]) {
   const __m512i swap = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
   Vec b[4];
   GQA_UNROLL
@@ -89,13 +91,24 @@ GQA_OP void reduce_pairs(const Vec (&a)[N], float* sums) {
   Vec d = add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
   if constexpr (N == 4) d = _mm512_shuffle_f32x4(d, d, 0x08);  // each quarter is there twice
   if constexpr (N == 2) d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9), d);
-  store(sums, d);
+  return d;
+}
+// Lanes [0, N), and [N, 2N).
+template <int N>
+GQA_OP void store_first(float* p, Vec a) {
+  if constexpr (N == 8) _mm256_storeu_ps(p, lower_half(a));
+  else _mm_storeu_ps(p, _mm512_castps512_ps128(a));
+}
+template <int N>
+GQA_OP void store_second(float* p, Vec a) {
+  if constexpr (N == 8) _mm256_storeu_ps(p, upper_half(a));
+  else _mm_storeu_ps(p, _mm512_extractf32x4_ps(a, 1));
 }
 GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   Vec half[kScoreTile / 2];
   GQA_UNROLL
   for (int i = 0; i < kScoreTile / 2; ++i) half[i] = reduce_pair(acc[i], acc[i + kScoreTile / 2]);
-  reduce_pairs(half, sums);
+  store(sums, reduce_pairs(half));
 }
 // Vector i, lane j ↔ vector j, lane i.
 GQA_OP void transpose(Vec (&r)[kLanes]) {

@@ -42,6 +42,8 @@ using avx512::reduce_pairs;
 using avx512::reduce_tile;
 using avx512::set1;
 using avx512::store;
+using avx512::store_first;
+using avx512::store_second;
 using avx512::touch_row;
 using avx512::Vec;
 using avx512::zero;
@@ -93,7 +95,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .store = store_outputs,
       .staging_bytes = staging_bytes,
       .o_multiple = kLanes2,
-      .stream_rows = avx512::kStreamRows,
+      .stream_rows = {2, 4, 2},
   };
   return table;
 }

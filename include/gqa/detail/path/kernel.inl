@@ -46,7 +46,7 @@ GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
       .merge = merge,
       .store = store,
       .staging_bytes = staging_bytes,
-      .stream_rows = kStreamRows,
+      .stream_rows = {kStreamRows<F32>, kStreamRows<Bf16>, kStreamRows<F16>},
   };
   return table;
 }

@@ -18,9 +18,10 @@ inline constexpr int kScoreRows = 1;    // the most rows of a score tile
 inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowGroups = 1;
-inline constexpr int kOutputTile = 1;    // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 1;    // the most rows of an output tile
-inline constexpr Index kStreamRows = 4;  // see Kernels::stream_rows
+inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 1;  // the most rows of an output tile
+template <class Codec>
+inline constexpr Index kStreamRows = 1;  // see Kernels::stream_rows
 
 GQA_OP Vec set1(float value) {
   Vec r;

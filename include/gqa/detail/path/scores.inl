@@ -16,10 +16,13 @@
 //   groups (16 rows)       a lane is a row; what a strip has in lane i is computed for i = 0 … 15, and added by the same tree
 
 inline constexpr Index kTileTokens = 16;
+// Tokens that strips of one head take in turn: enough to make little of what a strip begins and ends with, and what the first has
+// brought from memory is in the first-level cache for the others.
+inline constexpr Index kStripTokens = 32;
 // Tokens that the heads of a task take in turn.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
-// Whether queries stay in registers.
+// Whether queries are held.
 GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
 
 // Rows from which keys that are not read as they are, are widened once; where there are no groups.
@@ -64,16 +67,16 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched)
   return rows;
 }
 
-// Sums of R rows × T tokens from t0 on, finished and stored; those of the last row if it is one.
+// Sums of R rows × T tokens from t0 on, finished and stored.
 template <class Dot, int R, int T, int N>
-GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N], bool last = true) {
+GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N]) {
   if constexpr (N % kLanes == 0) {
     GQA_UNROLL
     for (int i = 0; i < N; i += kLanes) store(sums + i, Dot::finish(load(sums + i), tile));
   }
   GQA_UNROLL
   for (int r = 0; r < R; ++r)
-    if (r + 1 < R || last) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
+    __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
@@ -123,14 +126,14 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
   }
 }
 
-// The same with the queries in registers, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
+// The same with the queries at hand, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores.
 template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
-  constexpr int T = 4;
-  const bool last = R < 4 || row + R <= tile.rows;
+  constexpr int T = kSideTokens<Dot::kKeyBytes>;
   constexpr int P = R > 1 ? R / 2 : 1;  // vectors that are left of a token's sums
+  const bool last = R < 4 || row + R <= tile.rows;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   typename Dot::Operand query[R * N];
   GQA_UNROLL
@@ -138,32 +141,39 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  for (Index s = 0; s < tokens; s += T) {
+  float* to = tile.weights + row * kBlock + t0;
+  for (Index s = 0; s < tokens; s += T, to += T) {
     alignas(64) float left[P * T][kLanes];
-    GQA_NO_UNROLL
-    for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      typename Dot::Sum acc[R];
-      GQA_UNROLL
-      for (int r = 0; r < R; ++r) acc[r] = zero();
-      GQA_UNROLL
-      for (int d = 0; d < N; ++d) {
-        const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
+    for (Index few = 0; few < T; few += 4) {
+      GQA_NO_UNROLL
+      for (Index t = few; t < few + 4; ++t, keys.base += keys.stride) {
+        typename Dot::Sum acc[R];
         GQA_UNROLL
-        for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
+        for (int r = 0; r < R; ++r) acc[r] = zero();
+        GQA_UNROLL
+        for (int d = 0; d < N; ++d) {
+          const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
+          GQA_UNROLL
+          for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
+        }
+        if constexpr (R == 1) store(left[t], acc[0]);
+        GQA_UNROLL
+        for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
       }
-      if constexpr (R == 1) store(left[t], acc[0]);
-      GQA_UNROLL
-      for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
+      if (ahead != nullptr) ahead->done(R * 4);
     }
-    if (ahead != nullptr) ahead->done(R * T);
-    // What reduce_tile does first: of rows r and r + R / 2, or of tokens t and t + 2.
-    typename Dot::Sum pair[R * T / 2];
+    // What reduce_tile does first: of rows r and r + R / 2, or of tokens t and t + T / 2.
     GQA_UNROLL
-    for (int i = 0; i < R * T / 2; ++i) pair[i] = R > 1 ? load(left[i]) : reduce_pair(load(left[i]), load(left[i + 2]));
-    alignas(64) float sums[kLanes];
-    reduce_pairs(pair, sums);
-    store_scores<Dot, R, T>(tile, row, t0 + s, sums, last);
-    if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, sums[0]);
+    for (int r = 0; r < P; ++r) {
+      typename Dot::Sum pair[R > 1 ? T : T / 2];
+      GQA_UNROLL
+      for (int i = 0; i < (R > 1 ? T : T / 2); ++i)
+        pair[i] = R > 1 ? load(left[r * T + i]) : reduce_pair(load(left[i]), load(left[i + T / 2]));
+      const auto sums = Dot::finish(reduce_pairs(pair), tile);
+      store_first<T>(to + r * kBlock, sums);
+      if (R > 1 && (r + P + 1 < R || last)) store_second<T>(to + (r + P) * kBlock, sums);
+    }
+    if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
   }
 }
 
@@ -176,7 +186,7 @@ GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Ind
 }
 template <class Dot, int R, int N>
 GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
-  const Index few = tile.rows - row <= R || tokens < kTileTokens ? tokens : kTileTokens;
+  const Index few = tile.rows - row <= R || tokens < kStripTokens ? tokens : kStripTokens;
   for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride)
     score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, ahead);
 }
@@ -317,7 +327,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
       }
     }
     if (grouped >= tile.rows) continue;
-    const bool at_once = !stage.prefetch && evenly_spaced(any, 0, kBlock);
+    const bool at_once = (!stage.prefetch || stage.heads == 1) && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once ? kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
