@@ -343,6 +343,18 @@ TEST(StaticExtents, AreHeldAgainstTheCall) {
   EXPECT_TRUE(g.out.untouched());
 }
 
+TEST(StaticCacheTypes, AreHeldAgainstTheCall) {
+  Fixture f;
+  const auto message = [&](const auto& functor) { return message_of([&] { functor(f.sequence, f.options); }); };
+  EXPECT_TRUE(says(message(GroupedQueryAttention<4, 2, 16, 24, CacheOf<bf16>>{}), "kv.k_type", "f32",
+                   "bf16, as the functor's CacheOf says"));
+  f.sequence.kv.v_type = ElementType::bf16;
+  EXPECT_TRUE(says(message(GroupedQueryAttention<4, 2, 16, 24, CacheOf<f16, float>>{}), "kv.v_type", "bf16",
+                   "f32 or f16, as the functor's CacheOf says"));
+  EXPECT_TRUE(f.out.untouched());
+  EXPECT_EQ(message(GroupedQueryAttention<4, 2, 16, 24, CacheOf<bf16, float>>{}), "nothing was thrown");
+}
+
 TEST(StaticExtents, AreHeldAgainstTheConstructor) {
   EXPECT_TRUE(says(message_of([] { GroupedQueryAttention<8, 2, 64> a({.query_heads = 4}); }), "shape.query_heads", "4", "8"));
   EXPECT_TRUE(says(message_of([] { GroupedQueryAttention<8, 2, 64> a({.value_dim = 32}); }), "shape.value_dim", "32", "64"));

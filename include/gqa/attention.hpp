@@ -27,13 +27,14 @@ namespace gqa {
 /// @tparam KvHeads    Hkv, a divisor of Hq, or gqa::dynamic
 /// @tparam HeadDim    D, width of a query and key row, or gqa::dynamic
 /// @tparam ValueDim   Dv, width of a value and output row, or gqa::dynamic; D unless given
+/// @tparam Cache      gqa::CacheOf<the types of keys and values>; any type unless given. No bit of a result depends on it.
 ///
 /// Extents that are dynamic here and in the constructor's shape come from each call's views.
 ///
 /// Thread safety: calls on one functor may run at the same time. Copies share nothing.
 /// Aliasing: an output must not overlap any input, or another output. No alignment is needed beyond the elements' own.
 /// Allocation: none once scratch has been allocated by a first call of the same size, or if the caller gives scratch.
-template <int QueryHeads, int KvHeads, int HeadDim, int ValueDim = HeadDim>
+template <int QueryHeads, int KvHeads, int HeadDim, int ValueDim = HeadDim, detail::CacheTypes Cache = AnyCache>
 class GroupedQueryAttention {
   static_assert(detail::HeadExtent<QueryHeads>, "QueryHeads must be positive, or gqa::dynamic");
   static_assert(detail::HeadExtent<KvHeads>, "KvHeads must be positive, or gqa::dynamic");
@@ -83,7 +84,7 @@ class GroupedQueryAttention {
   template <Variant V>
   GQA_ALWAYS_INLINE void operator()(std::span<const Sequence> batch, const V& variant,
                                     const Options& options = {}) const {
-    detail::attend(batch, shape_, detail::variant_ref(variant), options, scratch_);
+    detail::attend(batch, functor(), detail::variant_ref(variant), options, scratch_);
   }
 
   /// Bytes of scratch that the same call would use: what Options::scratch must offer.
@@ -94,24 +95,28 @@ class GroupedQueryAttention {
   template <Variant V>
   GQA_ALWAYS_INLINE std::size_t scratch_bytes(std::span<const Sequence> batch, const V& variant,
                                               const Options& options = {}) const {
-    return detail::scratch_needed(batch, shape_, detail::variant_ref(variant), options);
+    return detail::scratch_needed(batch, functor(), detail::variant_ref(variant), options);
   }
 
   /// The extents that are fixed; the others are gqa::dynamic.
   GQA_ALWAYS_INLINE HeadShape shape() const noexcept { return shape_; }
 
  private:
+  GQA_ALWAYS_INLINE detail::FunctorRef functor() const noexcept {
+    return {shape_, Cache::types, &detail::kernels_for<Cache::types>};
+  }
+
   HeadShape shape_{QueryHeads, KvHeads, HeadDim, ValueDim};
   mutable detail::ScratchCache scratch_;
 };
 
 /// Standard multi-head attention: one KV head per query head (Vaswani et al. 2017).
-template <int Heads, int HeadDim, int ValueDim = HeadDim>
-using MultiHeadAttention = GroupedQueryAttention<Heads, Heads, HeadDim, ValueDim>;
+template <int Heads, int HeadDim, int ValueDim = HeadDim, detail::CacheTypes Cache = AnyCache>
+using MultiHeadAttention = GroupedQueryAttention<Heads, Heads, HeadDim, ValueDim, Cache>;
 
 /// Multi-query attention: one KV head for all query heads (Shazeer 2019).
-template <int Heads, int HeadDim, int ValueDim = HeadDim>
-using MultiQueryAttention = GroupedQueryAttention<Heads, 1, HeadDim, ValueDim>;
+template <int Heads, int HeadDim, int ValueDim = HeadDim, detail::CacheTypes Cache = AnyCache>
+using MultiQueryAttention = GroupedQueryAttention<Heads, 1, HeadDim, ValueDim, Cache>;
 
 /// All extents from the constructor or the call.
 using DynamicAttention = GroupedQueryAttention<dynamic, dynamic, dynamic, dynamic>;

@@ -33,10 +33,22 @@ struct SequencePlan {
   Index counter = 0;        ///< split: the first of head_groups counters
 };
 
+/// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.
+using KernelsFor = const Kernels& (*)(Path path, int bf16_terms) noexcept;
+
+/// What a functor says of every call.
+struct FunctorRef {
+  HeadShape shape;           ///< static and given extents
+  unsigned cache_types = 0;  ///< CacheOf::types
+  KernelsFor kernels_for = nullptr;
+};
+
 /// A checked and planned call.
 struct CallPlan {
   std::span<const Sequence> batch;
   HeadShape shape;
+  KernelsFor kernels_for = nullptr;
+  Path path = Path::portable;
   Index group = 1;
   VariantRef variant;
   float scale = 1.0f;

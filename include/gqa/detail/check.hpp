@@ -208,7 +208,17 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   }
 }
 
-inline void check_sequence(const ArgumentName& name, const HeadShape& shape, const VariantRef& variant,
+/// One of the functor's cache types, as bits?
+inline void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
+  if (((types >> static_cast<unsigned>(type)) & 1u) != 0) return;
+  std::string expected;
+  for (const ElementType other : {ElementType::f32, ElementType::bf16, ElementType::f16})
+    if (((types >> static_cast<unsigned>(other)) & 1u) != 0)
+      expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
+  fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
+}
+
+inline void check_sequence(const ArgumentName& name, const HeadShape& shape, unsigned types, const VariantRef& variant,
                            const Sequence& sequence) {
   const ConstTensorView& q = sequence.q;
   const KvCacheView& kv = sequence.kv;
@@ -236,6 +246,8 @@ inline void check_sequence(const ArgumentName& name, const HeadShape& shape, con
     fail(name("lse.size()"), static_cast<Index>(sequence.lse.size()),
          "q.tokens * q.heads = " + std::to_string(q.tokens * q.heads) + ", or none");
   check_cache(name, kv);
+  check_compiled(name, "kv.k_type", kv.k_type, types);
+  check_compiled(name, "kv.v_type", kv.v_type, types);
   check_visible(name, variant, sequence);
 }
 
@@ -258,17 +270,22 @@ inline Path check_path(const Options& options) {
   return *options.path;
 }
 
-/// Fails on the first wrong argument. Returns the path to run.
-inline Path check_call(std::span<const Sequence> batch, const HeadShape& shape, const VariantRef& variant,
-                       const Options& options) {
+/// Fails on the first wrong argument. Fills in what of the call is known before it is planned.
+inline void check_call(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
+                       const Options& options, CallPlan& call) {
+  call.batch = batch;
+  call.shape = call_shape(functor.shape, batch.front());
+  call.kernels_for = functor.kernels_for;
+  call.variant = variant;
   if (options.scale.has_value() && !std::isfinite(*options.scale))
     fail("options.scale", std::to_string(*options.scale), "a finite number");
   if (variant.check != nullptr) variant.check(variant.variant);
   if (options.executor.concurrency() < 1)
     fail("options.executor.concurrency()", options.executor.concurrency(), "1 or more");
   for (std::size_t i = 0; i < batch.size(); ++i)
-    check_sequence({static_cast<Index>(i), batch.size() > 1}, shape, variant, batch[i]);
-  return check_path(options);
+    check_sequence({static_cast<Index>(i), batch.size() > 1}, call.shape, functor.cache_types, variant, batch[i]);
+  call.path = check_path(options);
+  call.group = call.shape.query_heads / call.shape.kv_heads;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -27,30 +27,25 @@ inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
   return carver.used() + kScratchAlignment;
 }
 
-inline std::size_t scratch_needed(std::span<const Sequence> batch, const HeadShape& fixed, const VariantRef& variant,
+inline std::size_t scratch_needed(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                                   const Options& options) {
   if (batch.empty()) return 0;
-  const HeadShape shape = call_shape(fixed, batch.front());
-  const Path path = check_call(batch, shape, variant, options);
-  Index tasks = 0;
-  return total_scratch(plan_batch(batch, shape, variant, path, options, nullptr, tasks));
+  CallPlan call;
+  check_call(batch, functor, variant, options, call);
+  return total_scratch(plan_batch(call, options));
 }
 
 /// out ← attention(q, kv) for every sequence of the batch.
-inline void attend(std::span<const Sequence> batch, const HeadShape& fixed, const VariantRef& variant,
+inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                    const Options& options, ScratchCache& cache) {
   if (batch.empty()) return;
   CallPlan call;
-  call.shape = call_shape(fixed, batch.front());
-  const Path path = check_call(batch, call.shape, variant, options);
-  call.batch = batch;
-  call.group = call.shape.query_heads / call.shape.kv_heads;
-  call.variant = variant;
+  check_call(batch, functor, variant, options, call);
   {
     const FloatEnvironment environment;
     call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
   }
-  const ScratchSizes sizes = plan_batch(batch, call.shape, variant, path, options, nullptr, call.task_count);
+  const ScratchSizes sizes = plan_batch(call, options);
   if (call.task_count == 0) return;
   const std::size_t needed = total_scratch(sizes);
   if (!options.scratch.empty() && options.scratch.size() < needed)
@@ -61,7 +56,7 @@ inline void attend(std::span<const Sequence> batch, const HeadShape& fixed, cons
     const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;
     Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
     carve_call(carver, sizes, call);
-    plan_batch(batch, call.shape, variant, path, options, call.sequences, call.task_count);
+    plan_batch(call, options);
     execute(call, sizes, options.executor);
   };
   if (!options.scratch.empty()) return run(options.scratch.data());

@@ -108,16 +108,17 @@ constexpr int bf16_terms(ElementType q, ElementType k, ElementType v, Products p
   return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
-inline SequencePlan plan_sequence(const Sequence& sequence, const HeadShape& shape, const VariantRef& variant,
-                                  Path path, Products products) {
+inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence, Products products) {
   SequencePlan plan;
-  plan.kernels = &kernels_for(path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
+  const HeadShape& shape = call.shape;
+  plan.kernels =
+      &call.kernels_for(call.path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
   if (plan.tiles == 1) {
-    const PositionRange hull = visible_hull(variant, sequence, 0, sequence.q.tokens);
+    const PositionRange hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
     if (hull.begin < hull.end) {
       plan.first_span = hull.begin / kSpan;
       const Index spans = (hull.end - 1) / kSpan + 1 - plan.first_span;
@@ -140,44 +141,45 @@ inline void plan_tasks(SequencePlan& plan, Index part_spans) noexcept {
   plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.parts : plan.tiles);
 }
 
-/// Sizes of scratch for a batch; fills `plans` if it is not null.
-inline ScratchSizes plan_batch(std::span<const Sequence> batch, const HeadShape& shape, const VariantRef& variant,
-                               Path path, const Options& options, SequencePlan* plans, Index& task_count) {
+/// Counts a call's tasks, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
+inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   ScratchSizes sizes;
+  const std::span<const Sequence> batch = call.batch;
+  SequencePlan* const plans = call.sequences;
   sizes.sequences = static_cast<Index>(batch.size());
   SequencePlan plan;
   Index spans = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
-    plan = plan_sequence(batch[i], shape, variant, path, options.products);
+    plan = plan_sequence(call, batch[i], options.products);
     spans += plan.spans * plan.head_groups;
     if (plans != nullptr) plans[i] = plan;
   }
   const Index part_spans = spans_per_task(spans);
-  task_count = 0;
+  call.task_count = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     if (plans != nullptr) plan = plans[i];
-    else if (batch.size() > 1) plan = plan_sequence(batch[i], shape, variant, path, options.products);
+    else if (batch.size() > 1) plan = plan_sequence(call, batch[i], options.products);
     plan_tasks(plan, part_spans);
-    plan.first_task = task_count;
-    task_count += plan.task_count;
+    plan.first_task = call.task_count;
+    call.task_count += plan.task_count;
     if (plan.spans > 0) {
       plan.counter = sizes.counters;
       plan.partial = sizes.partial_bytes;
       sizes.counters += plan.head_groups;
       RowTile strides;
-      set_strides(strides, *plan.kernels, shape.value_dim);
+      set_strides(strides, *plan.kernels, call.shape.value_dim);
       sizes.partial_bytes +=
           state_bytes(strides, plan.heads, plan.rows) * static_cast<std::size_t>(plan.head_groups * plan.spans);
     }
     if (plan.task_count > 0) {
       Carver carver(nullptr);
-      carve_task(carver, plan, shape);
+      carve_task(carver, plan, call.shape);
       if (carver.used() > sizes.slot_bytes) sizes.slot_bytes = carver.used();
     }
     if (plans != nullptr) plans[i] = plan;
   }
   const Index concurrency = options.executor.concurrency();
-  sizes.slots = task_count < concurrency ? task_count : concurrency;
+  sizes.slots = call.task_count < concurrency ? call.task_count : concurrency;
   return sizes;
 }
 

@@ -7,8 +7,9 @@
 //   add            acc + weight · values, lane by lane
 //
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
-// it took them from the cache (Copied). They say whether they are for few rows (kFewRows), and whether what comes next is asked for
-// between steps (kLooksAhead), because there are few strips, or between strips.
+// it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
+// between steps (kLooksAhead), because there are few strips, or between strips, and whether there are strips of every height (kAnyRows)
+// or, where many rows have few left over, of the highest and of one row.
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -107,17 +108,16 @@ struct Part {
   bool touch = false;
 };
 
-// All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, then one step of dims after the other.
-// The strip that reads memory (the first columns of the first rows) touches whole rows first where it does not read them itself. Where
-// more strips follow (First), it has load instructions of its own: their step from tile to tile stays the same, and the processor's
-// prefetching follows them.
-template <int R, bool First, class Values>
+// All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step
+// of dims after the other. The strip that reads memory (the first columns of the first rows) touches whole rows first where it does not
+// read them itself.
+template <int R, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   Index from = part.from;
   const Index to = part.to;
   const Index few = part.few;
   bool rescale = part.rescale;
-  constexpr int fit = kOutputTile / R < 8 ? kOutputTile / R : 8;
+  constexpr int fit = kOutputTile / R >= 8 ? 8 : kOutputTile / R >= 4 ? 4 : kOutputTile / R;
   constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
   constexpr Index wide = C * Product::kDims;
   constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
@@ -126,15 +126,10 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   for (Index end; from < to; from = end, rescale = false, values.skip(few)) {
     end = from + few < to ? from + few : to;
     Index column = 0;
-    if constexpr (C > 1) {
-      if (First && wide <= tile.value_dim) {
-        output_strip<R, C>(tile, row, weights, 0, Product::kDims, values, from, end, rescale, touch, part.ahead);
-        column = wide;
-      }
+    if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
         output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, rescale, touch && column == 0,
                            part.ahead);
-    }
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
@@ -180,12 +175,8 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
     if (streams && tile.value_dim == kTurnDims<1>) return output_turns<1>(tile, values, part);
   }
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
-  for (; row + R <= end(); row += R) {
-    constexpr bool first = Values::kStreams && R == kOutputRows;
-    if (row == 0) output_columns<R, first>(tile, row, values, part);
-    else output_columns<R, false>(tile, row, values, part);
-  }
-  if constexpr (R > 1) output_rows<(R > 4 ? 4 : R - 1)>(tile, row, values, part);
+  for (; row + R <= end(); row += R) output_columns<R>(tile, row, values, part);
+  if constexpr (R > 1) output_rows<(R > 4 ? 4 : Values::kAnyRows ? R - 1 : 1)>(tile, row, values, part);
 }
 
 // Values from the cache that are left in staging, step by step.
@@ -221,7 +212,7 @@ struct Copied {
 template <class Codec>
 GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, const Part& part) {
   const Index stride = staged_stride(tile);
-  output_columns<kOutputRows, false>(tile, 0, Copied<Codec>{cached, tile.staging, stride}, part);
+  output_columns<kOutputRows>(tile, 0, Copied<Codec>{cached, tile.staging, stride}, part);
   if (tile.rows < 2 * kLanes) output_rows<kOutputRows>(tile, kOutputRows, StagedFew{tile.staging, stride}, part);
   else output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
 }

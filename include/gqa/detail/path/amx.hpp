@@ -32,7 +32,7 @@
 /// scale is applied to scores in f32. l is kept as 16 partial sums, lane i those of the tokens 2i and 2i + 1 of every
 /// half block.
 ///
-/// Terms. two_term_kernels() go the same way with numbers that are sums of two bf16 (amx_terms.inl), two staged copies of K
+/// Terms. two_terms go the same way with numbers that are sums of two bf16 (amx_terms.inl), two staged copies of K
 /// and V, and P by the exponential of the AVX-512 path, whose two terms just fill the room of the scores. For each chunk or
 /// half the tile products of the terms follow each other into the same C: k2·q1, k1·q1, k1·q2, and v2·p1, v1·p1, v1·p2. From
 /// each to the next one operand stays in its tile, so that twelve products take eight loads; errors do not ask for another
@@ -189,37 +189,55 @@ template <class Codec, int Terms>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   for (Index b = 0; b < stage.blocks; ++b)
     for (Index j = 0; j < stage.heads; ++j)
-      accumulate_block<Codec, Terms>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
+      accumulate_block<kTermsOf<Codec, Terms>, Terms>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j],
+                                                      &stage_values<Codec, Terms>);
 }
 
-#if defined(GQA_COMPILED_KERNELS)
-const Kernels& kernels() noexcept;
-const Kernels& two_term_kernels() noexcept;
-#else
-// 3.4e38 rounds to infinity; as a sum of two terms it is like any other number.
-template <int Terms>
-inline constexpr Kernels kTable{
-    .path = Path::amx,
-    .pack = pack<Terms>,
-    .begin = avx512::begin,
-    .scores = {scores<F32, Terms>, scores<Bf16, Terms>, scores<F16, Terms>},
-    .softmax = softmax<Terms>,
-    .accumulate = {accumulate<F32, Terms>, accumulate<Bf16, Terms>, accumulate<F16, Terms>},
-    .nonfinite = {Terms == 1 ? avx512::nonfinite_as_bf16 : avx512::nonfinite<F32>, avx512::nonfinite<Bf16>,
-                  avx512::nonfinite<F16>},
-    .merge = avx512::merge,
-    .store = avx512::store,
-    .staging_bytes = staging_bytes<Terms>,
-    .weight_rows = kGroup,
-    .l_stride = kLanes,
-    .enter = enter,
-    .leave = leave,
-};
-/// Inputs and weights are one bf16 each.
-GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept { return kTable<1>; }
-/// They are sums of two, but for keys and values that are stored as bf16.
-GQA_KERNELS_FUNCTION const Kernels& two_term_kernels() noexcept { return kTable<2>; }
-#endif
+// Terms == 1: inputs and weights are one bf16 each. Terms == 2: they are sums of two, but for keys and values that are stored as bf16.
+template <class Codec, int Terms>
+constexpr void add_codec(Kernels& table) {
+  constexpr auto type = static_cast<unsigned>(Codec::type);
+  table.scores[type] = scores<Codec, Terms>;
+  table.accumulate[type] = accumulate<Codec, Terms>;
+  // 3.4e38 rounds to infinity; as a sum of two terms it is like any other number.
+  if constexpr (Terms == 1 && Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
+  else table.nonfinite[type] = avx512::nonfinite<Codec>;
+}
+template <unsigned Types, int Terms>
+constexpr Kernels make_kernels() {
+  Kernels table{
+      .path = Path::amx,
+      .pack = pack<Terms>,
+      .begin = avx512::begin,
+      .softmax = softmax<Terms>,
+      .merge = avx512::merge,
+      .store = avx512::store,
+      .staging_bytes = staging_bytes<Terms>,
+      .weight_rows = kGroup,
+      .l_stride = kLanes,
+      .enter = enter,
+      .leave = leave,
+  };
+  if constexpr (is_among<F32>(Types)) add_codec<F32, Terms>(table);
+  if constexpr (is_among<Bf16>(Types)) add_codec<Bf16, Terms>(table);
+  if constexpr (is_among<F16>(Types)) add_codec<F16, Terms>(table);
+  return table;
+}
+
+namespace one_term {
+template <unsigned Types>
+constexpr Kernels make_kernels() {
+  return amx::make_kernels<Types, 1>();
+}
+#include "gqa/detail/path/table.inl"
+}  // namespace one_term
+namespace two_terms {
+template <unsigned Types>
+constexpr Kernels make_kernels() {
+  return amx::make_kernels<Types, 2>();
+}
+#include "gqa/detail/path/table.inl"
+}  // namespace two_terms
 
 }  // namespace gqa::detail::inline GQA_ABI::amx
 

@@ -60,7 +60,7 @@ GQA_OP void put_values(const Words<Terms>& even, const Words<Terms>& odd, std::b
 // V of half a block as operand B: staging[term][half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
 // `seen` is off are zeros.
 template <class Codec, int Terms>
-GQA_OP void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
+GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const ValueTiles tiles = value_tiles(tile);
   const Index whole = tile.value_dim / kHalf * kHalf;
@@ -252,11 +252,14 @@ GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index grou
   copy_rows(staged, l, kLanes, rows);
 }
 
+// stage_values of some codec.
+using StageValues = void(const RowTile& tile, const Block& block, std::uint64_t seen, Index half);
+
 // A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the
 // same tokens.
-template <class Codec, int Terms>
-GQA_OP void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
-                             Index group) {
+template <int ValueTerms, int Terms>
+GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
+                                 Index group, StageValues* stage) {
   const std::uint64_t* visible = block.visible + group * kGroup;
   const Index count = rows_in_group(tile, group);
   for (std::uint32_t left = first_lanes(count); left != 0;) {
@@ -266,23 +269,22 @@ GQA_OP void output_carefully(const RowTile& tile, const Block& block, const Grou
       if (visible[r] == seen) rows |= 1u << r;
     left &= ~rows;
     for (Index half = 0; half < 2; ++half)
-      if (p.any[half]) stage_values<Codec, Terms>(tile, block, seen, half);
-    output_some_rows<kTermsOf<Codec, Terms>, Terms>(tile, p, v, group, rows);
+      if (p.any[half]) stage(tile, block, seen, half);
+    output_some_rows<ValueTerms, Terms>(tile, p, v, group, rows);
   }
 }
 
-// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order.
-template <class Codec, int Terms>
-GQA_OP void accumulate_block(const RowTile& tile, const Block& block) {
-  constexpr int kTerms = kTermsOf<Codec, Terms>;
+// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order. The same for
+// every codec, once values are staged.
+template <int ValueTerms, int Terms>
+GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageValues* stage) {
   const Index groups = group_count(tile);
   const Index o_bytes = tile.o_stride * Index{sizeof(float)};
   const ValueTiles v = value_tiles(tile);
   if (!block.careful) {
     const std::uint64_t below_last = block.last == kBlock ? ~std::uint64_t{0} : (std::uint64_t{1} << block.last) - 1u;
     const std::uint64_t inside = below_last & ~((std::uint64_t{1} << block.first) - 1u);
-    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
-      stage_values<Codec, Terms>(tile, block, inside, half);
+    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half) stage(tile, block, inside, half);
   }
   for (Index group = 0; group < groups; ++group) {
     const GroupWeights p = group_weights(tile, block, group);
@@ -293,22 +295,22 @@ GQA_OP void accumulate_block(const RowTile& tile, const Block& block) {
     if (rows < kGroup) sum_some_rows<Terms>(tile, p, group, first_lanes(rows));
     else sum_weights<Terms>(p, tile.l + group * kGroup * kLanes);
     if (block.careful) {
-      output_carefully<Codec, Terms>(tile, block, p, v, group);
+      output_carefully<ValueTerms, Terms>(tile, block, p, v, group, stage);
     } else if (rows < kGroup) {
-      output_some_rows<kTerms, Terms>(tile, p, v, group, first_lanes(rows));
+      output_some_rows<ValueTerms, Terms>(tile, p, v, group, first_lanes(rows));
     } else if (group + 1 < groups && rows_in_group(tile, group + 1) == kGroup && p.both()) {
       const GroupWeights next = group_weights(tile, block, group + 1);
       if (!next.both()) {
-        output_one_group<kTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+        output_one_group<ValueTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
         continue;
       }
       ++group;
       rescale(tile, group);
       load_weights<Terms>(next);
       sum_weights<Terms>(next, tile.l + group * kGroup * kLanes);
-      output_two_groups<kTerms, Terms>(p, next, v, tile.o + (group - 1) * kGroup * tile.o_stride, o_bytes);
+      output_two_groups<ValueTerms, Terms>(p, next, v, tile.o + (group - 1) * kGroup * tile.o_stride, o_bytes);
     } else {
-      output_one_group<kTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+      output_one_group<ValueTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
     }
   }
 }

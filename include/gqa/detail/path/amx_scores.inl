@@ -209,19 +209,12 @@ GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chu
 }
 
 // weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
-template <class Codec, int Terms>
-GQA_OP void score_block(const RowTile& tile, const Block& block) {
-  constexpr int kTerms = kTermsOf<Codec, Terms>;
+template <int KeyTerms, int Terms>
+GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTiles (&keys)[2], Index value_bytes) {
   const Index chunks = tile.q_stride / kHalf;
   const Index groups = group_count(tile);
   const auto* q = static_cast<const std::byte*>(tile.q);
-  KeyTiles keys[2] = {};
-  for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
-    keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);
-  ValuesAhead ahead{{block.v, block.v_offset, block.first, block.last},
-                    0,
-                    (kHalf + chunks - 1) / chunks,
-                    tile.value_dim * Codec::bytes};
+  ValuesAhead ahead{{block.v, block.v_offset, block.first, block.last}, 0, (kHalf + chunks - 1) / chunks, value_bytes};
   for (Index group = 0; group < groups; group += 2) {
     const bool two = group + 1 < groups;
     const GroupView view = group_view(tile, block, group);
@@ -234,9 +227,17 @@ GQA_OP void score_block(const RowTile& tile, const Block& block) {
       const std::byte* queries = q + at * Terms * chunks * kTileBytes;
       float* out = tile.weights + at * kGroupFloats + half * kHalf * kGroup;
       ahead.token = half * kHalf;
-      if (first_sees && second_sees) score_two_groups<kTerms, Terms>(keys[half], queries, chunks, ahead, out);
-      else score_one_group<kTerms, Terms>(keys[half], queries, chunks, ahead, out);
+      if (first_sees && second_sees) score_two_groups<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
+      else score_one_group<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
     }
     ahead.rows.last = 0;  // asked for
   }
+}
+
+template <class Codec, int Terms>
+GQA_OP void score_block(const RowTile& tile, const Block& block) {
+  KeyTiles keys[2] = {};
+  for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
+    keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);
+  score_tiles<kTermsOf<Codec, Terms>, Terms>(tile, block, keys, tile.value_dim * Codec::bytes);
 }

@@ -40,15 +40,23 @@ GQA_OP __m512i weight_bits(Vec s, const Exponent& e) {
   return _mm512_cvtps_epu32(avx512::fma(curve, f, whole));  // NaN → all ones
 }
 
-// Scores of 32 tokens → weights as operand A, [row][token], in their place.
+// Of two tokens, side by side.
 template <bool Large>
-GQA_OP void round_weights(float* scores, const Exponent& e) {
+GQA_OP __m512i weight_pair(const float* scores, const Exponent& e) {
+  const __m512i even = weight_bits<Large>(avx512::load(scores), e);
+  const __m512i odd = weight_bits<Large>(avx512::load(scores + kGroup), e);
+  return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
+
+// Scores of 32 tokens → weights as operand A, [row][token], in their place. Large maxima are rare, and their code is short.
+GQA_KERNEL void round_weights(float* scores, const Exponent& e) {
   __m512i pair[kGroup];
-  GQA_UNROLL
-  for (int i = 0; i < kGroup; ++i) {
-    const __m512i even = weight_bits<Large>(avx512::load(scores + 2 * i * kGroup), e);
-    const __m512i odd = weight_bits<Large>(avx512::load(scores + (2 * i + 1) * kGroup), e);
-    pair[i] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+  if (e.large == 0) {
+    GQA_UNROLL
+    for (int i = 0; i < kGroup; ++i) pair[i] = weight_pair<false>(scores + 2 * i * kGroup, e);
+  } else {
+    GQA_NO_UNROLL
+    for (int i = 0; i < kGroup; ++i) pair[i] = weight_pair<true>(scores + 2 * i * kGroup, e);
   }
   transpose(pair);
   GQA_UNROLL
@@ -131,8 +139,7 @@ inline void softmax(const RowTile& tile, const Block& block) {
       if (!view.any[half]) continue;
       float* of_half = scores + half * kHalf * kGroup;
       if constexpr (Terms == 2) split_weights(of_half, factor, base);
-      else if (e.large == 0) round_weights<false>(of_half, e);
-      else round_weights<true>(of_half, e);
+      else round_weights(of_half, e);
     }
   }
 }

@@ -35,6 +35,7 @@ using avx512::kRowTokens;
 using avx512::kScoreRows;
 using avx512::kScoreTile;
 using avx512::load;
+using avx512::look_ahead;
 using avx512::mul;
 using avx512::once_known;
 using avx512::reduce_pair;
@@ -79,27 +80,33 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return kBlock * round_up(widest, kLanes2) * Index{sizeof(bf16)};
 }
 
-#if defined(GQA_COMPILED_KERNELS)
-const Kernels& kernels() noexcept;
-#else
-GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
-  static constexpr Kernels table{
+template <class Codec>
+constexpr void add_codec(Kernels& table) {
+  constexpr auto type = static_cast<unsigned>(Codec::type);
+  table.scores[type] = scores<Codec>;
+  table.accumulate[type] = accumulate<Codec>;
+  if constexpr (Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
+  else table.nonfinite[type] = avx512::nonfinite<Codec>;
+  table.stream_rows[type] = kReadable<Codec> ? 4 : 2;
+}
+template <unsigned Types>
+constexpr Kernels make_kernels() {
+  Kernels table{
       .path = Path::avx512bf16,
       .pack = pack,
       .begin = avx512::begin,
-      .scores = {scores<F32>, scores<Bf16>, scores<F16>},
       .softmax = avx512::softmax,
-      .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
-      .nonfinite = {avx512::nonfinite_as_bf16, avx512::nonfinite<Bf16>, avx512::nonfinite<F16>},
       .merge = avx512::merge,
       .store = store_outputs,
       .staging_bytes = staging_bytes,
       .o_multiple = kLanes2,
-      .stream_rows = {2, 4, 2},
   };
+  if constexpr (is_among<F32>(Types)) add_codec<F32>(table);
+  if constexpr (is_among<Bf16>(Types)) add_codec<Bf16>(table);
+  if constexpr (is_among<F16>(Types)) add_codec<F16>(table);
   return table;
 }
-#endif
+#include "gqa/detail/path/table.inl"
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512bf16
 

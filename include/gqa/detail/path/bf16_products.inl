@@ -122,7 +122,7 @@ template <class Codec>
 struct Cached {
   static constexpr bool kFewRows = true;
   static constexpr bool kLooksAhead = true;
-  static constexpr bool kStreams = true;
+  static constexpr bool kAnyRows = true;
   static constexpr bool kTurns = true;
   const std::byte* row;
   Index stride;
@@ -157,7 +157,7 @@ template <bool LooksAhead>
 struct StagedPairs {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = LooksAhead;
-  static constexpr bool kStreams = false;
+  static constexpr bool kAnyRows = false;
   static constexpr bool kTurns = false;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair

@@ -31,23 +31,28 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return kBlock * round_up(head_dim > value_dim ? head_dim : value_dim, 2 * kLanes) * Index{sizeof(float)};
 }
 
-#if defined(GQA_COMPILED_KERNELS)
-const Kernels& kernels() noexcept;
-#else
-GQA_KERNELS_FUNCTION const Kernels& kernels() noexcept {
-  static constexpr Kernels table{
+template <class Codec>
+constexpr void add_codec(Kernels& table) {
+  constexpr auto type = static_cast<unsigned>(Codec::type);
+  table.scores[type] = scores<Codec>;
+  table.accumulate[type] = accumulate<Codec>;
+  table.nonfinite[type] = nonfinite<Codec>;
+  table.stream_rows[type] = kStreamRows<Codec>;
+}
+template <unsigned Types>
+constexpr Kernels make_kernels() {
+  Kernels table{
       .path = GQA_KERNEL_PATH,
       .pack = pack,
       .begin = begin,
-      .scores = {scores<F32>, scores<Bf16>, scores<F16>},
       .softmax = softmax,
-      .accumulate = {accumulate<F32>, accumulate<Bf16>, accumulate<F16>},
-      .nonfinite = {nonfinite<F32>, nonfinite<Bf16>, nonfinite<F16>},
       .merge = merge,
       .store = store,
       .staging_bytes = staging_bytes,
-      .stream_rows = {kStreamRows<F32>, kStreamRows<Bf16>, kStreamRows<F16>},
   };
+  if constexpr (is_among<F32>(Types)) add_codec<F32>(table);
+  if constexpr (is_among<Bf16>(Types)) add_codec<Bf16>(table);
+  if constexpr (is_among<F16>(Types)) add_codec<F16>(table);
   return table;
 }
-#endif
+#include "gqa/detail/path/table.inl"

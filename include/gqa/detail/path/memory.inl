@@ -18,6 +18,9 @@ GQA_OP const std::byte* once_known(const std::byte* p, float value) {
 #endif
 }
 
+// Ahead::done where nothing is in registers.
+GQA_KERNEL void look_ahead(Ahead& ahead, Index part) { ahead.done(part); }
+
 // Asks for the queries of rows [first, last), clipped to those there are.
 GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source, Index first, Index last) {
   asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out

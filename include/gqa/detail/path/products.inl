@@ -77,8 +77,8 @@ template <class Codec, bool LooksAhead = (kHeldQueries > 0)>
 struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
   static constexpr bool kLooksAhead = LooksAhead;
-  static constexpr bool kStreams = kHeldQueries > 0;             // where code for it is worth its size
-  static constexpr bool kTurns = kStreams && Codec::bytes == 4;  // others would be widened once for each pair of rows
+  static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
+  static constexpr bool kTurns = LooksAhead && Codec::bytes == 4;  // others would be widened once for each pair of rows
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {
@@ -97,7 +97,7 @@ struct Cached {
 
 // [token][dim] as f32.
 using Staged = Cached<F32, false>;
-using StagedFew = Cached<F32>;
+using StagedFew = Staged;
 GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
 GQA_OP void keep(std::byte* row, Index column, const Vec* value) {
   store(reinterpret_cast<float*>(row) + column, *value);

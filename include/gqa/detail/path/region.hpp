@@ -48,19 +48,11 @@
   GQA_DETAIL_PRAGMA(GCC push_options)                        \
   GQA_DETAIL_PRAGMA(GCC target(features)) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off")) \
   GQA_DETAIL_PRAGMA(GCC optimize("no-code-hoisting,no-gcse,no-split-paths,no-store-merging,no-thread-jumps")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-loop-vectorize")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-pre,no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
+  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns")) \
+  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-loop-vectorize,no-tree-pre,no-tree-pta,no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
 #define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options) GQA_DETAIL_PRAGMA(GCC diagnostic pop)
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC push_options) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
-#endif
-
-// A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS,
-// all with the same -m flags. Nobody has to; without them every unit carries the kernels and the linker keeps one copy.
-#if defined(GQA_COMPILE_KERNELS_HERE)
-#define GQA_KERNELS_FUNCTION
-#else
-#define GQA_KERNELS_FUNCTION inline
 #endif
 
 /// Kernel building blocks: always inlined into the stage that uses them.
@@ -91,6 +83,13 @@ struct F16 {
   static constexpr ElementType type = ElementType::f16;
   static constexpr Index bytes = 2;
 };
+
+/// Sets of element types as bits, see CacheOf.
+inline constexpr unsigned kEveryType = AnyCache::types;
+template <class Codec>
+constexpr bool is_among(unsigned types) {
+  return ((types >> static_cast<unsigned>(Codec::type)) & 1u) != 0;
+}
 
 }  // namespace gqa::detail
 

@@ -75,8 +75,7 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
     for (int i = 0; i < N; i += kLanes) store(sums + i, Dot::finish(load(sums + i), tile));
   }
   GQA_UNROLL
-  for (int r = 0; r < R; ++r)
-    __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
+  for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
@@ -119,10 +118,10 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
         }
       }
     }
-    if (ahead != nullptr) ahead->done(R * T);
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
+    if (ahead != nullptr) look_ahead(*ahead, R * T);
   }
 }
 
@@ -205,7 +204,7 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
       if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
       if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, ahead);
-      constexpr int half = R == 4 ? 2 : 1;
+      constexpr int half = kHeldQueries / N / 2 < kScoreRows ? kHeldQueries / N / 2 : kScoreRows;
       if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, ahead);
     }
   }

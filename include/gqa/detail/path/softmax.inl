@@ -4,7 +4,7 @@
 // 2^x for x <= 0, and exactly 0 below −126; 2^0 is exactly 1. NaN stays NaN. Relative error below 2^-22.4.
 // Adding the magic number leaves round(x) + 127 in the low bits of t, one shift away from being an exponent. The polynomial is
 // a minimax fit of 2^r − 1 over [−1/2, 1/2] divided by r, error 2^-28.9.
-GQA_OP Vec exp2_nonpositive(const Vec& x) {
+GQA_LONG_OP Vec exp2_nonpositive(const Vec& x) {
   const Vec magic = set1(0x1.8p23f + 127.0f);
   const Vec t = add(x, magic);
   const Vec r = sub(x, sub(t, magic));
@@ -96,22 +96,26 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
   }
   const Vec m_new = max(max(m[0], m[1]), max(m[2], m[3]));
   const Vec base = finite_base(m_new);
-  Vec sum[4];
-  for (Index c = 0; c < 4; ++c)
-    sum[c] = add(add(class_weights(scores, c, base), class_weights(scores, c + 8, base)),
-                 add(class_weights(scores, c + 4, base), class_weights(scores, c + 12, base)));
+  Vec sum[kLanes];
+  GQA_NO_UNROLL
+  for (Index c = 0; c < kLanes; ++c) sum[c] = class_weights(scores, c, base);
+  for (Index half = kLanes / 2; half > 0; half /= 2) {
+    GQA_NO_UNROLL
+    for (Index c = 0; c < half; ++c) sum[c] = add(sum[c], sum[c + half]);
+  }
   // A maximum that has not moved gives exactly 1; where there was none, what is multiplied is 0.
   const Vec alpha = exp2_nonpositive(sub(m_old, base));
   store(tile.m + row, m_new);
   store(tile.alpha + row, alpha);
-  store(tile.l + row, fma(load(tile.l + row), alpha, add(add(sum[0], sum[2]), add(sum[1], sum[3]))));
+  store(tile.l + row, fma(load(tile.l + row), alpha, sum[0]));
 }
 
 // weights ← exp2(score − m) with 0 for hidden tokens; m, l and alpha follow. A row that has seen nothing keeps m = −∞, l = 0.
 // NaN scores do not enter m; they make their own weights NaN, and so the row.
 inline void softmax(const RowTile& tile, const Block& block) {
   const Index grouped = grouped_rows(tile.rows);
-  for (Index row = 0; row < grouped; row += kLanes) softmax_group(tile, block, row);
+  if constexpr (kRowTokens > 0)
+    for (Index row = 0; row < grouped; row += kLanes) softmax_group(tile, block, row);
   for (Index row = grouped; row < tile.rows; ++row) softmax_row(tile, block, row);
 }
 

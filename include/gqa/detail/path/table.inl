@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// A path's kernels for some element types, as bits. Part of every path, after make_kernels<Types>().
+//
+// A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS,
+// all with the same -m flags. Nobody has to; without them every unit carries the kernels it asks for, and the linker keeps one copy.
+
+#if defined(GQA_COMPILED_KERNELS)
+const Kernels& every_kernel() noexcept;
+template <unsigned Types>
+inline const Kernels& kernels() noexcept {
+  return every_kernel();
+}
+#else
+template <unsigned Types>
+inline constexpr Kernels kTable = make_kernels<Types>();
+template <unsigned Types>
+inline const Kernels& kernels() noexcept {
+  return kTable<Types>;
+}
+#if defined(GQA_COMPILE_KERNELS_HERE)
+const Kernels& every_kernel() noexcept { return kTable<kEveryType>; }
+#endif
+#endif
