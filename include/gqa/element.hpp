@@ -106,8 +106,8 @@ concept Element = requires {
 /// Bytes of one element.
 GQA_ALWAYS_INLINE constexpr Index element_bytes(ElementType type) noexcept { return type == ElementType::f32 ? 4 : 2; }
 
-/// The types that keys and values may have in the caches a functor is given. A functor is compiled for these alone: for one type in half
-/// the time, and of half the size, that all of them take. Queries and outputs may have any type.
+/// The types that keys and values may have in the caches a functor is given. A functor is compiled for these alone: for one type in two
+/// thirds of the time and of the size that all of them take. Queries and outputs may have any type.
 template <Element... T>
 requires(sizeof...(T) > 0) struct CacheOf {
   /// Bit t: ElementType t is among them.

@@ -212,7 +212,8 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
 inline void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
   if (((types >> static_cast<unsigned>(type)) & 1u) != 0) return;
   std::string expected;
-  for (const ElementType other : {ElementType::f32, ElementType::bf16, ElementType::f16})
+  constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
+  for (const ElementType other : every)
     if (((types >> static_cast<unsigned>(other)) & 1u) != 0)
       expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");

@@ -227,8 +227,8 @@ struct Kernels {
   Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights
   Index l_stride = 1;         ///< see RowTile
   Index o_multiple = kLanes;  ///< what o_stride is a multiple of
-  Index stream_rows[3] =
-      {};  ///< up to so many rows, keys and values are streamed, many blocks a stage; per element type
+  /// Up to so many rows, keys and values of an element type are streamed: many blocks a stage.
+  Index stream_rows[3] = {};
   void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 };

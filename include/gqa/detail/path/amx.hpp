@@ -32,7 +32,7 @@
 /// scale is applied to scores in f32. l is kept as 16 partial sums, lane i those of the tokens 2i and 2i + 1 of every
 /// half block.
 ///
-/// Terms. two_terms go the same way with numbers that are sums of two bf16 (amx_terms.inl), two staged copies of K
+/// Terms. The kernels in two_terms go the same way with numbers that are sums of two bf16 (amx_terms.inl), two staged copies of K
 /// and V, and P by the exponential of the AVX-512 path, whose two terms just fill the room of the scores. For each chunk or
 /// half the tile products of the terms follow each other into the same C: k2·q1, k1·q1, k1·q2, and v2·p1, v1·p1, v1·p2. From
 /// each to the next one operand stays in its tile, so that twelve products take eight loads; errors do not ask for another

@@ -18,7 +18,7 @@ struct Vec {
 
 inline constexpr int kScoreTile = 4;    // accumulators of a score tile: 8 registers, 4 for keys, 2 for queries
 inline constexpr int kScoreRows = 2;    // the most rows of a score tile
-inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
+inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;    // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
 inline constexpr int kRowGroups = 1;    // the most groups of 16 rows
 inline constexpr int kOutputTile = 4;   // accumulators of an output tile: 8 registers; 12 for the most rows

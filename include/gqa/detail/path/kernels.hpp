@@ -11,9 +11,9 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The kernels of a path that this process can run, for caches of some element types (CacheOf::types) and for inputs that are taken as so many bf16 numbers each: one where q, k and v are
-/// bf16 or may be rounded to it, two where they may be sums of two, none where they are to be taken as they are. What a path has no
-/// kernels for goes by the f32 arithmetic of avx512.
+/// The kernels of a path that this process can run, for caches of some element types (CacheOf::types) and for inputs that are taken as so
+/// many bf16 numbers each: one where q, k and v are bf16 or may be rounded to it, two where they may be sums of two, none where they are
+/// to be taken as they are. What a path has no kernels for goes by the f32 arithmetic of avx512.
 template <unsigned Types>
 inline const Kernels& kernels_for(Path path, [[maybe_unused]] int bf16_terms) noexcept {
   switch (path) {

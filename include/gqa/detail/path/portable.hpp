@@ -15,7 +15,7 @@ struct Vec {
 
 inline constexpr int kScoreTile = 2;    // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 1;    // the most rows of a score tile
-inline constexpr int kHeldQueries = 0;  // queries do not stay in registers
+inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowGroups = 1;
 inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors

@@ -40,7 +40,7 @@
 #endif
 #else
 // The warnings again, for units that include immintrin.h before us. Then passes that find nothing to improve in intrinsics unrolled by
-// hand, and take a fifth of the time that a unit takes to compile.
+// hand, and take a quarter of the time that a unit takes to compile.
 #define GQA_BEGIN_REGION(features)                           \
   GQA_DETAIL_PRAGMA(GCC diagnostic push)                     \
   GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wuninitialized") \

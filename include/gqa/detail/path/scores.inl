@@ -131,6 +131,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
   constexpr int T = kSideTokens<Dot::kKeyBytes>;
+  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   constexpr int P = R > 1 ? R / 2 : 1;  // vectors that are left of a token's sums
   const bool last = R < 4 || row + R <= tile.rows;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
@@ -298,8 +299,8 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
   }
 }
 
-// weights[row][t] ← q[row] · k[t] for every unit of the stage. Where memory streams, strips take a block at a time; else all
-// heads of a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
+// weights[row][t] ← q[row] · k[t] for every unit of the stage. One head's strips take a block at a time; else all
+// heads take a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
 template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
@@ -326,7 +327,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
       }
     }
     if (grouped >= tile.rows) continue;
-    const bool at_once = (!stage.prefetch || stage.heads == 1) && evenly_spaced(any, 0, kBlock);
+    const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once ? kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {

@@ -2,7 +2,8 @@
 // A path's kernels for some element types, as bits. Part of every path, after make_kernels<Types>().
 //
 // A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS,
-// all with the same -m flags. Nobody has to; without them every unit carries the kernels it asks for, and the linker keeps one copy.
+// all with the same -m flags, and with exceptions or without. Nobody has to; without them every unit carries the kernels it asks for, and
+// the linker keeps one copy.
 
 #if defined(GQA_COMPILED_KERNELS)
 const Kernels& every_kernel() noexcept;
