@@ -38,7 +38,12 @@ os.makedirs(options.out, exist_ok=True)
 
 def limit(name):
     entry = entries.get(f"limits/{name}/t1")
-    return entry and entry.get("bytes_per_s", entry.get("flop_per_s"))
+    reached = entry and entry.get("bytes_per_s", entry.get("flop_per_s"))
+    if name != "memory_read":
+        return reached
+    # Other programs take memory at times. The line is the fastest that it was read beside any call.
+    calls = [e["memory_bytes_per_s"] for n, e in entries.items() if "memory_bytes_per_s" in e and n.endswith("/t1") and not n.startswith(("decode_l2", "append"))]
+    return max(calls + [reached]) if reached else None
 
 
 def save(figure, axes, name, title, legend=None):
