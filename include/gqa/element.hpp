@@ -106,12 +106,20 @@ concept Element = requires {
 /// Bytes of one element.
 GQA_ALWAYS_INLINE constexpr Index element_bytes(ElementType type) noexcept { return type == ElementType::f32 ? 4 : 2; }
 
+namespace detail {
+
+/// Sets of element types: bit t is ElementType t.
+GQA_ALWAYS_INLINE constexpr unsigned type_bit(ElementType type) noexcept { return 1u << static_cast<unsigned>(type); }
+GQA_ALWAYS_INLINE constexpr bool is_among(unsigned types, ElementType type) noexcept { return (types & type_bit(type)) != 0; }
+
+}  // namespace detail
+
 /// The types that keys and values may have in the caches a functor is given. A functor is compiled for these alone: for one type in two
 /// thirds of the time and of the size that all of them take. Queries and outputs may have any type.
 template <Element... T>
 requires(sizeof...(T) > 0) struct CacheOf {
   /// Bit t: ElementType t is among them.
-  static constexpr unsigned types = ((1u << static_cast<unsigned>(ElementTraits<T>::type)) | ...);
+  static constexpr unsigned types = (detail::type_bit(ElementTraits<T>::type) | ...);
 };
 
 /// Every type, chosen by each call's views.

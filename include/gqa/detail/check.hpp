@@ -210,11 +210,11 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
 
 /// One of the functor's cache types, as bits?
 inline void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
-  if (((types >> static_cast<unsigned>(type)) & 1u) != 0) return;
+  if (is_among(types, type)) return;
   std::string expected;
   constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   for (const ElementType other : every)
-    if (((types >> static_cast<unsigned>(other)) & 1u) != 0)
+    if (is_among(types, other))
       expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
 }

@@ -203,9 +203,9 @@ constexpr void add_codec(Kernels& table) {
   if constexpr (Terms == 1 && Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
   else table.nonfinite[type] = avx512::nonfinite<Codec>;
 }
-template <unsigned Types, int Terms>
-constexpr Kernels make_kernels() {
-  Kernels table{
+template <int Terms>
+constexpr Kernels common_kernels() {
+  return {
       .path = Path::amx,
       .pack = pack<Terms>,
       .begin = avx512::begin,
@@ -218,23 +218,21 @@ constexpr Kernels make_kernels() {
       .enter = enter,
       .leave = leave,
   };
-  if constexpr (is_among<F32>(Types)) add_codec<F32, Terms>(table);
-  if constexpr (is_among<Bf16>(Types)) add_codec<Bf16, Terms>(table);
-  if constexpr (is_among<F16>(Types)) add_codec<F16, Terms>(table);
-  return table;
 }
 
 namespace one_term {
-template <unsigned Types>
-constexpr Kernels make_kernels() {
-  return amx::make_kernels<Types, 1>();
+constexpr Kernels common_kernels() { return amx::common_kernels<1>(); }
+template <class Codec>
+constexpr void add_codec(Kernels& table) {
+  amx::add_codec<Codec, 1>(table);
 }
 #include "gqa/detail/path/table.inl"
 }  // namespace one_term
 namespace two_terms {
-template <unsigned Types>
-constexpr Kernels make_kernels() {
-  return amx::make_kernels<Types, 2>();
+constexpr Kernels common_kernels() { return amx::common_kernels<2>(); }
+template <class Codec>
+constexpr void add_codec(Kernels& table) {
+  amx::add_codec<Codec, 2>(table);
 }
 #include "gqa/detail/path/table.inl"
 }  // namespace two_terms

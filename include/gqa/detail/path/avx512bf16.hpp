@@ -89,9 +89,8 @@ constexpr void add_codec(Kernels& table) {
   else table.nonfinite[type] = avx512::nonfinite<Codec>;
   table.stream_rows[type] = kReadable<Codec> ? 4 : 2;
 }
-template <unsigned Types>
-constexpr Kernels make_kernels() {
-  Kernels table{
+constexpr Kernels common_kernels() {
+  return {
       .path = Path::avx512bf16,
       .pack = pack,
       .begin = avx512::begin,
@@ -101,10 +100,6 @@ constexpr Kernels make_kernels() {
       .staging_bytes = staging_bytes,
       .o_multiple = kLanes2,
   };
-  if constexpr (is_among<F32>(Types)) add_codec<F32>(table);
-  if constexpr (is_among<Bf16>(Types)) add_codec<Bf16>(table);
-  if constexpr (is_among<F16>(Types)) add_codec<F16>(table);
-  return table;
 }
 #include "gqa/detail/path/table.inl"
 

@@ -39,9 +39,8 @@ constexpr void add_codec(Kernels& table) {
   table.nonfinite[type] = nonfinite<Codec>;
   table.stream_rows[type] = kStreamRows<Codec>;
 }
-template <unsigned Types>
-constexpr Kernels make_kernels() {
-  Kernels table{
+constexpr Kernels common_kernels() {
+  return {
       .path = GQA_KERNEL_PATH,
       .pack = pack,
       .begin = begin,
@@ -50,9 +49,5 @@ constexpr Kernels make_kernels() {
       .store = store,
       .staging_bytes = staging_bytes,
   };
-  if constexpr (is_among<F32>(Types)) add_codec<F32>(table);
-  if constexpr (is_among<Bf16>(Types)) add_codec<Bf16>(table);
-  if constexpr (is_among<F16>(Types)) add_codec<F16>(table);
-  return table;
 }
 #include "gqa/detail/path/table.inl"

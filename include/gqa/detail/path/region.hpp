@@ -84,13 +84,6 @@ struct F16 {
   static constexpr Index bytes = 2;
 };
 
-/// Sets of element types as bits, see CacheOf.
-inline constexpr unsigned kEveryType = AnyCache::types;
-template <class Codec>
-constexpr bool is_among(unsigned types) {
-  return ((types >> static_cast<unsigned>(Codec::type)) & 1u) != 0;
-}
-
 }  // namespace gqa::detail
 
 GQA_BEGIN_PLAIN_REGION()
