@@ -260,7 +260,6 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
                                                                   : few;
   for (Index b = 0; b < stage.blocks; ++b) {
     const Block& any = stage.units[b * stage.heads];
-    for (Index j = 0; j < stage.heads; ++j) prepare_weights(unit_tile(tile, stage, b, j));
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
                 stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);

@@ -3,8 +3,8 @@
 /// The AVX-512 path with bf16 products: vdpbf16ps adds two products to an f32 lane, at twice the rate of f32 multiply-adds.
 ///
 ///   scores      s[row][t] = scale · Σ_d q[row][d] · k[t][d]     lane i sums pairs d = 2i, 2i + 1, then 2i + 32, …; fixed tree
-///   softmax     that of the AVX-512 path
-///   accumulate  o[row][d] = α · o[row][d] + Σ_t bf16(w[row][t]) · v[t][d]     token pairs (2j, 2j + 1), j ascending
+///   softmax     that of the AVX-512 path, then w rounded to bf16
+///   accumulate  o[row][d] = α · o[row][d] + Σ_t w[row][t] · v[t][d]     token pairs (2j, 2j + 1), j ascending
 ///
 /// | intrinsic            | instruction | what it does here                                                          |
 /// |----------------------|-------------|----------------------------------------------------------------------------|
@@ -94,7 +94,7 @@ constexpr Kernels common_kernels() {
       .path = Path::avx512bf16,
       .pack = pack,
       .begin = avx512::begin,
-      .softmax = avx512::softmax,
+      .softmax = softmax,
       .merge = avx512::merge,
       .store = store_outputs,
       .staging_bytes = staging_bytes,

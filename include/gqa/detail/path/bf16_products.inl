@@ -92,7 +92,7 @@ struct Product {
   static constexpr Index kTokens = 2;
   static constexpr Index kDims = kLanes2;
   static constexpr int kVectors = 2;
-  // Weights are pairs of bf16 by now, see prepare_weights.
+  // Weights are pairs of bf16 by now, see softmax.
   static GQA_OP __m512bh weight(const float* p) {
     int pair;
     __builtin_memcpy(&pair, p, sizeof pair);
@@ -213,8 +213,10 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
   return {tile.staging, stride};
 }
 
-// The weights of a row or a group in place: 64 floats → 32 pairs of bf16 in the first half of the room.
-GQA_OP void prepare_weights(const RowTile& tile) {
+// That of the AVX-512 path, then weights rounded while they are in the first-level cache: 64 floats of a row, or of each row of a
+// group, → 32 pairs of bf16 in the first half of the room.
+inline void softmax(const RowTile& tile, const Block& block) {
+  avx512::softmax(tile, block);
   const __m512i by_row = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const Index grouped = grouped_rows(tile.rows);

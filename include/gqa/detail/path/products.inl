@@ -112,8 +112,6 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
   return {tile.staging, staged_stride(tile)};
 }
 
-GQA_OP void prepare_weights(const RowTile&) {}
-
 template <class Codec>
 inline bool nonfinite(const Block& block, Index value_dim) {
   for (Index t = block.first; t < block.last; ++t) {
