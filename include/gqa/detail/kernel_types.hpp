@@ -169,6 +169,19 @@ struct Ahead {
   }
 };
 
+/// How many blocks of a stage, from b on, are one run: whole, of one head, and their rows (keys or values) evenly spaced as if they
+/// were of one block. Where rows are streamed, kernels take a run at a time: what a block begins and ends with leaves memory idle.
+GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows, Index Block::*stride) noexcept {
+  const Block* const first = stage.units + b;
+  const auto whole = [](const Block& block) { return block.first == 0 && block.last == kBlock && !block.careful; };
+  Index run = 1;
+  if (!stage.touch || stage.prefetch || stage.heads > 1 || first->*stride == 0 || !whole(*first)) return run;
+  while (b + run < stage.blocks && whole(first[run]) && first[run].*stride == first->*stride &&
+         first[run].*rows == first->*rows + run * kBlock * (first->*stride))
+    ++run;
+  return run;
+}
+
 /// The j-th KV head's state and queries, of a tile that holds several heads.
 GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
   RowTile part = tile;

@@ -17,7 +17,7 @@ inline constexpr Index kDirectRows = kGroupRows - 1;
 // memory is in the first-level cache for the others, and memory is not idle for long.
 inline constexpr Index kFewTokens = 16;
 
-// Weights of R rows: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
+// Weights of R rows in a block: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
 template <int R>
 struct Weights {
   static constexpr int kEven = kLanes % R == 0 ? R : 1;  // rows that lie evenly: strips of so many end with the group
@@ -25,9 +25,9 @@ struct Weights {
   Index stride;
   Index step;
   GQA_OP const float* of(int r) const { return first[r / kEven] + r % kEven * stride; }
-  GQA_OP void skip(Index steps) {
+  GQA_OP void skip(Index floats) {
     GQA_UNROLL
-    for (int i = 0; i < R / kEven; ++i) first[i] += steps * step;
+    for (int i = 0; i < R / kEven; ++i) first[i] += floats;
   }
 };
 template <int R>
@@ -51,118 +51,137 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
 // Steps between looking ahead: four tokens.
 inline constexpr Index kAheadSteps = 4 / Product::kTokens;
 
-// R rows × C steps of dims of outputs, held in registers while tokens [from, to) go by. C == 1 may be part of a step.
-template <int R, int C, class Values>
-GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
-                         Index from, Index to, bool rescale, bool touch, Ahead* ahead) {
-  constexpr int N = C * Product::kVectors;
-  const Index last = (to + Product::kTokens - 1) / Product::kTokens;
-  if constexpr (!Values::kLooksAhead)
-    if (ahead != nullptr) ahead->done(R * N * (last - from / Product::kTokens));
-  float* o = tile.o + row * tile.o_stride + column;
-  Vec acc[R * N];
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GQA_UNROLL
-    for (int n = 0; n < N; ++n) acc[r * N + n] = load(o + r * tile.o_stride + n * kLanes);
-  }
-  if (rescale) {
-    GQA_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Vec alpha = set1(tile.alpha[row + r]);
-      GQA_UNROLL
-      for (int n = 0; n < N; ++n) acc[r * N + n] = mul(acc[r * N + n], alpha);
-    }
-  }
-  weights.skip(from / Product::kTokens);
-  for (Index step = from / Product::kTokens; step < last; ++step, weights.skip(1), values.next()) {
-    if (touch) values.touch(tile.value_dim);
-    if constexpr (Values::kLooksAhead)
-      if (ahead != nullptr && step % kAheadSteps == 0) ahead->done(R * N * kAheadSteps);
-    Product::Operand value[N];
-    if constexpr (C > 1) values.template whole<C>(column, value);
-    else values(column, width, value);
-    GQA_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const auto weight = Product::weight(weights.of(r));
-      GQA_UNROLL
-      for (int n = 0; n < N; ++n) acc[r * N + n] = Product::add(weight, value[n], acc[r * N + n]);
-    }
-  }
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GQA_UNROLL
-    for (int n = 0; n < N; ++n) store(o + r * tile.o_stride + n * kLanes, acc[r * N + n]);
-  }
-}
-
-// Tokens [from, to) of a block, for one head.
+// Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
   Ahead* ahead;  // or null
+  Index first = 0;  // of the block
   Index from = 0;
   Index to = 0;
-  Index few = 0;         // tokens that a strip takes before the next strip has its turn
-  Index grouped = 0;     // rows of the head that are in groups
-  bool rescale = false;  // the first tokens of the block: alpha comes first
+  Index few = 0;      // tokens that a strip takes before the next strip has its turn
+  Index grouped = 0;  // rows of the head that are in groups
   bool touch = false;
+  bool run = false;   // 
 };
+
+// R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
+// row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step.
+template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
+GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
+                         Index from, Index to, bool touch, const Part& part) {
+  constexpr int N = C * Product::kVectors;
+  constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
+  const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) / Product::kTokens; };
+  if constexpr (!Values::kLooksAhead)
+    if (part.ahead != nullptr) part.ahead->done(R * N * (steps(to) - from / Product::kTokens));
+  const Index o_stride = tile.o_stride;
+  float* const o = tile.o + row * o_stride + column;
+  const float* alpha = tile.alpha + row;
+  if constexpr (Run) {
+    alpha += from / kBlock * part.stage.alpha_floats;
+    weights.skip(from / kBlock * part.stage.weight_floats);
+  }
+  weights.skip(from % kBlock / Product::kTokens * weights.step);
+  Vec acc[R * Held];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o + r * o_stride + n * kLanes);
+  }
+  for (Index end = to; from < to; from = end) {
+    if constexpr (Run) {
+      end = from / kBlock * kBlock + kBlock;
+      if (end > to) end = to;
+    }
+    if (from % kBlock == 0 || from == part.first) {
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Vec factor = set1(alpha[r]);
+        GQA_UNROLL
+        for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
+        GQA_UNROLL
+        for (int n = Held; n < N; ++n) {
+          float* const sum = o + r * o_stride + n * kLanes;
+          store(sum, mul(load(sum), factor));
+        }
+      }
+    }
+    for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
+      if (touch) values.touch(tile.value_dim);
+      if constexpr (Values::kLooksAhead)
+        if (part.ahead != nullptr && step % kAheadSteps == 0) part.ahead->done(R * N * kAheadSteps);
+      GQA_UNROLL
+      for (int c = 0; c < N; c += S * Product::kVectors) {
+        Product::Operand value[S * Product::kVectors];
+        if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
+        else values(column, width, value);
+        GQA_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const auto weight = Product::weight(weights.of(r));
+          GQA_UNROLL
+          for (int i = 0; i < S * Product::kVectors; ++i) {
+            if (c + i < Held) {
+              acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
+            } else {
+              float* const sum = o + r * o_stride + (c + i) * kLanes;
+              store(sum, Product::add(weight, value[i], load(sum)));
+            }
+          }
+        }
+      }
+    }
+    if constexpr (!Run) break;
+    alpha += part.stage.alpha_floats;
+    weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
+  }
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) store(o + r * o_stride + n * kLanes, acc[r * Held + n]);
+  }
+}
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step
 // of dims after the other. The strip that reads memory (the first columns of the first rows) touches whole rows first where it does not
 // read them itself.
 template <int R, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
-  Index from = part.from;
-  const Index to = part.to;
   const Index few = part.few;
-  bool rescale = part.rescale;
   constexpr int fit = kOutputTile / R >= 8 ? 8 : kOutputTile / R >= 4 ? 4 : kOutputTile / R;
   constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
   constexpr Index wide = C * Product::kDims;
   constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
   const Weights<R> weights = ungrouped ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.grouped);
   const bool touch = row == 0 && part.touch && (R == 1 || part.stage.prefetch || tile.value_dim != wide);
-  for (Index end; from < to; from = end, rescale = false, values.skip(few)) {
-    end = from + few < to ? from + few : to;
+  for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
+    end = from + few < part.to ? from + few : part.to;
     Index column = 0;
     if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, rescale, touch && column == 0,
-                           part.ahead);
+        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, touch && column == 0, part);
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, rescale, touch && column == 0,
-                         part.ahead);
+      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, touch && column == 0, part);
     }
   }
 }
 
-// Few rows, streamed through memory, R at a time and as wide as values are: the first take whole rows of values from memory, a few
-// steps of them, then the others from the first-level cache. Nothing is touched: whole rows of values are loads with a constant step.
+// Few rows, streamed through memory, R at a time and as wide as values are, N vectors: whole rows of values are loads with a constant
+// step, and nothing is touched. If that is not all rows, the first take a few steps of values from memory, then the others from the
+// first-level cache.
 inline constexpr Index kTurnSteps = 8;
-template <int R>
-inline constexpr int kTurnVectors = kOutputTile / R;
-template <int R>
-inline constexpr Index kTurnDims = Index{kTurnVectors<R>} * Product::kDims / Product::kVectors;
-template <int R, class Values>
+template <int R, int N, class Values>
 GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& part) {
-  constexpr Index few = kTurnSteps * Product::kTokens;
-  constexpr int C = kTurnVectors<R> / Product::kVectors;
-  bool rescale = part.rescale;
-  for (Index from = part.from, end; from < part.to; from = end, rescale = false, values.skip(few)) {
+  constexpr int C = N / Product::kVectors;
+  constexpr int most = (2 * kOutputTile - 4) / R;  // other registers are for values and weights
+  constexpr int held = N < most ? N : most;
+  const Index few = tile.rows > R ? kTurnSteps * Product::kTokens : part.to - part.from;
+  for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
-    output_strip<R, C>(tile, 0, strip_weights<R>(tile, 0), 0, Product::kDims, values, from, end, rescale, false,
-                       nullptr);
-    for (Index row = R; row < tile.rows; row += R) {
-      if (tile.rows - row < R)
-        output_strip<1, C>(tile, row, strip_weights<1>(tile, row), 0, Product::kDims, values, from, end, rescale, false,
-                           nullptr);
-      else
-        output_strip<R, C>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from, end, rescale, false,
-                           nullptr);
-    }
+    for (Index row = 0; row < tile.rows; row += R)
+      output_strip<R, C, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from, end,
+                                       (R == 1 || N > 8) && row == 0, part);
   }
 }
 
@@ -170,9 +189,12 @@ GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& par
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
   if constexpr (Values::kTurns && R == kOutputRows) {
-    const bool streams = part.touch && !part.stage.prefetch;
-    if (streams && tile.rows > 2 && tile.value_dim == kTurnDims<2>) return output_turns<2>(tile, values, part);
-    if (streams && tile.value_dim == kTurnDims<1>) return output_turns<1>(tile, values, part);
+    if (part.run && tile.value_dim == 16 * kLanes && tile.rows % 2 == 0) return output_turns<2, 16>(tile, values, part);
+    if (part.run && tile.value_dim == 16 * kLanes) return output_turns<1, 16>(tile, values, part);
+    if (part.run && tile.rows == 4) return output_turns<4, 8>(tile, values, part);
+    if (part.run && tile.rows == 3) return output_turns<3, 8>(tile, values, part);
+    if (part.run && tile.rows == 2) return output_turns<2, 8>(tile, values, part);
+    if (part.run) return output_turns<1, 8>(tile, values, part);
   }
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
   for (; row + R <= end(); row += R) output_columns<R>(tile, row, values, part);
@@ -184,6 +206,7 @@ template <class Codec>
 struct Copied {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = false;
+  static constexpr bool kTurns = false;
   Cached<Codec> cached;
   std::byte* staged;
   Index stride;
@@ -258,19 +281,25 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
                        : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
                                                                   : few;
-  for (Index b = 0; b < stage.blocks; ++b) {
+  bool wide = false;
+  if constexpr (Cached<Codec>::kTurns)
+    wide = stage.touch && !stage.prefetch && (tile.value_dim == 8 * kLanes || tile.value_dim == 16 * kLanes);
+  for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
+    run = wide ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
+    const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
                 stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
     Part part{stage, stage.prefetch ? &ahead : nullptr};
-    part.few = one_strip ? kBlock : few;
+    part.first = any.first;
+    part.few = one_strip ? run * kBlock : few;
     part.touch = stage.touch;
+    part.run = wide;
     part.grouped = grouped_rows(tile.rows);
-    for (part.from = any.first; part.from < any.last; part.from = part.to) {
-      part.to = part.from / tokens * tokens + tokens;
-      if (part.to > any.last) part.to = any.last;
-      part.rescale = part.from == any.first;
+    for (part.from = any.first; part.from < last; part.from = part.to) {
+      part.to = run > 1 ? last : part.from / tokens * tokens + tokens;
+      if (part.to > last) part.to = last;
       for (Index j = 0; j < stage.heads; ++j)
         add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
     }

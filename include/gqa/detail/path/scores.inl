@@ -41,10 +41,12 @@ GQA_OP float* weights_at(const RowTile& tile, Index row, Index grouped) {
 }
 GQA_OP Index weight_step(Index row, Index grouped) { return row < grouped ? kLanes : 1; }
 
-// Where the rows of kTileTokens tokens start: evenly spaced, as those of a page are, or anywhere.
+// Where the rows of some tokens start: evenly spaced, as those of a page are, or of a run of blocks, whose weights lie further
+// apart; or, for kTileTokens, anywhere.
 struct EvenRows {
   const std::byte* base;
   Index stride;
+  Index weight_floats;  // from a block's weights to the next one's
 };
 struct ScatteredRows {
   const std::byte* base;
@@ -52,8 +54,9 @@ struct ScatteredRows {
   GQA_OP const std::byte* operator()(Index t) const { return base + offset[t]; }
 };
 
+// More tokens than a block has are a run of blocks.
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
-  return block.k_stride != 0 && block.first <= t0 && t0 + tokens <= block.last;
+  return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
 // Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches so many bytes of each row.
 GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched) {
@@ -141,8 +144,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  float* to = tile.weights + row * kBlock + t0;
-  for (Index s = 0; s < tokens; s += T, to += T) {
+  float* to = tile.weights + t0 / kBlock * keys.weight_floats + row * kBlock + t0 % kBlock;
+  for (Index s = t0; s < t0 + tokens; to += T) {
     alignas(64) float left[P * T][kLanes];
     for (Index few = 0; few < T; few += 4) {
       GQA_NO_UNROLL
@@ -174,6 +177,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       if (R > 1 && (r + P + 1 < R || last)) store_second<T>(to + (r + P) * kBlock, sums);
     }
     if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
+    s += T;
+    if (s % kBlock == 0) to += keys.weight_floats - kBlock;
   }
 }
 
@@ -196,13 +201,13 @@ GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& ke
   if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead);
 }
 template <class Dot>
-GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch,
-                       Ahead* ahead) {
+GQA_OP void score_rows(const RowTile& tile, const Stage& stage, Index row, const Block& block, Index t0, Index tokens,
+                       bool touch, Ahead* ahead) {
   if constexpr (kHeldQueries > 0) {
     if (evenly_spaced(block, t0, tokens)) {
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
       constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
-      const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
+      const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride, stage.weight_floats};
       if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
       if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, ahead);
       constexpr int half = kHeldQueries / N / 2 < kScoreRows ? kHeldQueries / N / 2 : kScoreRows;
@@ -295,7 +300,7 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
     const RowTile unit = unit_tile(tile, stage, b, j);
     Index offsets[kBlock];
     const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, false, ahead);
+    score_rows<typename Dot::Grouped>(unit, stage, 0, block, 0, kBlock, false, ahead);
   }
 }
 
@@ -304,8 +309,9 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
 template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
-  for (Index b = 0; b < stage.blocks; ++b) {
+  for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
+    run = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
     Ahead next(keys_of(stage, b), after_keys(stage, b), stage.heads, stage.heads * tile.rows * (any.last - any.first),
                tile.rows < kGroupRows);
     Ahead* const ahead = stage.prefetch ? &next : nullptr;
@@ -329,11 +335,11 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     if (grouped >= tile.rows) continue;
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
-    const Index tokens = at_once ? kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
+    const Index tokens = at_once ? run * kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch, ahead);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), stage, grouped, block, t0, tokens, stage.touch, ahead);
       }
     }
   }
