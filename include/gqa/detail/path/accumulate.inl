@@ -8,8 +8,9 @@
 //
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
 // it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
-// between steps (kLooksAhead), because there are few strips, or between strips, and whether there are strips of every height (kAnyRows)
-// or, where many rows have few left over, of the highest and of one row.
+// between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
+// or, where many rows have few left over, of the highest and of one row, and how many rows take a run of blocks at once (kRunRows), one
+// of them if any do.
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -54,14 +55,14 @@ inline constexpr Index kAheadSteps = 4 / Product::kTokens;
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
-  Ahead* ahead;  // or null
+  Ahead* ahead;     // or null
   Index first = 0;  // of the block
   Index from = 0;
   Index to = 0;
   Index few = 0;      // tokens that a strip takes before the next strip has its turn
   Index grouped = 0;  // rows of the head that are in groups
   bool touch = false;
-  bool run = false;   // 
+  bool run = false;  // rows as wide as values, see output_run
 };
 
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
@@ -167,8 +168,8 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   }
 }
 
-// Few rows, streamed through memory, R at a time and as wide as values are, N vectors: whole rows of values are loads with a constant
-// step, and nothing is touched. If that is not all rows, the first take a few steps of values from memory, then the others from the
+// Rows as wide as values, N vectors, R at a time: values are whole rows of loads with a constant step. One row, or more loads than
+// processors follow, are touched. If there are more rows, the first take a few steps of values from memory, then the others from the
 // first-level cache.
 inline constexpr Index kTurnSteps = 8;
 template <int R, int N, class Values>
@@ -180,22 +181,31 @@ GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& par
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     for (Index row = 0; row < tile.rows; row += R)
-      output_strip<R, C, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from, end,
-                                       (R == 1 || N > 8) && row == 0, part);
+      output_strip<R, C, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from,
+                                             end, (R == 1 || N > 8) && row == 0, part);
   }
+}
+
+// A block or a run of blocks of one head that is streamed through memory.
+inline constexpr Index kRunDims = 128;  // values of a row, or twice as many
+template <class Values>
+GQA_OP void output_run(const RowTile& tile, const Values& values, const Part& part) {
+  constexpr int N = kRunDims / kLanes;
+  if constexpr (Values::kRunRows >= 4) {
+    if (tile.value_dim > kRunDims && tile.rows % 2 == 0) return output_turns<2, 2 * N>(tile, values, part);
+    if (tile.rows == 4) return output_turns<4, N>(tile, values, part);
+    if (tile.rows == 3) return output_turns<3, N>(tile, values, part);
+  }
+  if (tile.value_dim > kRunDims) return output_turns<1, 2 * N>(tile, values, part);
+  if (tile.rows == 2) return output_turns<2, N>(tile, values, part);
+  return output_turns<1, N>(tile, values, part);
 }
 
 // Rows from `row` on, R at a time, then fewer; groups are multiples of 4.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
-  if constexpr (Values::kTurns && R == kOutputRows) {
-    if (part.run && tile.value_dim == 16 * kLanes && tile.rows % 2 == 0) return output_turns<2, 16>(tile, values, part);
-    if (part.run && tile.value_dim == 16 * kLanes) return output_turns<1, 16>(tile, values, part);
-    if (part.run && tile.rows == 4) return output_turns<4, 8>(tile, values, part);
-    if (part.run && tile.rows == 3) return output_turns<3, 8>(tile, values, part);
-    if (part.run && tile.rows == 2) return output_turns<2, 8>(tile, values, part);
-    if (part.run) return output_turns<1, 8>(tile, values, part);
-  }
+  if constexpr (Values::kRunRows > 0 && R == kOutputRows)
+    if (part.run) return output_run(tile, values, part);
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
   for (; row + R <= end(); row += R) output_columns<R>(tile, row, values, part);
   if constexpr (R > 1) output_rows<(R > 4 ? 4 : Values::kAnyRows ? R - 1 : 1)>(tile, row, values, part);
@@ -206,7 +216,7 @@ template <class Codec>
 struct Copied {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = false;
-  static constexpr bool kTurns = false;
+  static constexpr Index kRunRows = 0;
   Cached<Codec> cached;
   std::byte* staged;
   Index stride;
@@ -281,12 +291,11 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
                        : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
                                                                   : few;
-  bool wide = false;
-  if constexpr (Cached<Codec>::kTurns)
-    wide = stage.touch && !stage.prefetch && (tile.value_dim == 8 * kLanes || tile.value_dim == 16 * kLanes);
+  const bool runs = Cached<Codec>::kRunRows > 0 && stage.touch && !stage.prefetch &&
+                    (tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims);
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
-    run = wide ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
+    run = runs ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
@@ -295,7 +304,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     part.first = any.first;
     part.few = one_strip ? run * kBlock : few;
     part.touch = stage.touch;
-    part.run = wide;
+    part.run = runs;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
       part.to = run > 1 ? last : part.from / tokens * tokens + tokens;
