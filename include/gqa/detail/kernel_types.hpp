@@ -46,6 +46,7 @@ struct RowTile {
   Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
   float* weights =
       nullptr;         ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
+  Index weight_floats = 0;  ///< from one block's to the next one's, in a stage of several
   float* m = nullptr;  ///< state_rows(rows)
   float* l = nullptr;  ///< state_rows(rows) × l_stride
   float* o = nullptr;  ///< rows × o_stride
@@ -196,6 +197,7 @@ GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
 GQA_ALWAYS_INLINE RowTile unit_tile(const RowTile& tile, const Stage& stage, Index b, Index j) noexcept {
   RowTile part = head_tile(tile, j);
   part.weights = tile.weights + (b * stage.heads + j) * stage.weight_floats;
+  part.weight_floats = stage.weight_floats;
   part.alpha = tile.alpha + (b * stage.heads + j) * stage.alpha_floats;
   return part;
 }

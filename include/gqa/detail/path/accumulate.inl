@@ -73,8 +73,9 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) / Product::kTokens; };
+  Ahead* const ahead = part.ahead;
   if constexpr (!Values::kLooksAhead)
-    if (part.ahead != nullptr) part.ahead->done(R * N * (steps(to) - from / Product::kTokens));
+    if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
   const Index o_stride = tile.o_stride;
   float* const o = tile.o + row * o_stride + column;
   const float* alpha = tile.alpha + row;
@@ -110,7 +111,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if (touch) values.touch(tile.value_dim);
       if constexpr (Values::kLooksAhead)
-        if (part.ahead != nullptr && step % kAheadSteps == 0) part.ahead->done(R * N * kAheadSteps);
+        if (ahead != nullptr && step % kAheadSteps == 0) ahead->done(R * N * kAheadSteps);
       GQA_UNROLL
       for (int c = 0; c < N; c += S * Product::kVectors) {
         Product::Operand value[S * Product::kVectors];

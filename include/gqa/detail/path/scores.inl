@@ -41,12 +41,11 @@ GQA_OP float* weights_at(const RowTile& tile, Index row, Index grouped) {
 }
 GQA_OP Index weight_step(Index row, Index grouped) { return row < grouped ? kLanes : 1; }
 
-// Where the rows of some tokens start: evenly spaced, as those of a page are, or of a run of blocks, whose weights lie further
-// apart; or, for kTileTokens, anywhere.
+// Where the rows of some tokens start: evenly spaced, as those of a page or of a run of blocks are, in registers; or, for
+// kTileTokens, anywhere.
 struct EvenRows {
   const std::byte* base;
   Index stride;
-  Index weight_floats;  // from a block's weights to the next one's
 };
 struct ScatteredRows {
   const std::byte* base;
@@ -144,7 +143,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  float* to = tile.weights + t0 / kBlock * keys.weight_floats + row * kBlock + t0 % kBlock;
+  float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     alignas(64) float left[P * T][kLanes];
     for (Index few = 0; few < T; few += 4) {
@@ -178,7 +177,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     }
     if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
     s += T;
-    if (s % kBlock == 0) to += keys.weight_floats - kBlock;
+    if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
 }
 
@@ -201,13 +200,13 @@ GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& ke
   if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead);
 }
 template <class Dot>
-GQA_OP void score_rows(const RowTile& tile, const Stage& stage, Index row, const Block& block, Index t0, Index tokens,
-                       bool touch, Ahead* ahead) {
+GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch,
+                       Ahead* ahead) {
   if constexpr (kHeldQueries > 0) {
     if (evenly_spaced(block, t0, tokens)) {
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
       constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
-      const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride, stage.weight_floats};
+      const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
       if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
       if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, ahead);
       constexpr int half = kHeldQueries / N / 2 < kScoreRows ? kHeldQueries / N / 2 : kScoreRows;
@@ -300,7 +299,7 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
     const RowTile unit = unit_tile(tile, stage, b, j);
     Index offsets[kBlock];
     const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-    score_rows<typename Dot::Grouped>(unit, stage, 0, block, 0, kBlock, false, ahead);
+    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, false, ahead);
   }
 }
 
@@ -339,7 +338,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
-        score_rows<Dot>(unit_tile(tile, stage, b, j), stage, grouped, block, t0, tokens, stage.touch, ahead);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch, ahead);
       }
     }
   }
