@@ -9,8 +9,8 @@
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
 // it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
 // between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
-// or, where many rows have few left over, of the highest and of one row, and how many rows take a run of blocks at once (kRunRows), one
-// of them if any do.
+// or, where many rows have few left over, of the highest and of one row, and how many rows a strip as wide as values has at most
+// (kRunRows), which may take a run of blocks; 0: there are none.
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -62,7 +62,7 @@ struct Part {
   Index few = 0;      // tokens that a strip takes before the next strip has its turn
   Index grouped = 0;  // rows of the head that are in groups
   bool touch = false;
-  bool run = false;  // rows as wide as values, see output_run
+  bool whole = false;  // rows as wide as values, see whole_rows
 };
 
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
@@ -169,44 +169,47 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   }
 }
 
-// Rows as wide as values, N vectors, R at a time: values are whole rows of loads with a constant step. One row, or more loads than
-// processors follow, are touched. If there are more rows, the first take a few steps of values from memory, then the others from the
-// first-level cache.
-inline constexpr Index kTurnSteps = 8;
+// R rows as wide as values, N vectors, over tokens [from, to): values are whole rows of loads with a constant step. One row, or more loads
+// than processors follow, are touched.
 template <int R, int N, class Values>
-GQA_KERNEL void output_turns(const RowTile& tile, Values values, const Part& part) {
-  constexpr int C = N / Product::kVectors;
+GQA_KERNEL void output_whole(const RowTile& tile, Index row, Values values, Index from, Index to, const Part& part) {
   constexpr int most = (2 * kOutputTile - 4) / R;  // other registers are for values and weights
   constexpr int held = N < most ? N : most;
-  const Index few = tile.rows > R ? kTurnSteps * Product::kTokens : part.to - part.from;
-  for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
-    end = from + few < part.to ? from + few : part.to;
-    for (Index row = 0; row < tile.rows; row += R)
-      output_strip<R, C, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims, values, from,
-                                             end, (R == 1 || N > 8) && row == 0, part);
-  }
+  const bool touch = row == 0 && part.touch && (R == 1 || N > 8 || part.stage.prefetch);
+  output_strip<R, N / Product::kVectors, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims,
+                                                             values, from, to, touch, part);
+}
+template <int R, int N, class Values>
+GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& values, Index from, Index to,
+                              const Part& part) {
+  for (; row + R <= tile.rows; row += R) output_whole<R, N>(tile, row, values, from, to, part);
+  if constexpr (R > 1) output_whole_rows<R - 1, N>(tile, row, values, from, to, part);
 }
 
-// A block or a run of blocks of one head that is streamed through memory.
+// A block or a run of blocks. If one strip does not have all rows, the first ones take a few tokens from memory, then the others from the
+// first-level cache.
+inline constexpr Index kTurnSteps = 8;
 inline constexpr Index kRunDims = 128;  // values of a row, or twice as many
 template <class Values>
-GQA_OP void output_run(const RowTile& tile, const Values& values, const Part& part) {
+GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
-  if constexpr (Values::kRunRows >= 4) {
-    if (tile.value_dim > kRunDims && tile.rows % 2 == 0) return output_turns<2, 2 * N>(tile, values, part);
-    if (tile.rows == 4) return output_turns<4, N>(tile, values, part);
-    if (tile.rows == 3) return output_turns<3, N>(tile, values, part);
+  constexpr int R = Values::kRunRows;
+  const bool twice = tile.value_dim > kRunDims;
+  const Index few = tile.rows <= (twice ? R / 2 : R) ? part.to - part.from
+                    : part.stage.prefetch            ? part.few
+                                                     : kTurnSteps * Product::kTokens;
+  for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
+    end = from + few < part.to ? from + few : part.to;
+    if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
+    else output_whole_rows<R, N>(tile, 0, values, from, end, part);
   }
-  if (tile.value_dim > kRunDims) return output_turns<1, 2 * N>(tile, values, part);
-  if (tile.rows == 2) return output_turns<2, N>(tile, values, part);
-  return output_turns<1, N>(tile, values, part);
 }
 
 // Rows from `row` on, R at a time, then fewer; groups are multiples of 4.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
   if constexpr (Values::kRunRows > 0 && R == kOutputRows)
-    if (part.run) return output_run(tile, values, part);
+    if (part.whole) return output_run(tile, values, part);
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
   for (; row + R <= end(); row += R) output_columns<R>(tile, row, values, part);
   if constexpr (R > 1) output_rows<(R > 4 ? 4 : Values::kAnyRows ? R - 1 : 1)>(tile, row, values, part);
@@ -284,6 +287,16 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
   }
 }
 
+// Whether outputs are taken in rows as wide as values: where these are streamed, and for more rows than one strip has, where values of
+// one token at a time leave registers to look ahead with.
+template <class Codec>
+GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
+  if (Cached<Codec>::kRunRows == 0) return false;
+  if (stage.touch && !stage.prefetch) return tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims;
+  const bool many = tile.rows > kOutputRows && tile.rows <= kDirectRows;
+  return many && Product::kTokens == 1 && tile.value_dim == kRunDims;
+}
+
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
@@ -292,11 +305,10 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
                        : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
                                                                   : few;
-  const bool runs = Cached<Codec>::kRunRows > 0 && stage.touch && !stage.prefetch &&
-                    (tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims);
+  const bool whole = whole_rows<Codec>(tile, stage);
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
-    run = runs ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
+    run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
@@ -305,7 +317,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     part.first = any.first;
     part.few = one_strip ? run * kBlock : few;
     part.touch = stage.touch;
-    part.run = runs;
+    part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
       part.to = run > 1 ? last : part.from / tokens * tokens + tokens;

@@ -146,24 +146,22 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     alignas(64) float left[P * T][kLanes];
-    for (Index few = 0; few < T; few += 4) {
-      GQA_NO_UNROLL
-      for (Index t = few; t < few + 4; ++t, keys.base += keys.stride) {
-        typename Dot::Sum acc[R];
+    GQA_NO_UNROLL
+    for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
+      typename Dot::Sum acc[R];
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = zero();
+      GQA_UNROLL
+      for (int d = 0; d < N; ++d) {
+        const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
         GQA_UNROLL
-        for (int r = 0; r < R; ++r) acc[r] = zero();
-        GQA_UNROLL
-        for (int d = 0; d < N; ++d) {
-          const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
-          GQA_UNROLL
-          for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
-        }
-        if constexpr (R == 1) store(left[t], acc[0]);
-        GQA_UNROLL
-        for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
+        for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
       }
-      if (ahead != nullptr) ahead->done(R * 4);
+      if constexpr (R == 1) store(left[t], acc[0]);
+      GQA_UNROLL
+      for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
     }
+    if (ahead != nullptr) ahead->done(R * T);
     // What reduce_tile does first: of rows r and r + R / 2, or of tokens t and t + T / 2.
     GQA_UNROLL
     for (int r = 0; r < P; ++r) {
