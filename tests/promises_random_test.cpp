@@ -59,7 +59,11 @@ class RandomCase {
     shape_.n_q = random_.below(3) == 0 ? 1 : 1 + random_.below(most_queries);
     if (random_.below(4) != 0) shape_.n_q = std::min(shape_.n_q, std::max<Index>(shape_.n_kv, 1));
     // Widths that kernels know, and sequences long enough for tasks of several spans.
-    if (random_.below(4) == 0) shape_.head_dim = shape_.value_dim = random_.below(2) == 0 ? 64 : 128;
+    if (random_.below(3) == 0) {
+      const Index widths[] = {64, 128, 128, 256};
+      shape_.head_dim = pick(widths);
+      shape_.value_dim = random_.below(4) == 0 ? pick(widths) : shape_.head_dim;
+    }
     if (random_.below(24) == 0 && group <= 4 && path != Path::portable) {
       shape_.kv_heads = 8;
       shape_.query_heads = group * shape_.kv_heads;
