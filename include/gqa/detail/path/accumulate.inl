@@ -17,6 +17,9 @@ inline constexpr Index kDirectRows = kGroupRows - 1;
 // Tokens that are taken at a time where heads lie side by side, or several strips stream: what the first strip has brought from
 // memory is in the first-level cache for the others, and memory is not idle for long.
 inline constexpr Index kFewTokens = 16;
+// Rows of one head from which on a strip takes a whole block, and not kStripTokens: arithmetic is then the limit, not memory.
+template <class Codec>
+inline constexpr Index kBlockRows = Codec::bytes < 4 ? 6 : kGroupRows;
 
 // Weights of R rows in a block: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
 template <int R>
@@ -301,7 +304,8 @@ GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
-  const Index few = stage.prefetch && stage.heads == 1 ? kStripTokens : kFewTokens;
+  const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
+  const Index few = stage.prefetch && stage.heads == 1 ? alone : kFewTokens;
   const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
                        : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
                                                                   : few;

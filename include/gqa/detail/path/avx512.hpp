@@ -73,22 +73,24 @@ GQA_OP float reduce_add(Vec a) {
 GQA_OP Vec reduce_pair(Vec a, Vec b) {  // lanes + 8: [a | b]; of vectors i and i + 8
   return add(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
 }
+GQA_OP Vec reduce_halves(Vec a, Vec b) {  // lanes + 4: [a | b] in each half
+  const __m512i swap = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  return add(_mm512_mask_blend_ps(0xf0f0, a, b), _mm512_permutex2var_ps(a, swap, b));
+}
+GQA_OP Vec reduce_quarters(const Vec (&a)[4]) {
+  Vec b[2];
+  GQA_UNROLL
+  for (int i = 0; i < 2; ++i)  // lanes + 2: [a 2i | a 2i + 1] in each quarter
+    b[i] = add(_mm512_mask_blend_ps(0xcccc, a[2 * i], a[2 * i + 1]), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4e));
+  return add(_mm512_shuffle_ps(b[0], b[1], 0x88), _mm512_shuffle_ps(b[0], b[1], 0xdd));
+}
 // What reduce_pair has left of sixteen, eight or four vectors → their sums in the first lanes.
 template <int N>
 GQA_OP Vec reduce_pairs(const Vec (&a)[N]) {
-  const __m512i swap = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
   Vec b[4];
   GQA_UNROLL
-  for (int i = 0; i < 4; ++i) {  // lanes + 4: [a i | a i + 4] in each half
-    const Vec x = a[i % N];
-    const Vec y = a[(i + 4) % N];
-    b[i] = add(_mm512_mask_blend_ps(0xf0f0, x, y), _mm512_permutex2var_ps(x, swap, y));
-  }
-  Vec c[2];
-  GQA_UNROLL
-  for (int i = 0; i < 2; ++i)  // lanes + 2: [b 2i | b 2i + 1] in each quarter
-    c[i] = add(_mm512_mask_blend_ps(0xcccc, b[2 * i], b[2 * i + 1]), _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x4e));
-  Vec d = add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
+  for (int i = 0; i < 4; ++i) b[i] = reduce_halves(a[i % N], a[(i + 4) % N]);
+  Vec d = reduce_quarters(b);
   if constexpr (N == 4) d = _mm512_shuffle_f32x4(d, d, 0x08);  // each quarter is there twice
   if constexpr (N == 2) d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9), d);
   return d;
@@ -103,6 +105,11 @@ template <int N>
 GQA_OP void store_second(float* p, Vec a) {
   if constexpr (N == 8) _mm256_storeu_ps(p, upper_half(a));
   else _mm_storeu_ps(p, _mm512_extractf32x4_ps(a, 1));
+}
+template <int Quarter>
+GQA_OP void store_quarter(float* p, Vec a) {
+  if constexpr (Quarter == 0) _mm_storeu_ps(p, _mm512_castps512_ps128(a));
+  else _mm_storeu_ps(p, _mm512_extractf32x4_ps(a, Quarter));
 }
 GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   Vec half[kScoreTile / 2];

@@ -134,7 +134,6 @@ template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
   constexpr int T = kSideTokens<Dot::kKeyBytes>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
-  constexpr int P = R > 1 ? R / 2 : 1;  // vectors that are left of a token's sums
   const bool last = R < 4 || row + R <= tile.rows;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   typename Dot::Operand query[R * N];
@@ -145,7 +144,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   }
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
-    alignas(64) float left[P * T][kLanes];
+    alignas(64) float left[T][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
       typename Dot::Sum acc[R];
@@ -158,20 +157,30 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
         for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
       }
       if constexpr (R == 1) store(left[t], acc[0]);
-      GQA_UNROLL
-      for (int r = 0; r < R / 2; ++r) store(left[r * T + t], reduce_pair(acc[r], acc[r + R / 2]));
+      else if constexpr (R == 4)
+        store(left[t], reduce_halves(reduce_pair(acc[0], acc[2]), reduce_pair(acc[1], acc[3])));
+      else store(left[t], reduce_pair(acc[0], acc[1]));
     }
     if (ahead != nullptr) ahead->done(R * T);
-    // What reduce_tile does first: of rows r and r + R / 2, or of tokens t and t + T / 2.
-    GQA_UNROLL
-    for (int r = 0; r < P; ++r) {
-      typename Dot::Sum pair[R > 1 ? T : T / 2];
+    // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
+    if constexpr (R == 4) {
       GQA_UNROLL
-      for (int i = 0; i < (R > 1 ? T : T / 2); ++i)
-        pair[i] = R > 1 ? load(left[r * T + i]) : reduce_pair(load(left[i]), load(left[i + T / 2]));
+      for (int t = 0; t < T; t += 4) {
+        const typename Dot::Sum four[4] = {load(left[t]), load(left[t + 1]), load(left[t + 2]), load(left[t + 3])};
+        const auto sums = Dot::finish(reduce_quarters(four), tile);
+        store_quarter<0>(to + t, sums);
+        store_quarter<1>(to + t + kBlock, sums);
+        store_quarter<2>(to + t + 2 * kBlock, sums);
+        if (last) store_quarter<3>(to + t + 3 * kBlock, sums);
+      }
+    } else {
+      typename Dot::Sum pair[R == 2 ? T : T / 2];
+      GQA_UNROLL
+      for (int i = 0; i < (R == 2 ? T : T / 2); ++i)
+        pair[i] = R == 2 ? load(left[i]) : reduce_pair(load(left[i]), load(left[i + T / 2]));
       const auto sums = Dot::finish(reduce_pairs(pair), tile);
-      store_first<T>(to + r * kBlock, sums);
-      if (R > 1 && (r + P + 1 < R || last)) store_second<T>(to + (r + P) * kBlock, sums);
+      store_first<T>(to, sums);
+      if (R == 2) store_second<T>(to + kBlock, sums);
     }
     if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
     s += T;
