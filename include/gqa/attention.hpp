@@ -21,7 +21,8 @@ namespace gqa {
 /// every KV row is read once per group and tile of queries and nothing of the size of the score matrix is ever stored.
 ///
 /// Same bits, whatever the company: for one path, one set of element types and one variant, a row's result does not depend on
-/// the batch, chunking, threads, executor, storage, strides or grouping it was computed with.
+/// the batch, chunking, threads, executor, storage, strides or grouping it was computed with. (Zeros have a value, not a sign, in
+/// this, and a NaN is a NaN.)
 ///
 /// @tparam QueryHeads Hq, or gqa::dynamic
 /// @tparam KvHeads    Hkv, a divisor of Hq, or gqa::dynamic

@@ -46,7 +46,7 @@ struct RowTile {
   Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
   float* weights =
       nullptr;         ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
-  Index weight_floats = 0;  ///< from one block's to the next one's, in a stage of several
+  Index weight_floats = 0;  ///< from one block's to the next one's, in a stage of several; set by unit_tile
   float* m = nullptr;  ///< state_rows(rows)
   float* l = nullptr;  ///< state_rows(rows) × l_stride
   float* o = nullptr;  ///< rows × o_stride
@@ -170,8 +170,9 @@ struct Ahead {
   }
 };
 
-/// How many blocks of a stage, from b on, are one run: whole, of one head, and their rows (keys or values) evenly spaced as if they
-/// were of one block. Where rows are streamed, kernels take a run at a time: what a block begins and ends with leaves memory idle.
+/// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they
+/// were of one block. Where rows are streamed, which one head's alone are, kernels take a run at a time: what a block begins and ends
+/// with leaves memory idle.
 GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows, Index Block::*stride) noexcept {
   const Block* const first = stage.units + b;
   const auto whole = [](const Block& block) { return block.first == 0 && block.last == kBlock && !block.careful; };

@@ -9,8 +9,8 @@
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
 // it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
 // between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
-// or, where many rows have few left over, of the highest and of one row, and how many rows a strip as wide as values has at most
-// (kRunRows), which may take a run of blocks; 0: there are none.
+// or, where many rows have few left over, of the highest and of one row, and whether there are strips as wide as values, which may take a
+// run of blocks (kWhole).
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -58,8 +58,7 @@ inline constexpr Index kAheadSteps = 4 / Product::kTokens;
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
-  Ahead* ahead;     // or null
-  Index first = 0;  // of the block
+  Ahead* ahead;  // or null
   Index from = 0;
   Index to = 0;
   Index few = 0;      // tokens that a strip takes before the next strip has its turn
@@ -98,7 +97,8 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
       end = from / kBlock * kBlock + kBlock;
       if (end > to) end = to;
     }
-    if (from % kBlock == 0 || from == part.first) {
+    // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
+    if (from % kBlock == 0) {
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
         const Vec factor = set1(alpha[r]);
@@ -172,12 +172,13 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   }
 }
 
+// Accumulators that such strips hold: all registers, twice kOutputTile, but those for values and weights.
+inline constexpr int kWholeTile = 2 * kOutputTile - 4;
 // R rows as wide as values, N vectors, over tokens [from, to): values are whole rows of loads with a constant step. One row, or more loads
 // than processors follow, are touched.
 template <int R, int N, class Values>
 GQA_KERNEL void output_whole(const RowTile& tile, Index row, Values values, Index from, Index to, const Part& part) {
-  constexpr int most = (2 * kOutputTile - 4) / R;  // other registers are for values and weights
-  constexpr int held = N < most ? N : most;
+  constexpr int held = N < kWholeTile / R ? N : kWholeTile / R;
   const bool touch = row == 0 && part.touch && (R == 1 || N > 8 || part.stage.prefetch);
   output_strip<R, N / Product::kVectors, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims,
                                                              values, from, to, touch, part);
@@ -196,7 +197,7 @@ inline constexpr Index kRunDims = 128;  // values of a row, or twice as many
 template <class Values>
 GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
-  constexpr int R = Values::kRunRows;
+  constexpr int R = kOutputRows;
   const bool twice = tile.value_dim > kRunDims;
   const Index few = tile.rows <= (twice ? R / 2 : R) ? part.to - part.from
                     : part.stage.prefetch            ? part.few
@@ -211,7 +212,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
 // Rows from `row` on, R at a time, then fewer; groups are multiples of 4.
 template <int R, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
-  if constexpr (Values::kRunRows > 0 && R == kOutputRows)
+  if constexpr (Values::kWhole && R == kOutputRows)
     if (part.whole) return output_run(tile, values, part);
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
   for (; row + R <= end(); row += R) output_columns<R>(tile, row, values, part);
@@ -223,7 +224,7 @@ template <class Codec>
 struct Copied {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = false;
-  static constexpr Index kRunRows = 0;
+  static constexpr bool kWhole = false;
   Cached<Codec> cached;
   std::byte* staged;
   Index stride;
@@ -294,7 +295,7 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
 // one token at a time leave registers to look ahead with.
 template <class Codec>
 GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
-  if (Cached<Codec>::kRunRows == 0) return false;
+  if (!Cached<Codec>::kWhole) return false;
   if (stage.touch && !stage.prefetch) return tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims;
   const bool many = tile.rows > kOutputRows && tile.rows <= kDirectRows;
   return many && Product::kTokens == 1 && tile.value_dim == kRunDims;
@@ -318,8 +319,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
                 stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
     Part part{stage, stage.prefetch ? &ahead : nullptr};
-    part.first = any.first;
-    part.few = one_strip ? run * kBlock : few;
+    part.few = one_strip ? kBlock : few;
     part.touch = stage.touch;
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);

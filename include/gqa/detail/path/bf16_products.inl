@@ -123,7 +123,7 @@ struct Cached {
   static constexpr bool kFewRows = true;
   static constexpr bool kLooksAhead = true;
   static constexpr bool kAnyRows = true;
-  static constexpr Index kRunRows = kReadable<Codec> ? 4 : 0;
+  static constexpr bool kWhole = kReadable<Codec>;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, __m512bh* value) const {
@@ -158,7 +158,7 @@ struct StagedPairs {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = false;
-  static constexpr Index kRunRows = 0;
+  static constexpr bool kWhole = false;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair
   GQA_OP void operator()(Index column, Index, __m512bh* value) const {

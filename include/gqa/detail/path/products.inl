@@ -78,7 +78,7 @@ struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
-  static constexpr Index kRunRows = LooksAhead && Codec::bytes == 4 ? 4 : 0;  // others are widened, and gain nothing by it
+  static constexpr bool kWhole = LooksAhead && Codec::bytes == 4;  // others are widened, and gain nothing by it
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {

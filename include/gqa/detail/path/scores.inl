@@ -53,7 +53,7 @@ struct ScatteredRows {
   GQA_OP const std::byte* operator()(Index t) const { return base + offset[t]; }
 };
 
-// More tokens than a block has are a run of blocks.
+// More tokens than a block has are those of a run, which run_of has found.
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
@@ -310,7 +310,7 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
   }
 }
 
-// weights[row][t] ← q[row] · k[t] for every unit of the stage. One head's strips take a block at a time; else all
+// weights[row][t] ← q[row] · k[t] for every unit of the stage. One head's strips take a block at a time, or a run; else all
 // heads take a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
 template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
