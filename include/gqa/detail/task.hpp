@@ -76,9 +76,10 @@ class Task {
   void run() {
     const PositionRange hull = range_.hull;
     const Index first = hull.begin / kSpan;
-    run_spans(first, 1, [this](Index) { return scratch_.total; });
+    const auto state_of = [&](Index span) { return span == first ? scratch_.total : scratch_.tile; };
+    run_spans(first, 1, state_of);
     for (Index span = first + 1; span * kSpan < hull.end; ++span) {
-      run_spans(span, 1, [this](Index) { return scratch_.tile; });
+      run_spans(span, 1, state_of);
       for (Index j = 0; j < range_.heads; ++j)
         kernels_.merge(head_tile(scratch_.total, j), head_tile(scratch_.tile, j));
     }
