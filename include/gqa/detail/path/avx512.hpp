@@ -95,21 +95,21 @@ GQA_OP Vec reduce_pairs(const Vec (&a)[N]) {
   if constexpr (N == 2) d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9, 0, 1, 8, 9), d);
   return d;
 }
-// Lanes [0, N), and [N, 2N).
-template <int N>
-GQA_OP void store_first(float* p, Vec a) {
-  if constexpr (N == 8) _mm256_storeu_ps(p, lower_half(a));
-  else _mm_storeu_ps(p, _mm512_castps512_ps128(a));
-}
-template <int N>
-GQA_OP void store_second(float* p, Vec a) {
-  if constexpr (N == 8) _mm256_storeu_ps(p, upper_half(a));
-  else _mm_storeu_ps(p, _mm512_extractf32x4_ps(a, 1));
-}
 template <int Quarter>
 GQA_OP void store_quarter(float* p, Vec a) {
   if constexpr (Quarter == 0) _mm_storeu_ps(p, _mm512_castps512_ps128(a));
   else _mm_storeu_ps(p, _mm512_extractf32x4_ps(a, Quarter));
+}
+// Lanes [0, N), and [N, 2N).
+template <int N>
+GQA_OP void store_first(float* p, Vec a) {
+  if constexpr (N == 8) _mm256_storeu_ps(p, lower_half(a));
+  else store_quarter<0>(p, a);
+}
+template <int N>
+GQA_OP void store_second(float* p, Vec a) {
+  if constexpr (N == 8) _mm256_storeu_ps(p, upper_half(a));
+  else store_quarter<1>(p, a);
 }
 GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   Vec half[kScoreTile / 2];

@@ -134,6 +134,7 @@ template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
   constexpr int T = kSideTokens<Dot::kKeyBytes>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
+  static_assert(R == 1 || R == 2 || R == 4, "sums of one, two or four rows are added over lanes together");
   const bool last = R < 4 || row + R <= tile.rows;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   typename Dot::Operand query[R * N];
