@@ -47,6 +47,13 @@ struct CpuFeatures {
   bool avx512 = false;
   bool avx512bf16 = false;
   bool amx = false;
+  bool follows_loads = false;  ///< see Streaming::followed
+};
+
+/// How keys and values come out of memory in time. It decides what is asked for, and how long stages are; it changes no bit of a result.
+enum class Streaming : std::uint8_t {
+  prefetched,  ///< by prefetch instructions, some KiB ahead of the loads
+  followed  ///< by loads in equal steps, which the processor follows: AMD's up to Zen 4, where prefetch instructions bring less
 };
 
 }  // namespace detail
@@ -61,10 +68,22 @@ inline std::uint64_t read_xcr0() noexcept {
   return (static_cast<std::uint64_t>(high) << 32) | low;
 }
 
+// AMD's families up to 19h: Zen to Zen 4, and Hygon's of the same kind.
+inline bool follows_loads(std::uint32_t vendor, std::uint32_t signature) noexcept {
+  constexpr std::uint32_t amd = 0x68747541;    // "Auth", of AuthenticAMD
+  constexpr std::uint32_t hygon = 0x6f677948;  // "Hygo", of HygonGenuine
+  const std::uint32_t base = (signature >> 8) & 0xfu;
+  const std::uint32_t family = base == 0xfu ? base + ((signature >> 20) & 0xffu) : base;
+  return (vendor == amd || vendor == hygon) && family <= 0x19;
+}
+
 inline CpuFeatures detect_features() noexcept {
   CpuFeatures has;
   unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return has;
+  const std::uint32_t vendor = b;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return has;
+  has.follows_loads = follows_loads(vendor, a);
   const bool osxsave = (c >> 27) & 1u;
   const bool avx = (c >> 28) & 1u;
   const bool fma = (c >> 12) & 1u;
@@ -154,6 +173,19 @@ inline ActivePath choose_path(const CpuFeatures& has, const char* wish) {
 
 inline const ActivePath& chosen_path() {
   static const ActivePath chosen = choose_path(features(), std::getenv("GQA_PATH"));
+  return chosen;
+}
+
+/// `wish`: the value of GQA_STREAMING, or null.
+inline Streaming choose_streaming(const CpuFeatures& has, const char* wish) {
+  if (wish == nullptr || *wish == '\0') return has.follows_loads ? Streaming::followed : Streaming::prefetched;
+  if (std::strcmp(wish, "prefetched") == 0) return Streaming::prefetched;
+  if (std::strcmp(wish, "followed") == 0) return Streaming::followed;
+  fail("environment variable GQA_STREAMING", std::string("\"") + wish + "\"", "prefetched or followed");
+}
+
+inline Streaming chosen_streaming() {
+  static const Streaming chosen = choose_streaming(features(), std::getenv("GQA_STREAMING"));
   return chosen;
 }
 

@@ -49,6 +49,7 @@ struct CallPlan {
   HeadShape shape;
   KernelsFor kernels_for = nullptr;
   Path path = Path::portable;
+  Streaming streaming = Streaming::prefetched;
   Index group = 1;
   VariantRef variant;
   float scale = 1.0f;

@@ -214,8 +214,7 @@ inline void check_compiled(const ArgumentName& name, const char* member, Element
   std::string expected;
   constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   for (const ElementType other : every)
-    if (is_among(types, other))
-      expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
+    if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
 }
 
@@ -286,6 +285,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   for (std::size_t i = 0; i < batch.size(); ++i)
     check_sequence({static_cast<Index>(i), batch.size() > 1}, call.shape, functor.cache_types, variant, batch[i]);
   call.path = check_path(options);
+  call.streaming = chosen_streaming();
   call.group = call.shape.query_heads / call.shape.kv_heads;
 }
 

@@ -45,14 +45,14 @@ struct RowTile {
   void* q = nullptr;   ///< packed queries, the path's own layout; rows × q_stride floats of room
   Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
   float* weights =
-      nullptr;         ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
+      nullptr;  ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
   Index weight_floats = 0;  ///< from one block's to the next one's, in a stage of several; set by unit_tile
-  float* m = nullptr;  ///< state_rows(rows)
-  float* l = nullptr;  ///< state_rows(rows) × l_stride
-  float* o = nullptr;  ///< rows × o_stride
-  Index l_stride = 1;  ///< partial sums: 1 or kLanes
-  Index o_stride = 0;  ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
-  float* alpha = nullptr;        ///< round_up(rows, kLanes): what this block's softmax multiplies the older o by
+  float* m = nullptr;       ///< state_rows(rows)
+  float* l = nullptr;       ///< state_rows(rows) × l_stride
+  float* o = nullptr;       ///< rows × o_stride
+  Index l_stride = 1;       ///< partial sums: 1 or kLanes
+  Index o_stride = 0;      ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
+  float* alpha = nullptr;  ///< round_up(rows, kLanes): what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
   bool scored = false;           ///< a scoring variant goes over the scores: `transform` leaves them in units of log2
@@ -99,12 +99,18 @@ struct Stage {
   Index v_head_stride = 0;
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
-  /// Few rows are streamed through memory: keys and values that are not read row by row are touched right before they are used.
+  /// Few rows are streamed through memory: keys and values are asked for some way ahead, or touched right before they are used.
   bool touch = false;
   /// Blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched.
   bool prefetch = false;
+  Streaming streaming = Streaming::prefetched;
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
+
+  /// Whether streamed rows are asked for by their distance from those that are worked on.
+  GQA_ALWAYS_INLINE bool asks() const noexcept { return streaming == Streaming::prefetched && touch && !prefetch; }
+  /// Whether streamed rows are touched, unless the processor follows the loads that take them.
+  GQA_ALWAYS_INLINE bool touches() const noexcept { return streaming == Streaming::followed && touch; }
 };
 
 /// The keys and values of block b of a stage, of its first head.
@@ -125,23 +131,28 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
   return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.units[b * stage.heads].next_k;
 }
 
+/// How far ahead what is streamed is asked for, in bytes, where the processor does not follow it.
+inline constexpr Index kStreamAhead = 6144;
+
 /// Rows that come next, of `heads` KV heads, asked for in the order of memory while others are worked on: evenly, because a processor
 /// can wait for a few dozen lines at a time, and does nothing else when it is asked for more.
 struct Ahead {
   Upcoming next;
   Upcoming then;  ///< none once it is `next`
   Index heads;
-  Index work;  ///< that there is meanwhile
-  Index rows;  ///< to ask for
+  Streaming streaming;
+  bool streamed;  ///< nothing is to be done: rows are asked for where they are touched
+  Index work;     ///< that there is meanwhile
+  Index rows;     ///< to ask for
   Index token;
   Index head = 0;
   Index credit = 0;  ///< work done times rows, less work times rows asked for
 
   /// While rows `now` are worked on: those of them that are some way off, if heads take a few tokens in turn; then the first of
   /// `after`, or all of them.
-  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, Index head_count, Index all_work,
+  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index all_work,
                           bool in_turn) noexcept
-      : next(now), then(after), heads(head_count), work(all_work) {
+      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streamed(stage.asks()), work(all_work) {
     const Index distance = !in_turn ? kBlock : heads < 4 ? kBlock / heads : kBlock / 4;
     next.first += distance;
     if (then.last > then.first + distance) then.last = then.first + distance;
@@ -149,13 +160,19 @@ struct Ahead {
     token = next.first;
     if (token >= next.last) go_on();
   }
+  /// Heads take a few tokens in turn, and prefetch instructions do all the reading: the evener they come, the faster.
+  GQA_ALWAYS_INLINE bool evenly() const noexcept { return heads > 1 && streaming == Streaming::prefetched; }
   /// A part of the work is done.
   GQA_ALWAYS_INLINE void done(Index part) noexcept {
     credit += part * rows;
     for (; credit >= work && token < next.last; credit -= work) {
       const std::byte* const row = next.data + head * next.head_stride + next.offset[token];
-      for (Index line = 0; line < next.row_bytes; line += 64)
-        __builtin_prefetch(row + line, 0, 2);  // second-level cache
+      if (streaming == Streaming::prefetched) {
+        for (Index line = 0; line < next.row_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+      } else {
+        for (Index line = 0; line < next.row_bytes; line += 64)
+          __builtin_prefetch(row + line, 0, 2);  // second-level cache
+      }
       if (++head < heads) continue;
       head = 0;
       if (++token == next.last) go_on();
@@ -173,7 +190,8 @@ struct Ahead {
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they
 /// were of one block. Where rows are streamed, which one head's alone are, kernels take a run at a time: what a block begins and ends
 /// with leaves memory idle.
-GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows, Index Block::*stride) noexcept {
+GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows,
+                               Index Block::*stride) noexcept {
   const Block* const first = stage.units + b;
   const auto whole = [](const Block& block) { return block.first == 0 && block.last == kBlock && !block.careful; };
   Index run = 1;
@@ -244,7 +262,14 @@ struct Kernels {
   Index l_stride = 1;         ///< see RowTile
   Index o_multiple = kLanes;  ///< what o_stride is a multiple of
   /// Up to so many rows, keys and values of an element type are streamed: many blocks a stage.
-  Index stream_rows[3] = {};
+  struct StreamRows {
+    Index prefetched = 0;
+    Index followed = 0;
+    constexpr Index of(Streaming streaming) const noexcept {
+      return streaming == Streaming::prefetched ? prefetched : followed;
+    }
+  };
+  StreamRows stream_rows[3] = {};
   void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 };

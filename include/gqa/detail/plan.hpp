@@ -84,7 +84,7 @@ inline TaskScratch carve_task(Carver& carver, const SequencePlan& plan, const He
 /// go together, for long runs. It changes no bit.
 inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
   constexpr Index many = 8;
-  const bool in_turn = kernels.stream_rows[static_cast<int>(kv.k_type)] > 0 && rows < kGroupRows;
+  const bool in_turn = kernels.stream_rows[static_cast<int>(kv.k_type)].followed > 0 && rows < kGroupRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
@@ -128,7 +128,9 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, one where the work is worth more than the reading.
-  const auto stream_rows = [&plan](ElementType type) { return plan.kernels->stream_rows[static_cast<int>(type)]; };
+  const auto stream_rows = [&](ElementType type) {
+    return plan.kernels->stream_rows[static_cast<int>(type)].of(call.streaming);
+  };
   const bool streams = plan.heads == 1 && plan.tile_rows <= stream_rows(sequence.kv.k_type) &&
                        plan.tile_rows <= stream_rows(sequence.kv.v_type);
   plan.stage_blocks = streams ? kStageBlocks : 1;

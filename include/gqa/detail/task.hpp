@@ -163,6 +163,7 @@ class Task {
     stage.k_row_bytes = sequence_.kv.head_dim * element_bytes(sequence_.kv.k_type);
     stage.v_row_bytes = sequence_.kv.value_dim * element_bytes(sequence_.kv.v_type);
     stage.touch = streams_;
+    stage.streaming = call_.streaming;
     stage.prefetch = !streams_ || addresses_.hops();
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);

@@ -52,7 +52,7 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
   return weights;
 }
 
-// Steps between looking ahead: four tokens.
+// Steps between looking ahead: four tokens. Where heads take a few tokens in turn, prefetching is most of the time, and every step evener.
 inline constexpr Index kAheadSteps = 4 / Product::kTokens;
 
 // Tokens [from, to) of a block or of a run of blocks, for one head.
@@ -61,23 +61,29 @@ struct Part {
   Ahead* ahead;  // or null
   Index from = 0;
   Index to = 0;
-  Index few = 0;      // tokens that a strip takes before the next strip has its turn
-  Index grouped = 0;  // rows of the head that are in groups
-  bool touch = false;
+  Index few = 0;       // tokens that a strip takes before the next strip has its turn
+  Index grouped = 0;   // rows of the head that are in groups
+  bool touch = false;  // see Stage::touches
+  bool asks = false;   // see Stage::asks
   bool whole = false;  // rows as wide as values, see whole_rows
 };
 
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
-// row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step.
-template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
+// row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
+// asks for rows, or touches them, unless its loads are followed: a handful, whole rows of several.
+template <int R, int C, class Values, int Held = C* Product::kVectors, bool Run = false>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
-                         Index from, Index to, bool touch, const Part& part) {
+                         Index from, Index to, bool first, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) / Product::kTokens; };
   Ahead* const ahead = part.ahead;
   if constexpr (!Values::kLooksAhead)
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
+  const bool asks = first && part.asks;
+  const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
+  const bool touch = first && part.touch && !followed;
+  const Index pace = ahead != nullptr && ahead->evenly() ? 1 : kAheadSteps;  // a power of two
   const Index o_stride = tile.o_stride;
   float* const o = tile.o + row * o_stride + column;
   const float* alpha = tile.alpha + row;
@@ -113,8 +119,9 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     }
     for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if (touch) values.touch(tile.value_dim);
+      if (asks) values.template ask<Run ? C * Product::kDims : 0>(tile.value_dim);
       if constexpr (Values::kLooksAhead)
-        if (ahead != nullptr && step % kAheadSteps == 0) ahead->done(R * N * kAheadSteps);
+        if (ahead != nullptr && (step & (pace - 1)) == 0) ahead->done(R * N * pace);
       GQA_UNROLL
       for (int c = 0; c < N; c += S * Product::kVectors) {
         Product::Operand value[S * Product::kVectors];
@@ -147,8 +154,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
 }
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step
-// of dims after the other. The strip that reads memory (the first columns of the first rows) touches whole rows first where it does not
-// read them itself.
+// of dims after the other.
 template <int R, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   const Index few = part.few;
@@ -157,31 +163,28 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
   constexpr Index wide = C * Product::kDims;
   constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
   const Weights<R> weights = ungrouped ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.grouped);
-  const bool touch = row == 0 && part.touch && (R == 1 || part.stage.prefetch || tile.value_dim != wide);
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     Index column = 0;
     if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, touch && column == 0, part);
+        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, row + column == 0, part);
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, touch && column == 0, part);
+      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, row + column == 0, part);
     }
   }
 }
 
 // Accumulators that such strips hold: all registers, twice kOutputTile, but those for values and weights.
 inline constexpr int kWholeTile = 2 * kOutputTile - 4;
-// R rows as wide as values, N vectors, over tokens [from, to): values are whole rows of loads with a constant step. One row, or more loads
-// than processors follow, are touched.
+// R rows as wide as values, N vectors, over tokens [from, to): values are whole rows of loads with a constant step.
 template <int R, int N, class Values>
 GQA_KERNEL void output_whole(const RowTile& tile, Index row, Values values, Index from, Index to, const Part& part) {
   constexpr int held = N < kWholeTile / R ? N : kWholeTile / R;
-  const bool touch = row == 0 && part.touch && (R == 1 || N > 8 || part.stage.prefetch);
   output_strip<R, N / Product::kVectors, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims,
-                                                             values, from, to, touch, part);
+                                                             values, from, to, row == 0, part);
 }
 template <int R, int N, class Values>
 GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& values, Index from, Index to,
@@ -192,7 +195,7 @@ GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& valu
 
 // A block or a run of blocks. If one strip does not have all rows, the first ones take a few tokens from memory, then the others from the
 // first-level cache.
-inline constexpr Index kTurnSteps = 8;
+inline constexpr Index kTurnBytes = 8192;
 inline constexpr Index kRunDims = 128;  // values of a row, or twice as many
 template <class Values>
 GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
@@ -201,7 +204,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   const bool twice = tile.value_dim > kRunDims;
   const Index few = tile.rows <= (twice ? R / 2 : R) ? part.to - part.from
                     : part.stage.prefetch            ? part.few
-                                                     : kTurnSteps * Product::kTokens;
+                                                     : kTurnBytes / part.stage.v_row_bytes;
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
@@ -246,6 +249,8 @@ struct Copied {
     cached.skip(tokens);
     staged += tokens / Product::kTokens * stride;
   }
+  template <Index>
+  GQA_OP void ask(Index) const {}
   GQA_OP void touch(Index) const {}
 };
 
@@ -261,7 +266,7 @@ GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, cons
 // All tokens at once: staging is in the first-level cache.
 GQA_OP Part for_staging(const Part& part) {
   Part staged = part;
-  staged.touch = false;
+  staged.touch = staged.asks = false;
   staged.few = part.to - part.from;
   return staged;
 }
@@ -316,11 +321,12 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
-    Ahead ahead(values_of(stage, b), after_values(stage, b), stage.heads,
+    Ahead ahead(values_of(stage, b), after_values(stage, b), stage,
                 stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
     Part part{stage, stage.prefetch ? &ahead : nullptr};
     part.few = one_strip ? kBlock : few;
-    part.touch = stage.touch;
+    part.touch = stage.touches();
+    part.asks = stage.asks();
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {

@@ -26,6 +26,7 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
 using avx512::add;
+using avx512::ask_behind;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
 using avx512::kOutputRows;
@@ -90,7 +91,7 @@ constexpr void add_codec(Kernels& table) {
   table.accumulate[type] = accumulate<Codec>;
   if constexpr (Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
   else table.nonfinite[type] = avx512::nonfinite<Codec>;
-  table.stream_rows[type] = kReadable<Codec> ? 4 : 2;
+  table.stream_rows[type] = kReadable<Codec> ? Kernels::StreamRows{6, 4} : avx512::kStreamRows<Codec>;
 }
 constexpr Kernels common_kernels() {
   return {

@@ -146,6 +146,11 @@ struct Cached {
   }
   GQA_OP void next() { row += 2 * stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
+  template <Index Width>
+  GQA_OP void ask(Index width) const {
+    ask_behind<2 * Width>(row, 2 * width);
+    ask_behind<2 * Width>(row + stride, 2 * width);
+  }
   GQA_OP void touch(Index width) const {
     touch_row(row, 2 * width);
     touch_row(row + stride, 2 * width);
@@ -172,6 +177,8 @@ struct StagedPairs {
   }
   GQA_OP void next() { pairs += stride; }
   GQA_OP void skip(Index tokens) { pairs += tokens / 2 * stride; }
+  template <Index>
+  GQA_OP void ask(Index) const {}
   GQA_OP void touch(Index) const {}
 };
 

@@ -32,12 +32,23 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
+// Asks for what lies some KiB behind a streamed row, of Bytes bytes if they are known: Streaming::prefetched.
+template <Index Bytes = 0>
+GQA_OP void ask_behind(const std::byte* row, Index bytes = Bytes) {
+  if constexpr (Bytes > 0) {
+    GQA_UNROLL
+    for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(row + kStreamAhead + line, 0, 3);
+  } else {
+    for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(row + kStreamAhead + line, 0, 3);
+  }
+}
+
 // How far ahead of a touched line another is asked for.
 inline constexpr Index kTouchAhead = 512;
 
-// Reads a byte of every line of a row that is about to be worked on, line after line, by one load instruction. The arithmetic
-// itself reads a tile of tokens through many load instructions in an order that no processor's prefetching recognises (Zen 4's follows
-// single load instructions with a constant stride, a handful of them); this one load it follows, and reads memory at full speed.
+// Reads a byte of every line of a row that is about to be worked on, line after line, by one load instruction: Streaming::followed. The
+// arithmetic itself reads a tile of tokens through many load instructions in an order that no processor's prefetching recognises (Zen 4's
+// follows single load instructions with a constant stride, a handful of them); this one load it follows, and reads memory at full speed.
 GQA_OP void touch_row(const std::byte* row, Index bytes) {
   for (Index line = 0; line < bytes; line += 64) {
     static_cast<void>(*static_cast<const volatile std::byte*>(row + line));

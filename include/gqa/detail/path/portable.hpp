@@ -21,7 +21,7 @@ inline constexpr int kRowGroups = 1;
 inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;  // the most rows of an output tile
 template <class Codec>
-inline constexpr Index kStreamRows = 1;  // see Kernels::stream_rows
+inline constexpr Kernels::StreamRows kStreamRows = {1, 1};
 
 GQA_OP Vec set1(float value) {
   Vec r;

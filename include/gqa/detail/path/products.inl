@@ -92,6 +92,10 @@ struct Cached {
   }
   GQA_OP void next() { row += stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
+  template <Index Width>
+  GQA_OP void ask(Index width) const {
+    ask_behind<Width * Codec::bytes>(row, width * Codec::bytes);
+  }
   GQA_OP void touch(Index width) const { touch_row(row, width * Codec::bytes); }
 };
 

@@ -57,14 +57,15 @@ struct ScatteredRows {
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
-// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches so many bytes of each row.
-GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched) {
+// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches or asks behind so many bytes of each row.
+GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched, Index asked) {
   ScatteredRows rows;
   rows.base = block.k;
   for (Index t = 0; t < kTileTokens; ++t) {
     const Index token = t0 + t;
     rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
     touch_row(block.k + rows.offset[t], touched);
+    ask_behind(block.k + rows.offset[t], asked);
   }
   return rows;
 }
@@ -123,7 +124,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
-    if (ahead != nullptr) look_ahead(*ahead, R * T);
+    if (ahead != nullptr && !ahead->streamed) look_ahead(*ahead, R * T);
   }
 }
 
@@ -143,11 +144,16 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
+  const bool asks = ahead != nullptr && ahead->streamed && row == 0;
+  if (ahead != nullptr && ahead->streamed) ahead = nullptr;
+  const bool evenly = ahead != nullptr && ahead->evenly();
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     alignas(64) float left[T][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
+      if (asks) ask_behind<N * Dot::kDims * Dot::kKeyBytes>(keys.base);
+      if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
       for (int r = 0; r < R; ++r) acc[r] = zero();
@@ -162,7 +168,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
         store(left[t], reduce_halves(reduce_pair(acc[0], acc[2]), reduce_pair(acc[1], acc[3])));
       else store(left[t], reduce_pair(acc[0], acc[1]));
     }
-    if (ahead != nullptr) ahead->done(R * T);
+    if (ahead != nullptr && !evenly) ahead->done(R * T);
     // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
     if constexpr (R == 4) {
       GQA_UNROLL
@@ -208,7 +214,7 @@ GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& ke
   if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead);
 }
 template <class Dot>
-GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, bool touch,
+GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, const Stage& stage,
                        Ahead* ahead) {
   if constexpr (kHeldQueries > 0) {
     if (evenly_spaced(block, t0, tokens)) {
@@ -221,10 +227,12 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, ahead);
     }
   }
+  const Index bytes = tile.head_dim * Dot::kKeyBytes;
+  const Index touched = stage.touches() ? bytes : 0;
+  const Index asked = stage.asks() ? bytes : 0;
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens)
     if (t + kTileTokens > block.first)
-      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touch ? tile.head_dim * Dot::kKeyBytes : 0), t,
-                                    ahead);
+      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touched, asked), t, ahead);
 }
 
 // What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
@@ -285,7 +293,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
-    const ScatteredRows keys = scattered_rows(block, t0, 0);
+    const ScatteredRows keys = scattered_rows(block, t0, 0, 0);
     for (int s = 0; s < kTileTokens; s += T) {
       if (ahead != nullptr) ahead->done(V * kLanes * T);
       Vec sum[V * T];
@@ -307,7 +315,7 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
     const RowTile unit = unit_tile(tile, stage, b, j);
     Index offsets[kBlock];
     const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, false, ahead);
+    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, stage, ahead);
   }
 }
 
@@ -319,9 +327,9 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
     run = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
-    Ahead next(keys_of(stage, b), after_keys(stage, b), stage.heads, stage.heads * tile.rows * (any.last - any.first),
+    Ahead next(keys_of(stage, b), after_keys(stage, b), stage, stage.heads * tile.rows * (any.last - any.first),
                tile.rows < kGroupRows);
-    Ahead* const ahead = stage.prefetch ? &next : nullptr;
+    Ahead* const ahead = stage.prefetch || stage.asks() ? &next : nullptr;
     if constexpr (kRowTokens > 0) {
       for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
         const RowTile unit = unit_tile(tile, stage, b, j);
@@ -346,7 +354,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage.touch, ahead);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage, ahead);
       }
     }
   }
