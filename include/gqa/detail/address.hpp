@@ -130,10 +130,12 @@ class AddressBook {
         k_.token == kv_.head_dim * element_bytes(kv_.k_type) && v_.token == kv_.value_dim * element_bytes(kv_.v_type);
     return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
   }
-  /// True if that goes on for a page only, and pages are short.
-  bool hops() const noexcept {
+  /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are asked for in
+  /// equal steps from block to block.
+  bool hops(Streaming streaming) const noexcept {
     constexpr Index run = Index{32} << 10;
-    return kv_.storage == Storage::paged && kv_.page_size * k_.token < run;
+    if (kv_.storage != Storage::paged) return false;
+    return streaming == Streaming::prefetched ? kv_.page_size % kBlock != 0 : kv_.page_size * k_.token < run;
   }
 
   const ByteStrides& k_strides() const noexcept { return k_; }

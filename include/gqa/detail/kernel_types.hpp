@@ -104,6 +104,7 @@ struct Stage {
   /// Blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched.
   bool prefetch = false;
   Streaming streaming = Streaming::prefetched;
+  Upcoming after;           ///< what is read after the last values; or none
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 
@@ -122,17 +123,49 @@ GQA_ALWAYS_INLINE Upcoming values_of(const Stage& stage, Index b) noexcept {
   const Block& block = stage.units[b * stage.heads];
   return {block.v, block.v_offset, block.first, block.last, stage.v_head_stride, stage.v_row_bytes};
 }
-/// What is read after them: the next block's keys, at last the first values; the next block's values, at last the keys of the
-/// next stage.
+/// What is read after them: the next block's keys, at last the first values; the next block's values, at last what comes after the
+/// stage.
 GQA_ALWAYS_INLINE Upcoming after_keys(const Stage& stage, Index b) noexcept {
   return b + 1 < stage.blocks ? keys_of(stage, b + 1) : values_of(stage, 0);
 }
 GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
-  return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.units[b * stage.heads].next_k;
+  return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.after;
 }
 
-/// How far ahead what is streamed is asked for, in bytes, where the processor does not follow it.
-inline constexpr Index kStreamAhead = 6144;
+/// Rows that are streamed, one behind the other, and asked for some KiB before they are worked on: those of a run of blocks, then the
+/// first of what is read after it.
+struct Stream {
+  static constexpr Index kAhead = 6144;  ///< bytes
+  const std::byte* row = nullptr;        ///< the next to ask for; null: none are
+  Index stride = 0;
+  Index left = 0;  ///< rows before the first of `then`, or of those
+  const Upcoming* then = nullptr;
+
+  /// `rows` of them, the first at `first`, each of so many bytes.
+  GQA_ALWAYS_INLINE Stream(const std::byte* first, Index step, Index rows, Index bytes, const Upcoming& after) noexcept
+      : row(first), stride(step), left(rows), then(&after) {
+    passed(kAhead / bytes < rows ? kAhead / bytes : rows);
+  }
+  GQA_ALWAYS_INLINE Stream() noexcept = default;
+  /// `rows` have been asked for.
+  GQA_ALWAYS_INLINE void passed(Index rows) noexcept {
+    row += rows * stride;
+    left -= rows;
+    if (left <= 0 && row != nullptr) go_on();
+  }
+
+ private:
+  GQA_ALWAYS_INLINE void go_on() noexcept {
+    row = nullptr;
+    stride = 0;
+    if (then == nullptr || then->first >= then->last) return;
+    const Index* const offset = then->offset + then->first;
+    left = then->last - then->first;
+    row = then->data + *offset;
+    stride = left > 1 ? offset[1] - offset[0] : 0;
+    then = nullptr;
+  }
+};
 
 /// Rows that come next, of `heads` KV heads, asked for in the order of memory while others are worked on: evenly, because a processor
 /// can wait for a few dozen lines at a time, and does nothing else when it is asked for more.
@@ -141,9 +174,10 @@ struct Ahead {
   Upcoming then;  ///< none once it is `next`
   Index heads;
   Streaming streaming;
-  bool streamed;  ///< nothing is to be done: rows are asked for where they are touched
-  Index work;     ///< that there is meanwhile
-  Index rows;     ///< to ask for
+  bool streams;  ///< `stream` is what asks, and nothing is to be done here
+  Stream stream;
+  Index work;  ///< that there is meanwhile
+  Index rows;  ///< to ask for
   Index token;
   Index head = 0;
   Index credit = 0;  ///< work done times rows, less work times rows asked for
@@ -152,7 +186,7 @@ struct Ahead {
   /// `after`, or all of them.
   GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index all_work,
                           bool in_turn) noexcept
-      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streamed(stage.asks()), work(all_work) {
+      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streams(stage.asks()), work(all_work) {
     const Index distance = !in_turn ? kBlock : heads < 4 ? kBlock / heads : kBlock / 4;
     next.first += distance;
     if (then.last > then.first + distance) then.last = then.first + distance;

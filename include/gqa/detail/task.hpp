@@ -164,15 +164,19 @@ class Task {
     stage.v_row_bytes = sequence_.kv.value_dim * element_bytes(sequence_.kv.v_type);
     stage.touch = streams_;
     stage.streaming = call_.streaming;
-    stage.prefetch = !streams_ || addresses_.hops();
+    stage.prefetch = !streams_ || addresses_.hops(call_.streaming);
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
-      if (here.first < here.last) add_block(here, stage.blocks++);
+      if (here.first >= here.last) continue;
+      add_block(here, stage.blocks++);
+      // Memory need not be idle meanwhile.
+      if (stage.asks()) ask_lines(stage, &Block::k, stage.k_row_bytes, (stage.blocks - 1) * kPlanLines, kPlanLines);
     }
     if (stage.blocks == 0) return;
     link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
+    const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
     kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = stage.units[b * stage.heads].begin / kSpan;
@@ -181,6 +185,7 @@ class Task {
       part.blocks = 0;
       while (b + part.blocks < stage.blocks && stage.units[(b + part.blocks) * stage.heads].begin / kSpan == span)
         ++part.blocks;
+      part.after = b + part.blocks < stage.blocks ? values_of(stage, b + part.blocks) : after;
       RowTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
@@ -190,7 +195,9 @@ class Task {
   }
 
   void add_to_state(const RowTile& tile, const Stage& stage) {
+    const Index lines = 8 * ((range_.rows < 4 ? range_.rows : 4) + 1);  // as many as come during a softmax
     for (Index b = 0; b < stage.blocks; ++b) {
+      if (stage.asks()) ask_lines(stage, &Block::v, stage.v_row_bytes, Stream::kAhead / kLineBytes + b * lines, lines);
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
@@ -201,6 +208,25 @@ class Task {
       }
     }
     kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
+  }
+
+  static constexpr Index kLineBytes = 64;
+  static constexpr Index kPlanLines = 8;  // as many as come while a block is planned
+
+  /// Asks for some lines of the stage's keys or values, counted from the first: a few more than Stream asks for, for when nothing is
+  /// read for a while.
+  static void ask_lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes, Index first,
+                        Index count) noexcept {
+    asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
+    const Index block_bytes = kBlock * row_bytes;
+    Index byte = first * kLineBytes;
+    Index b = 0;
+    for (; byte >= block_bytes; byte -= block_bytes) ++b;
+    if (b >= stage.blocks) return;
+    const std::byte* const data = stage.units[b].*rows;
+    Index end = stage.units[b].last * row_bytes;
+    if (end > byte + count * kLineBytes) end = byte + count * kLineBytes;
+    for (; byte < end; byte += kLineBytes) __builtin_prefetch(data + byte, 0, 2);
   }
 
   /// The units of block number b of a stage.

@@ -58,13 +58,13 @@ inline constexpr Index kAheadSteps = 4 / Product::kTokens;
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
-  Ahead* ahead;  // or null
+  Ahead* ahead;    // or null
+  Stream* stream;  // or null
   Index from = 0;
   Index to = 0;
   Index few = 0;       // tokens that a strip takes before the next strip has its turn
   Index grouped = 0;   // rows of the head that are in groups
   bool touch = false;  // see Stage::touches
-  bool asks = false;   // see Stage::asks
   bool whole = false;  // rows as wide as values, see whole_rows
 };
 
@@ -80,7 +80,8 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   Ahead* const ahead = part.ahead;
   if constexpr (!Values::kLooksAhead)
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
-  const bool asks = first && part.asks;
+  Stream stream;
+  if (first && part.stream != nullptr) stream = *part.stream;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
   const bool touch = first && part.touch && !followed;
   const Index pace = ahead != nullptr && ahead->evenly() ? 1 : kAheadSteps;  // a power of two
@@ -119,7 +120,13 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     }
     for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if (touch) values.touch(tile.value_dim);
-      if (asks) values.template ask<Run ? C * Product::kDims : 0>(tile.value_dim);
+      if (stream.row != nullptr) {
+        GQA_UNROLL
+        for (Index t = 0; t < Product::kTokens; ++t)
+          ask_row<Run ? C * Product::kDims * Values::kBytes : 0>(stream.row + t * stream.stride,
+                                                                 part.stage.v_row_bytes);
+        stream.passed(Product::kTokens);
+      }
       if constexpr (Values::kLooksAhead)
         if (ahead != nullptr && (step & (pace - 1)) == 0) ahead->done(R * N * pace);
       GQA_UNROLL
@@ -151,6 +158,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     GQA_UNROLL
     for (int n = 0; n < Held; ++n) store(o + r * o_stride + n * kLanes, acc[r * Held + n]);
   }
+  if (first && part.stream != nullptr) *part.stream = stream;
 }
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step
@@ -228,6 +236,7 @@ struct Copied {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = false;
   static constexpr bool kWhole = false;
+  static constexpr Index kBytes = Codec::bytes;
   Cached<Codec> cached;
   std::byte* staged;
   Index stride;
@@ -249,8 +258,6 @@ struct Copied {
     cached.skip(tokens);
     staged += tokens / Product::kTokens * stride;
   }
-  template <Index>
-  GQA_OP void ask(Index) const {}
   GQA_OP void touch(Index) const {}
 };
 
@@ -266,7 +273,8 @@ GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, cons
 // All tokens at once: staging is in the first-level cache.
 GQA_OP Part for_staging(const Part& part) {
   Part staged = part;
-  staged.touch = staged.asks = false;
+  staged.touch = false;
+  staged.stream = nullptr;
   staged.few = part.to - part.from;
   return staged;
 }
@@ -321,12 +329,15 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
-    Ahead ahead(values_of(stage, b), after_values(stage, b), stage,
-                stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
-    Part part{stage, stage.prefetch ? &ahead : nullptr};
+    const Upcoming after = after_values(stage, b + run - 1);
+    Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps,
+                tile.rows < kGroupRows);
+    Stream stream;
+    if (stage.asks())
+      stream = {any.v + any.v_offset[any.first], any.v_stride, last - any.first, stage.v_row_bytes, after};
+    Part part{stage, stage.prefetch ? &ahead : nullptr, stage.asks() ? &stream : nullptr};
     part.few = one_strip ? kBlock : few;
     part.touch = stage.touches();
-    part.asks = stage.asks();
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {

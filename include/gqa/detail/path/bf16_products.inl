@@ -124,6 +124,7 @@ struct Cached {
   static constexpr bool kLooksAhead = true;
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
+  static constexpr Index kBytes = Codec::bytes;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, __m512bh* value) const {
@@ -146,11 +147,6 @@ struct Cached {
   }
   GQA_OP void next() { row += 2 * stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
-  template <Index Width>
-  GQA_OP void ask(Index width) const {
-    ask_behind<2 * Width>(row, 2 * width);
-    ask_behind<2 * Width>(row + stride, 2 * width);
-  }
   GQA_OP void touch(Index width) const {
     touch_row(row, 2 * width);
     touch_row(row + stride, 2 * width);
@@ -164,6 +160,7 @@ struct StagedPairs {
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = false;
   static constexpr bool kWhole = false;
+  static constexpr Index kBytes = 2;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair
   GQA_OP void operator()(Index column, Index, __m512bh* value) const {
@@ -177,8 +174,6 @@ struct StagedPairs {
   }
   GQA_OP void next() { pairs += stride; }
   GQA_OP void skip(Index tokens) { pairs += tokens / 2 * stride; }
-  template <Index>
-  GQA_OP void ask(Index) const {}
   GQA_OP void touch(Index) const {}
 };
 

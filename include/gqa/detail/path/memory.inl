@@ -32,14 +32,14 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
-// Asks for what lies some KiB behind a streamed row, of Bytes bytes if they are known: Streaming::prefetched.
+// Asks for a row of Bytes bytes, if they are known; it will be read soon.
 template <Index Bytes = 0>
-GQA_OP void ask_behind(const std::byte* row, Index bytes = Bytes) {
+GQA_OP void ask_row(const std::byte* row, Index bytes = Bytes) {
   if constexpr (Bytes > 0) {
     GQA_UNROLL
-    for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(row + kStreamAhead + line, 0, 3);
+    for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
   } else {
-    for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(row + kStreamAhead + line, 0, 3);
+    for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
   }
 }
 

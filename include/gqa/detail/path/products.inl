@@ -79,6 +79,7 @@ struct Cached {
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
   static constexpr bool kWhole = LooksAhead && Codec::bytes == 4;  // others are widened, and gain nothing by it
+  static constexpr Index kBytes = Codec::bytes;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {
@@ -92,10 +93,6 @@ struct Cached {
   }
   GQA_OP void next() { row += stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
-  template <Index Width>
-  GQA_OP void ask(Index width) const {
-    ask_behind<Width * Codec::bytes>(row, width * Codec::bytes);
-  }
   GQA_OP void touch(Index width) const { touch_row(row, width * Codec::bytes); }
 };
 

@@ -57,15 +57,17 @@ struct ScatteredRows {
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
-// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches or asks behind so many bytes of each row.
-GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index touched, Index asked) {
+// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches rows of so many bytes, or asks for others.
+GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, bool touch, Ahead* ahead) {
   ScatteredRows rows;
   rows.base = block.k;
   for (Index t = 0; t < kTileTokens; ++t) {
     const Index token = t0 + t;
     rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
-    touch_row(block.k + rows.offset[t], touched);
-    ask_behind(block.k + rows.offset[t], asked);
+    if (touch) touch_row(block.k + rows.offset[t], bytes);
+    if (ahead == nullptr || !ahead->streams || token < block.first || token >= block.last) continue;
+    if (ahead->stream.row != nullptr) ask_row(ahead->stream.row, bytes);
+    ahead->stream.passed(1);
   }
   return rows;
 }
@@ -124,7 +126,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
-    if (ahead != nullptr && !ahead->streamed) look_ahead(*ahead, R * T);
+    if (ahead != nullptr && !ahead->streams) look_ahead(*ahead, R * T);
   }
 }
 
@@ -144,15 +146,16 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  const bool asks = ahead != nullptr && ahead->streamed && row == 0;
-  if (ahead != nullptr && ahead->streamed) ahead = nullptr;
+  Stream stream;
+  const bool streams = ahead != nullptr && ahead->streams;
+  if (streams && row == 0) stream = ahead->stream;
   const bool evenly = ahead != nullptr && ahead->evenly();
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     alignas(64) float left[T][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (asks) ask_behind<N * Dot::kDims * Dot::kKeyBytes>(keys.base);
+      if (stream.row != nullptr) ask_row<N * Dot::kDims * Dot::kKeyBytes>(stream.row + t * stream.stride);
       if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
@@ -168,7 +171,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
         store(left[t], reduce_halves(reduce_pair(acc[0], acc[2]), reduce_pair(acc[1], acc[3])));
       else store(left[t], reduce_pair(acc[0], acc[1]));
     }
-    if (ahead != nullptr && !evenly) ahead->done(R * T);
+    stream.passed(T);
+    if (ahead != nullptr && !streams && !evenly) ahead->done(R * T);
     // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
     if constexpr (R == 4) {
       GQA_UNROLL
@@ -193,6 +197,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
+  if (streams && row == 0) ahead->stream = stream;
 }
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
@@ -228,11 +233,9 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
     }
   }
   const Index bytes = tile.head_dim * Dot::kKeyBytes;
-  const Index touched = stage.touches() ? bytes : 0;
-  const Index asked = stage.asks() ? bytes : 0;
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens)
     if (t + kTileTokens > block.first)
-      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, touched, asked), t, ahead);
+      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches(), ahead), t, ahead);
 }
 
 // What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
@@ -293,7 +296,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
-    const ScatteredRows keys = scattered_rows(block, t0, 0, 0);
+    const ScatteredRows keys = scattered_rows(block, t0, 0, false, nullptr);
     for (int s = 0; s < kTileTokens; s += T) {
       if (ahead != nullptr) ahead->done(V * kLanes * T);
       Vec sum[V * T];
@@ -327,9 +330,13 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
     run = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
-    Ahead next(keys_of(stage, b), after_keys(stage, b), stage, stage.heads * tile.rows * (any.last - any.first),
+    const Upcoming after = after_keys(stage, b + run - 1);
+    Ahead next(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first),
                tile.rows < kGroupRows);
-    Ahead* const ahead = stage.prefetch || stage.asks() ? &next : nullptr;
+    if (next.streams)
+      next.stream = {any.k + any.k_offset[any.first], any.k_stride, (run - 1) * kBlock + any.last - any.first,
+                     stage.k_row_bytes, after};
+    Ahead* const ahead = stage.prefetch || next.streams ? &next : nullptr;
     if constexpr (kRowTokens > 0) {
       for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
         const RowTile unit = unit_tile(tile, stage, b, j);
