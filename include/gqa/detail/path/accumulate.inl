@@ -321,8 +321,9 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const Index few = stage.prefetch && stage.heads == 1 ? alone : kFewTokens;
   const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
-                       : stage.heads > 1 && tile.rows < 3         ? kSideTokens<Codec::bytes>
-                                                                  : few;
+                       : stage.heads > 1 && tile.rows < 3
+                           ? side_tokens<Codec::bytes, (Product::kTokens > 1)>(tile, stage)
+                           : few;
   const bool whole = whole_rows<Codec>(tile, stage);
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];

@@ -19,9 +19,13 @@ inline constexpr Index kTileTokens = 16;
 // Tokens that strips of one head take in turn: enough to make little of what a strip begins and ends with, and what the first has
 // brought from memory is in the first-level cache for the others.
 inline constexpr Index kStripTokens = 32;
-// Tokens that the heads of a task take in turn.
+// Tokens that the heads of a task take in turn; of one row, where products are of pairs and rows are prefetched, fewer.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
+template <Index Bytes, bool Pairs>
+GQA_OP Index side_tokens(const RowTile& tile, const Stage& stage) {
+  return Pairs && tile.rows == 1 && stage.streaming == Streaming::prefetched ? 4 : kSideTokens<Bytes>;
+}
 // Whether queries are held.
 GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
 
@@ -135,7 +139,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores.
 template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
-  constexpr int T = kSideTokens<Dot::kKeyBytes>;
+  constexpr int T = R == 1 && Dot::kDims > kLanes ? 4 : kSideTokens<Dot::kKeyBytes>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4, "sums of one, two or four rows are added over lanes together");
   const bool last = R < 4 || row + R <= tile.rows;
@@ -357,7 +361,9 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     if (grouped >= tile.rows) continue;
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
-    const Index tokens = at_once ? run * kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
+    const Index tokens = at_once   ? run * kBlock
+                         : in_turn ? side_tokens<Dot::kKeyBytes, (Dot::kDims > kLanes)>(tile, stage)
+                                   : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
