@@ -201,8 +201,8 @@ GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& valu
   if constexpr (R > 1) output_whole_rows<R - 1, N>(tile, row, values, from, to, part);
 }
 
-// A block or a run of blocks. If one strip does not have all rows, the first ones take a few tokens from memory, then the others from the
-// first-level cache.
+// A block or a run of blocks. Five rows of pairs are one strip. If one strip does not have all rows, the first ones take a few tokens from
+// memory, then the others from the first-level cache.
 inline constexpr Index kTurnBytes = 8192;
 inline constexpr Index kRunDims = 128;  // values of a row, or twice as many
 template <class Values>
@@ -210,6 +210,8 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
   constexpr int R = kOutputRows;
   const bool twice = tile.value_dim > kRunDims;
+  if constexpr (Product::kTokens > 1)
+    if (tile.rows == 5 && !twice) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
   const Index few = tile.rows <= (twice ? R / 2 : R) ? part.to - part.from
                     : part.stage.prefetch            ? part.few
                                                      : kTurnBytes / part.stage.v_row_bytes;

@@ -19,13 +19,17 @@ inline constexpr Index kTileTokens = 16;
 // Tokens that strips of one head take in turn: enough to make little of what a strip begins and ends with, and what the first has
 // brought from memory is in the first-level cache for the others.
 inline constexpr Index kStripTokens = 32;
-// Tokens that the heads of a task take in turn; of one row, where products are of pairs and rows are prefetched, fewer.
+// Tokens that the heads of a task take in turn; of one row, where products are of pairs and rows are prefetched, few.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
+inline constexpr Index kFewSideTokens = 4;
 template <Index Bytes, bool Pairs>
 GQA_OP Index side_tokens(const RowTile& tile, const Stage& stage) {
-  return Pairs && tile.rows == 1 && stage.streaming == Streaming::prefetched ? 4 : kSideTokens<Bytes>;
+  return Pairs && tile.rows == 1 && stage.streaming == Streaming::prefetched ? kFewSideTokens : kSideTokens<Bytes>;
 }
+// Whether five rows are one strip: the registers of a path whose products are of pairs have room for N vectors of each.
+template <class Dot, int N>
+inline constexpr bool kFiveRows = Dot::kDims > kLanes && 5 * N <= 20;
 // Whether queries are held.
 GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
 
@@ -136,13 +140,13 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 
 // The same with the queries at hand, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
-// over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores.
-template <class Dot, int R, int N>
+// over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
+// over lanes T tokens at a time.
+template <class Dot, int R, int N, int T = kSideTokens<Dot::kKeyBytes>>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
-  constexpr int T = R == 1 && Dot::kDims > kLanes ? 4 : kSideTokens<Dot::kKeyBytes>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
-  static_assert(R == 1 || R == 2 || R == 4, "sums of one, two or four rows are added over lanes together");
-  const bool last = R < 4 || row + R <= tile.rows;
+  static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
+  const bool last = R != 4 || row + R <= tile.rows;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   typename Dot::Operand query[R * N];
   GQA_UNROLL
@@ -156,7 +160,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   const bool evenly = ahead != nullptr && ahead->evenly();
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
-    alignas(64) float left[T][kLanes];
+    constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
+    alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
       if (stream.row != nullptr) ask_row<N * Dot::kDims * Dot::kKeyBytes>(stream.row + t * stream.stride);
@@ -171,14 +176,15 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
         for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
       }
       if constexpr (R == 1) store(left[t], acc[0]);
-      else if constexpr (R == 4)
+      else if constexpr (R >= 4)
         store(left[t], reduce_halves(reduce_pair(acc[0], acc[2]), reduce_pair(acc[1], acc[3])));
       else store(left[t], reduce_pair(acc[0], acc[1]));
+      if constexpr (R == 5) store(left[F + t], acc[4]);
     }
     stream.passed(T);
     if (ahead != nullptr && !streams && !evenly) ahead->done(R * T);
     // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
-    if constexpr (R == 4) {
+    if constexpr (R >= 4) {
       GQA_UNROLL
       for (int t = 0; t < T; t += 4) {
         const typename Dot::Sum four[4] = {load(left[t]), load(left[t + 1]), load(left[t + 2]), load(left[t + 3])};
@@ -188,13 +194,14 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
         store_quarter<2>(to + t + 2 * kBlock, sums);
         if (last) store_quarter<3>(to + t + 3 * kBlock, sums);
       }
-    } else {
+    }
+    if constexpr (R != 4) {
       typename Dot::Sum pair[R == 2 ? T : T / 2];
       GQA_UNROLL
       for (int i = 0; i < (R == 2 ? T : T / 2); ++i)
-        pair[i] = R == 2 ? load(left[i]) : reduce_pair(load(left[i]), load(left[i + T / 2]));
+        pair[i] = R == 2 ? load(left[i]) : reduce_pair(load(left[F + i]), load(left[F + i + T / 2]));
       const auto sums = Dot::finish(reduce_pairs(pair), tile);
-      store_first<T>(to, sums);
+      store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
       if (R == 2) store_second<T>(to + kBlock, sums);
     }
     if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
@@ -207,13 +214,20 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
 GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
+  if constexpr (R == 4 && kFiveRows<Dot, N>)
+    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, ahead);
+  if constexpr (R == 1 && Dot::kDims > kLanes)
+    if (tokens < kSideTokens<Dot::kKeyBytes>) {
+      if (row < tile.rows) score_held<Dot, 1, N, kFewSideTokens>(tile, row, keys, t0, tokens, ahead);
+      return;
+    }
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
   for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
   if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, ahead);
 }
 template <class Dot, int R, int N>
 GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
-  const Index few = tile.rows - row <= R || tokens < kStripTokens ? tokens : kStripTokens;
+  const Index few = tile.rows - row <= (kFiveRows<Dot, N> ? R + 1 : R) || tokens < kStripTokens ? tokens : kStripTokens;
   for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride)
     score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, ahead);
 }
