@@ -11,11 +11,13 @@ namespace gqa {
 namespace {
 
 using detail::CpuFeatures;
+using detail::Streaming;
 
 constexpr CpuFeatures kNothing{};
 constexpr CpuFeatures kAvx2{.avx2 = true};
 constexpr CpuFeatures kAvx512{.avx2 = true, .avx512 = true};
 constexpr CpuFeatures kBf16{.avx2 = true, .avx512 = true, .avx512bf16 = true};
+constexpr CpuFeatures kFollows{.avx2 = true, .follows_loads = true};
 constexpr CpuFeatures kAmx{.avx2 = true, .avx512 = true, .avx512bf16 = true, .amx = true};
 
 TEST(ChoosePath, TakesTheBestWithoutAWish) {
@@ -52,7 +54,8 @@ TEST(ChoosePath, AWishThatCannotRunGivesTheBestBelowIt) {
 
 TEST(ChoosePath, SaysWhy) {
   for (const CpuFeatures& has : {kNothing, kAvx2, kAvx512, kBf16, kAmx})
-    for (const char* wish : {static_cast<const char*>(nullptr), "portable", "neon", "avx2", "avx512", "avx512bf16", "amx"}) {
+    for (const char* wish :
+         {static_cast<const char*>(nullptr), "portable", "neon", "avx2", "avx512", "avx512bf16", "amx"}) {
       const ActivePath chosen = detail::choose_path(has, wish);
       ASSERT_NE(chosen.reason, nullptr);
       EXPECT_GT(std::string(chosen.reason).size(), 10u);
@@ -76,6 +79,46 @@ TEST(ChoosePath, AWordThatIsNoPathIsAnError) {
   }
 }
 
+TEST(ChooseStreaming, FollowsTheProcessor) {
+  for (const char* wish : {static_cast<const char*>(nullptr), ""}) {
+    EXPECT_EQ(detail::choose_streaming(kBf16, wish), Streaming::prefetched);
+    EXPECT_EQ(detail::choose_streaming(kFollows, wish), Streaming::followed);
+  }
+}
+
+TEST(ChooseStreaming, AWishIsTaken) {
+  for (const CpuFeatures& has : {kNothing, kBf16, kFollows}) {
+    EXPECT_EQ(detail::choose_streaming(has, "prefetched"), Streaming::prefetched);
+    EXPECT_EQ(detail::choose_streaming(has, "followed"), Streaming::followed);
+  }
+}
+
+TEST(ChooseStreaming, AnyOtherWordIsAnError) {
+  for (const char* wish : {"prefetch", "Followed", "1"}) {
+    try {
+      static_cast<void>(detail::choose_streaming(kBf16, wish));
+      ADD_FAILURE() << wish << " was taken";
+    } catch (const ArgumentError& error) {
+      const std::string message = error.what();
+      EXPECT_NE(message.find("GQA_STREAMING"), std::string::npos) << message;
+      EXPECT_NE(message.find(wish), std::string::npos) << message;
+      EXPECT_NE(message.find("prefetched or followed"), std::string::npos) << message;
+    }
+  }
+}
+
+#if defined(__x86_64__)
+TEST(ChooseStreaming, KnowsProcessorsThatFollowLoads) {
+  constexpr std::uint32_t amd = 0x68747541, hygon = 0x6f677948, intel = 0x756e6547;
+  EXPECT_TRUE(detail::follows_loads(amd, 0x00800f12)) << "Zen, family 17h";
+  EXPECT_TRUE(detail::follows_loads(amd, 0x00a00f11)) << "Zen 3, family 19h";
+  EXPECT_TRUE(detail::follows_loads(amd, 0x00a10f11)) << "Zen 4, family 19h";
+  EXPECT_TRUE(detail::follows_loads(hygon, 0x00900f01)) << "family 18h";
+  EXPECT_FALSE(detail::follows_loads(amd, 0x00b00f21)) << "Zen 5, family 1Ah";
+  EXPECT_FALSE(detail::follows_loads(intel, 0x000806f8)) << "Sapphire Rapids, family 6";
+}
+#endif
+
 TEST(Paths, HaveTheirNames) {
   EXPECT_STREQ(path_name(Path::portable), "portable");
   EXPECT_STREQ(path_name(Path::neon), "neon");
@@ -92,8 +135,9 @@ TEST(Paths, ThisMachineAgreesWithTheCompilersOwnDetection) {
   __builtin_cpu_init();
   EXPECT_EQ(path_available(Path::avx2), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
   EXPECT_EQ(path_available(Path::avx512), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                                              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+                                              __builtin_cpu_supports("avx512dq") &&
+                                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") &&
+                                              __builtin_cpu_supports("fma"));
   EXPECT_EQ(path_available(Path::avx512bf16), path_available(Path::avx512) && __builtin_cpu_supports("avx512bf16"));
 #endif
   // A path implies those below it.
@@ -112,6 +156,10 @@ TEST(ActivePath, IsTheChoiceForThisProcessAndDoesNotChange) {
   EXPECT_EQ(active_path().path, first.path) << "decided once per process";
   ::setenv("GQA_PATH", kept.c_str(), 1);
   EXPECT_EQ(active_path().reason, first.reason);
+}
+
+TEST(StreamingInUse, IsTheChoiceForThisProcess) {
+  EXPECT_EQ(detail::streaming_in_use(), detail::choose_streaming(detail::features(), std::getenv("GQA_STREAMING")));
 }
 
 }  // namespace

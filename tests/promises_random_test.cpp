@@ -161,6 +161,7 @@ class RandomCase {
     how.executor = {};
     how.out_layout = TensorLayout::packed;
     const Index at[] = {position(token)};
+    const WithStreaming streaming(token % 2 == 0 ? detail::Streaming::prefetched : detail::Streaming::followed);
     return attend(q.const_view(), kv.view(), how, AsHead<V>{variant, head}, at);
   }
 
@@ -175,6 +176,7 @@ class RandomCase {
     const StoredCaches kv = store_cache(problem_.kv, types_.k, types_.v, place);
     ShuffledExecutor shuffled{random_.bits(), 3};
     if (random_.below(2) == 0) how_.executor = shuffled;
+    const WithStreaming streaming(random_.below(2) == 0 ? detail::Streaming::prefetched : detail::Streaming::followed);
     const Result whole = attend(q.const_view(), kv.view(), how_, variant, positions_);
     for (int i = 0; i < 5; ++i) {
       const Index token = i == 0 ? shape_.n_q - 1 : random_.below(shape_.n_q);

@@ -29,6 +29,30 @@ TEST_P(StorageOf, ACacheInAnyStridesIsThePackedOne) {
   }
 }
 
+TEST_P(StorageOf, HowMemoryIsReadChangesNoBit) {
+  std::uint64_t seed = 70;
+  for (const Index head_dim : {64, 80, 128, 256})
+    for (const Index group : {1, 3, 4, 5, 7}) {
+      const Problem p = make_problem({2 * group, 2, head_dim, head_dim == 80 ? 96 : head_dim, 1, kLength}, ++seed);
+      const Types types = cache_of(type());
+      const Tensor q(p.q, types.q);
+      std::optional<Result> first;
+      for (const Place& place :
+           {contiguous_place(CacheLayout::head_major, kLength + 9), contiguous_place(CacheLayout::token_major),
+            paged_place(64, CacheLayout::head_major), paged_place(128, CacheLayout::head_major),
+            paged_place(48, CacheLayout::head_major), ring_place(kLength, CacheLayout::head_major)})
+        for (const auto streaming : {detail::Streaming::prefetched, detail::Streaming::followed}) {
+          const StoredCaches kv = store_cache(p.kv, types.k, types.v, place);
+          const WithStreaming in_use(streaming);
+          SCOPED_TRACE(describe(on(path()), types, p.shape, place.name(),
+                                streaming == detail::Streaming::prefetched ? "prefetched" : "followed"));
+          const Result result = attend(q.const_view(), kv.view(), {path(), types.out});
+          if (!first.has_value()) first = result;
+          EXPECT_TRUE(same_bits(*first, result));
+        }
+    }
+}
+
 TEST_P(StorageOf, APagedCacheIsTheContiguousOne) {
   for (const Index n_q : {Index{1}, Index{9}}) {
     const Problem p = make_problem({6, 3, 24, 16, n_q, kLength}, 62);
@@ -112,7 +136,8 @@ TEST_P(StorageOf, KeysAndValuesMayLieInDifferentTypesAndStrides) {
 }
 
 TEST_P(StorageOf, QueriesAndOutputsInAnyStridesAreThePackedOnes) {
-  for (const Shape& shape : {Shape{6, 3, 24, 40, 1, kLength}, Shape{6, 3, 20, 35, 9, 100}, Shape{2, 2, 16, 16, 70, 70}}) {
+  for (const Shape& shape :
+       {Shape{6, 3, 24, 40, 1, kLength}, Shape{6, 3, 20, 35, 9, 100}, Shape{2, 2, 16, 16, 70, 70}}) {
     const Problem p = make_problem(shape, 67);
     const Types types = all_of(type());
     const StoredCaches kv = store_cache(p.kv, types.k, types.v, {});

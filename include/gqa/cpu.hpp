@@ -3,6 +3,7 @@
 /// Which instruction set runs, and why.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -184,8 +185,9 @@ inline Streaming choose_streaming(const CpuFeatures& has, const char* wish) {
   fail("environment variable GQA_STREAMING", std::string("\"") + wish + "\"", "prefetched or followed");
 }
 
-inline Streaming chosen_streaming() {
-  static const Streaming chosen = choose_streaming(features(), std::getenv("GQA_STREAMING"));
+/// What calls take. Tests change it between calls; users have GQA_STREAMING.
+inline std::atomic<Streaming>& streaming_in_use() {
+  static std::atomic<Streaming> chosen{choose_streaming(features(), std::getenv("GQA_STREAMING"))};
   return chosen;
 }
 

@@ -75,12 +75,25 @@ inline void report_paths_not_run() {
   static const std::string missing = [] {
     std::string words;
     for (const Path path : kEveryPath)
-      if (!path_available(path) && path != Path::neon) words += (words.empty() ? "" : " ") + std::string(path_name(path));
+      if (!path_available(path) && path != Path::neon)
+        words += (words.empty() ? "" : " ") + std::string(path_name(path));
     if (!words.empty()) std::printf("[  NOT RUN ] paths that this machine does not have: %s\n", words.c_str());
     return words;
   }();
   testing::Test::RecordProperty("paths_not_run", missing);
 }
+
+/// While it lives, calls read memory in this way; it must change no bit.
+class WithStreaming {
+ public:
+  explicit WithStreaming(detail::Streaming streaming) : before_(detail::streaming_in_use().exchange(streaming)) {}
+  ~WithStreaming() { detail::streaming_in_use() = before_; }
+  WithStreaming(const WithStreaming&) = delete;
+  WithStreaming& operator=(const WithStreaming&) = delete;
+
+ private:
+  detail::Streaming before_;
+};
 
 /// True for the paths whose arithmetic is f32 for every type: they agree with each other bit for bit.
 inline bool has_f32_arithmetic_only(Path path) {

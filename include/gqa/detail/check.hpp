@@ -285,7 +285,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   for (std::size_t i = 0; i < batch.size(); ++i)
     check_sequence({static_cast<Index>(i), batch.size() > 1}, call.shape, functor.cache_types, variant, batch[i]);
   call.path = check_path(options);
-  call.streaming = chosen_streaming();
+  call.streaming = streaming_in_use().load(std::memory_order_relaxed);
   call.group = call.shape.query_heads / call.shape.kv_heads;
 }
 
