@@ -201,11 +201,9 @@ struct Ahead {
     credit += part * rows;
     for (; credit >= work && token < next.last; credit -= work) {
       const std::byte* const row = next.data + head * next.head_stride + next.offset[token];
-      if (streaming == Streaming::prefetched) {
-        for (Index line = 0; line < next.row_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
-      } else {
-        for (Index line = 0; line < next.row_bytes; line += 64)
-          __builtin_prefetch(row + line, 0, 2);  // second-level cache
+      for (Index line = 0; line < next.row_bytes; line += 64) {
+        if (streaming == Streaming::prefetched) __builtin_prefetch(row + line, 0, 3);
+        else __builtin_prefetch(row + line, 0, 2);  // second-level cache
       }
       if (++head < heads) continue;
       head = 0;

@@ -9,8 +9,8 @@
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
 // it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
 // between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
-// or, where many rows have few left over, of the highest and of one row, and whether there are strips as wide as values, which may take a
-// run of blocks (kWhole).
+// or, where many rows have few left over, of the highest and of one row, whether there are strips as wide as values, which may take a
+// run of blocks (kWhole), and whether they may be streamed (kStreams), of kBytes each.
 
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -81,9 +81,10 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   if constexpr (!Values::kLooksAhead)
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
   Stream stream;
-  if (first && part.stream != nullptr) stream = *part.stream;
+  const bool streams = Values::kStreams && first && part.stream != nullptr;
+  if (streams) stream = *part.stream;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
-  const bool touch = first && part.touch && !followed;
+  const bool touch = Values::kStreams && first && part.touch && !followed;
   const Index pace = ahead != nullptr && ahead->evenly() ? 1 : kAheadSteps;  // a power of two
   const Index o_stride = tile.o_stride;
   float* const o = tile.o + row * o_stride + column;
@@ -119,13 +120,15 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
       }
     }
     for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
-      if (touch) values.touch(tile.value_dim);
-      if (stream.row != nullptr) {
-        GQA_UNROLL
-        for (Index t = 0; t < Product::kTokens; ++t)
-          ask_row<Run ? C * Product::kDims * Values::kBytes : 0>(stream.row + t * stream.stride,
-                                                                 part.stage.v_row_bytes);
-        stream.passed(Product::kTokens);
+      if constexpr (Values::kStreams) {
+        if (touch) values.touch(tile.value_dim);
+        if (stream.row != nullptr) {
+          GQA_UNROLL
+          for (Index t = 0; t < Product::kTokens; ++t)
+            ask_row<Run ? C * Product::kDims * Values::kBytes : 0>(stream.row + t * stream.stride,
+                                                                   part.stage.v_row_bytes);
+          stream.passed(Product::kTokens);
+        }
       }
       if constexpr (Values::kLooksAhead)
         if (ahead != nullptr && (step & (pace - 1)) == 0) ahead->done(R * N * pace);
@@ -158,7 +161,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     GQA_UNROLL
     for (int n = 0; n < Held; ++n) store(o + r * o_stride + n * kLanes, acc[r * Held + n]);
   }
-  if (first && part.stream != nullptr) *part.stream = stream;
+  if (streams) *part.stream = stream;
 }
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step
@@ -238,6 +241,7 @@ struct Copied {
   static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = false;
   static constexpr bool kWhole = false;
+  static constexpr bool kStreams = false;
   static constexpr Index kBytes = Codec::bytes;
   Cached<Codec> cached;
   std::byte* staged;

@@ -124,6 +124,7 @@ struct Cached {
   static constexpr bool kLooksAhead = true;
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
+  static constexpr bool kStreams = true;
   static constexpr Index kBytes = Codec::bytes;
   const std::byte* row;
   Index stride;
@@ -160,6 +161,7 @@ struct StagedPairs {
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = false;
   static constexpr bool kWhole = false;
+  static constexpr bool kStreams = false;
   static constexpr Index kBytes = 2;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair

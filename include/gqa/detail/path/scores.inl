@@ -157,7 +157,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   Stream stream;
   const bool streams = ahead != nullptr && ahead->streams;
   if (streams && row == 0) stream = ahead->stream;
-  const bool evenly = ahead != nullptr && ahead->evenly();
+  Ahead* const cursor = streams ? nullptr : ahead;
+  const bool evenly = cursor != nullptr && cursor->evenly();
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
@@ -165,7 +166,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
       if (stream.row != nullptr) ask_row<N * Dot::kDims * Dot::kKeyBytes>(stream.row + t * stream.stride);
-      if (evenly) ahead->done(R);
+      if (evenly) cursor->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
       for (int r = 0; r < R; ++r) acc[r] = zero();
@@ -182,7 +183,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       if constexpr (R == 5) store(left[F + t], acc[4]);
     }
     stream.passed(T);
-    if (ahead != nullptr && !streams && !evenly) ahead->done(R * T);
+    if (cursor != nullptr && !evenly) cursor->done(R * T);
     // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
     if constexpr (R >= 4) {
       GQA_UNROLL
