@@ -80,9 +80,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   Ahead* const ahead = part.ahead;
   if constexpr (!Values::kLooksAhead)
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
-  Stream stream;
-  const bool streams = Values::kStreams && first && part.stream != nullptr;
-  if (streams) stream = *part.stream;
+  Stream* const stream = Values::kStreams && first ? part.stream : nullptr;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
   const bool touch = Values::kStreams && first && part.touch && !followed;
   const Index pace = ahead != nullptr && ahead->evenly() ? 1 : kAheadSteps;  // a power of two
@@ -122,12 +120,10 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if constexpr (Values::kStreams) {
         if (touch) values.touch(tile.value_dim);
-        if (stream.row != nullptr) {
+        if (stream != nullptr) {
           GQA_UNROLL
           for (Index t = 0; t < Product::kTokens; ++t)
-            ask_row<Run ? C * Product::kDims * Values::kBytes : 0>(stream.row + t * stream.stride,
-                                                                   part.stage.v_row_bytes);
-          stream.passed(Product::kTokens);
+            ask_next<Run ? C * Product::kDims * Values::kBytes : 0>(*stream, part.stage.v_row_bytes);
         }
       }
       if constexpr (Values::kLooksAhead)
@@ -161,7 +157,6 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     GQA_UNROLL
     for (int n = 0; n < Held; ++n) store(o + r * o_stride + n * kLanes, acc[r * Held + n]);
   }
-  if (streams) *part.stream = stream;
 }
 
 // All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step

@@ -26,7 +26,7 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
 using avx512::add;
-using avx512::ask_row;
+using avx512::ask_next;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
 using avx512::kOutputRows;

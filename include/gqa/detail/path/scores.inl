@@ -74,8 +74,7 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, b
     rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
     if (touch) touch_row(block.k + rows.offset[t], bytes);
     if (ahead == nullptr || !ahead->streams || token < block.first || token >= block.last) continue;
-    if (ahead->stream.row != nullptr) ask_row(ahead->stream.row, bytes);
-    ahead->stream.passed(1);
+    ask_next(ahead->stream, bytes);
   }
   return rows;
 }
@@ -154,19 +153,21 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  Stream stream;
-  const bool streams = ahead != nullptr && ahead->streams;
-  if (streams && row == 0) stream = ahead->stream;
-  Ahead* const cursor = streams ? nullptr : ahead;
-  const bool evenly = cursor != nullptr && cursor->evenly();
+  // What is asked for lies in memory: registers are for queries.
+  Stream* const stream = ahead != nullptr && ahead->streams && row == 0 ? &ahead->stream : nullptr;
+  if (ahead != nullptr && ahead->streams) ahead = nullptr;
+  const bool evenly = ahead != nullptr && ahead->evenly();
+  const bool asks = stream != nullptr || evenly;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (stream.row != nullptr) ask_row<N * Dot::kDims * Dot::kKeyBytes>(stream.row + t * stream.stride);
-      if (evenly) cursor->done(R);
+      if (asks) {
+        if (stream != nullptr) ask_next<N * Dot::kDims * Dot::kKeyBytes>(*stream);
+        else ahead->done(R);
+      }
       typename Dot::Sum acc[R];
       GQA_UNROLL
       for (int r = 0; r < R; ++r) acc[r] = zero();
@@ -182,8 +183,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       else store(left[t], reduce_pair(acc[0], acc[1]));
       if constexpr (R == 5) store(left[F + t], acc[4]);
     }
-    stream.passed(T);
-    if (cursor != nullptr && !evenly) cursor->done(R * T);
+    if (ahead != nullptr && !evenly) ahead->done(R * T);
     // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
     if constexpr (R >= 4) {
       GQA_UNROLL
@@ -209,7 +209,6 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
-  if (streams && row == 0) ahead->stream = stream;
 }
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
