@@ -135,7 +135,7 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
 /// Rows that are streamed, one behind the other, and asked for some KiB before they are worked on: those of a run of blocks, then the
 /// first of what is read after it.
 struct Stream {
-  static constexpr Index kAhead = 6144;  ///< bytes
+  static constexpr Index kAhead = 8192;  ///< bytes
   const std::byte* row = nullptr;        ///< the next to ask for; null: none are
   Index stride = 0;
   Index left = 0;  ///< rows before the first of `then`, or of those
