@@ -168,6 +168,7 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::AddCustomContext("gqa_machine", machine_name());
   benchmark::AddCustomContext("gqa_path", gqa::path_name(best_path()));
+  benchmark::AddCustomContext("gqa_streaming", gqa::detail::streaming_name(gqa::detail::streaming_in_use()));
   benchmark::AddCustomContext("gqa_clock", sample_processor_time() ? "processor time" : "wall");
   register_benchmarks();
   LineReporter lines;

@@ -42,7 +42,8 @@ class LineReporter : public benchmark::BenchmarkReporter {
     const CacheSizes caches = cache_sizes();
     GetErrorStream() << machine_name() << "; caches " << (caches.l1 >> 10) << " KiB, " << (caches.l2 >> 10) << " KiB, "
                      << (caches.l3 >> 20) << " MiB; path " << path_name(active_path().path) << ": "
-                     << active_path().reason << "\n";
+                     << active_path().reason << "; streams are " << detail::streaming_name(detail::streaming_in_use())
+                     << "\n";
     return true;
   }
   void ReportRuns(const std::vector<Run>& runs) override {

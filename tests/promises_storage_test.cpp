@@ -44,8 +44,7 @@ TEST_P(StorageOf, HowMemoryIsReadChangesNoBit) {
         for (const auto streaming : {detail::Streaming::prefetched, detail::Streaming::followed}) {
           const StoredCaches kv = store_cache(p.kv, types.k, types.v, place);
           const WithStreaming in_use(streaming);
-          SCOPED_TRACE(describe(on(path()), types, p.shape, place.name(),
-                                streaming == detail::Streaming::prefetched ? "prefetched" : "followed"));
+          SCOPED_TRACE(describe(on(path()), types, p.shape, place.name(), detail::streaming_name(streaming)));
           const Result result = attend(q.const_view(), kv.view(), {path(), types.out});
           if (!first.has_value()) first = result;
           EXPECT_TRUE(same_bits(*first, result));

@@ -57,6 +57,11 @@ enum class Streaming : std::uint8_t {
   followed  ///< by loads in equal steps, which the processor follows: AMD's up to Zen 4, where prefetch instructions bring less
 };
 
+/// "prefetched" or "followed": the words that GQA_STREAMING takes.
+constexpr const char* streaming_name(Streaming streaming) noexcept {
+  return streaming == Streaming::prefetched ? "prefetched" : "followed";
+}
+
 }  // namespace detail
 
 namespace detail::inline GQA_ABI {
@@ -180,8 +185,8 @@ inline const ActivePath& chosen_path() {
 /// `wish`: the value of GQA_STREAMING, or null.
 inline Streaming choose_streaming(const CpuFeatures& has, const char* wish) {
   if (wish == nullptr || *wish == '\0') return has.follows_loads ? Streaming::followed : Streaming::prefetched;
-  if (std::strcmp(wish, "prefetched") == 0) return Streaming::prefetched;
-  if (std::strcmp(wish, "followed") == 0) return Streaming::followed;
+  for (const Streaming streaming : {Streaming::prefetched, Streaming::followed})
+    if (std::strcmp(wish, streaming_name(streaming)) == 0) return streaming;
   fail("environment variable GQA_STREAMING", std::string("\"") + wish + "\"", "prefetched or followed");
 }
 

@@ -34,7 +34,8 @@ def count(valgrind, calls, path):
         run = subprocess.run(
             [valgrind, "--quiet", "--tool=callgrind", "--toggle-collect=counted_call", "--dump-after=counted_call",
              f"--callgrind-out-file={out}", calls, path],
-            stdout=subprocess.PIPE, text=True, check=False)
+            stdout=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "GQA_STREAMING": "prefetched"})  # else the processor would decide, and with it the counts
         lines = run.stdout.splitlines()
         names = [line for line in lines if not line.startswith("#")]
         for line in lines:
