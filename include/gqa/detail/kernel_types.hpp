@@ -66,6 +66,7 @@ struct Upcoming {
   Index last = 0;
   Index head_stride = 0;  ///< bytes from a head's rows to the next head's
   Index row_bytes = 0;
+  Index stride = 0;  ///< bytes from each row to the next, if that is the same for all; or 0
 };
 
 /// The tokens of one block of one KV head that some row of the tile sees: [first, last) within the block.
@@ -117,11 +118,11 @@ struct Stage {
 /// The keys and values of block b of a stage, of its first head.
 GQA_ALWAYS_INLINE Upcoming keys_of(const Stage& stage, Index b) noexcept {
   const Block& block = stage.units[b * stage.heads];
-  return {block.k, block.k_offset, block.first, block.last, stage.k_head_stride, stage.k_row_bytes};
+  return {block.k, block.k_offset, block.first, block.last, stage.k_head_stride, stage.k_row_bytes, block.k_stride};
 }
 GQA_ALWAYS_INLINE Upcoming values_of(const Stage& stage, Index b) noexcept {
   const Block& block = stage.units[b * stage.heads];
-  return {block.v, block.v_offset, block.first, block.last, stage.v_head_stride, stage.v_row_bytes};
+  return {block.v, block.v_offset, block.first, block.last, stage.v_head_stride, stage.v_row_bytes, block.v_stride};
 }
 /// What is read after them: the next block's keys, at last the first values; the next block's values, at last what comes after the
 /// stage.
@@ -159,10 +160,9 @@ struct Stream {
     row = nullptr;
     stride = 0;
     if (then == nullptr || then->first >= then->last) return;
-    const Index* const offset = then->offset + then->first;
-    left = then->last - then->first;
-    row = then->data + *offset;
-    stride = left > 1 ? offset[1] - offset[0] : 0;
+    row = then->data + then->offset[then->first];
+    stride = then->stride;  // scattered rows: the first one only
+    left = stride != 0 ? then->last - then->first : 1;
     then = nullptr;
   }
 };

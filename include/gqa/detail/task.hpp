@@ -265,14 +265,16 @@ class Task {
         Block& block = scratch_.units[b * stage.heads + j];
         if (b + 1 < stage.blocks) {
           const Block& next = scratch_.units[(b + 1) * stage.heads + j];
-          block.next_k = {next.k, next.k_offset, next.first, next.last, stage.k_head_stride, stage.k_row_bytes};
+          block.next_k = {next.k,       next.k_offset, next.first, next.last, stage.k_head_stride, stage.k_row_bytes,
+                          next.k_stride};
         } else if (after.first < after.last) {
           block.next_k = {k_rows(after, range_.first_head + j),
                           after.k_offset,
                           after.first,
                           after.last,
                           stage.k_head_stride,
-                          stage.k_row_bytes};
+                          stage.k_row_bytes,
+                          after.uniform ? addresses_.k_strides().token : 0};
         }
       }
     }
