@@ -20,6 +20,20 @@ constexpr CpuFeatures kBf16{.avx2 = true, .avx512 = true, .avx512bf16 = true};
 constexpr CpuFeatures kFollows{.avx2 = true, .follows_loads = true};
 constexpr CpuFeatures kAmx{.avx2 = true, .avx512 = true, .avx512bf16 = true, .amx = true};
 
+/// `call` refuses an environment variable's word, and names the variable, the word and what it expects.
+template <class Call>
+void expect_refused(const Call& call, const char* variable, const char* wish, const char* expected) {
+  try {
+    call();
+    ADD_FAILURE() << variable << "=" << wish << " was taken";
+  } catch (const ArgumentError& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find(variable), std::string::npos) << message;
+    EXPECT_NE(message.find(wish), std::string::npos) << message;
+    EXPECT_NE(message.find(expected), std::string::npos) << message;
+  }
+}
+
 TEST(ChoosePath, TakesTheBestWithoutAWish) {
   for (const char* wish : {static_cast<const char*>(nullptr), ""}) {
     EXPECT_EQ(detail::choose_path(kNothing, wish).path, Path::portable);
@@ -66,17 +80,8 @@ TEST(ChoosePath, SaysWhy) {
 }
 
 TEST(ChoosePath, AWordThatIsNoPathIsAnError) {
-  for (const char* wish : {"AVX2", "avx", "amx ", "best", "0"}) {
-    try {
-      static_cast<void>(detail::choose_path(kAmx, wish));
-      ADD_FAILURE() << wish << " was taken for a path";
-    } catch (const ArgumentError& error) {
-      const std::string message = error.what();
-      EXPECT_NE(message.find("GQA_PATH"), std::string::npos) << message;
-      EXPECT_NE(message.find(wish), std::string::npos) << message;
-      EXPECT_NE(message.find("avx512bf16"), std::string::npos) << message;
-    }
-  }
+  for (const char* wish : {"AVX2", "avx", "amx ", "best", "0"})
+    expect_refused([&] { static_cast<void>(detail::choose_path(kAmx, wish)); }, "GQA_PATH", wish, "avx512bf16");
 }
 
 TEST(ChooseStreaming, FollowsTheProcessor) {
@@ -94,17 +99,9 @@ TEST(ChooseStreaming, AWishIsTaken) {
 }
 
 TEST(ChooseStreaming, AnyOtherWordIsAnError) {
-  for (const char* wish : {"prefetch", "Followed", "1"}) {
-    try {
-      static_cast<void>(detail::choose_streaming(kBf16, wish));
-      ADD_FAILURE() << wish << " was taken";
-    } catch (const ArgumentError& error) {
-      const std::string message = error.what();
-      EXPECT_NE(message.find("GQA_STREAMING"), std::string::npos) << message;
-      EXPECT_NE(message.find(wish), std::string::npos) << message;
-      EXPECT_NE(message.find("prefetched or followed"), std::string::npos) << message;
-    }
-  }
+  for (const char* wish : {"prefetch", "Followed", "1"})
+    expect_refused([&] { static_cast<void>(detail::choose_streaming(kBf16, wish)); }, "GQA_STREAMING", wish,
+                   "prefetched or followed");
 }
 
 #if defined(__x86_64__)

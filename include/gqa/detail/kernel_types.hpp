@@ -84,7 +84,7 @@ struct Block {
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;  ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k;       ///< the keys of this head that the task reads after this block; or none
+  Upcoming next_k;       ///< of a stage's last block: the keys of this head that the task reads after it; or none
 };
 
 /// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their
@@ -142,10 +142,10 @@ struct Stream {
   Index left = 0;  ///< rows before the first of `then`, or of those
   const Upcoming* then = nullptr;
 
-  /// `rows` of them, the first at `first`, each of so many bytes.
-  GQA_ALWAYS_INLINE Stream(const std::byte* first, Index step, Index rows, Index bytes, const Upcoming& after) noexcept
-      : row(first), stride(step), left(rows), then(&after) {
-    passed(kAhead / bytes < rows ? kAhead / bytes : rows);
+  /// `rows` of them, the first that of `now`.
+  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index rows, const Upcoming& after) noexcept
+      : row(now.data + now.offset[now.first]), stride(now.stride), left(rows), then(&after) {
+    passed(kAhead / now.row_bytes < rows ? kAhead / now.row_bytes : rows);
   }
   GQA_ALWAYS_INLINE Stream() noexcept = default;
   /// `rows` have been asked for.
@@ -183,9 +183,9 @@ struct Ahead {
   Index credit = 0;  ///< work done times rows, less work times rows asked for
 
   /// While rows `now` are worked on: those of them that are some way off, if heads take a few tokens in turn; then the first of
-  /// `after`, or all of them.
-  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index all_work,
-                          bool in_turn) noexcept
+  /// `after`, or all of them. Streamed rows go on to the end of a run, `run_rows` in all; `after` must live as long.
+  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index run_rows,
+                          Index all_work, bool in_turn) noexcept
       : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streams(stage.asks()), work(all_work) {
     const Index distance = !in_turn ? kBlock : heads < 4 ? kBlock / heads : kBlock / 4;
     next.first += distance;
@@ -193,6 +193,7 @@ struct Ahead {
     rows = heads * (now.last - now.first);
     token = next.first;
     if (token >= next.last) go_on();
+    if (streams) stream = Stream(now, run_rows, after);
   }
   /// Heads take a few tokens in turn, and prefetch instructions do all the reading: the evener they come, the faster.
   GQA_ALWAYS_INLINE bool evenly() const noexcept { return heads > 1 && streaming == Streaming::prefetched; }

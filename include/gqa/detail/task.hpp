@@ -258,25 +258,14 @@ class Task {
     }
   }
 
-  /// Tells each unit where its head goes on, `after` being the block behind the stage: kernels prefetch it.
+  /// Tells the last units where their heads go on, `after` being the block behind the stage: kernels prefetch it.
   void link_blocks(const Stage& stage, const BlockAddress& after) {
-    for (Index b = 0; b < stage.blocks; ++b) {
-      for (Index j = 0; j < stage.heads; ++j) {
-        Block& block = scratch_.units[b * stage.heads + j];
-        if (b + 1 < stage.blocks) {
-          const Block& next = scratch_.units[(b + 1) * stage.heads + j];
-          block.next_k = {next.k,       next.k_offset, next.first, next.last, stage.k_head_stride, stage.k_row_bytes,
-                          next.k_stride};
-        } else if (after.first < after.last) {
-          block.next_k = {k_rows(after, range_.first_head + j),
-                          after.k_offset,
-                          after.first,
-                          after.last,
-                          stage.k_head_stride,
-                          stage.k_row_bytes,
-                          after.uniform ? addresses_.k_strides().token : 0};
-        }
-      }
+    if (after.first >= after.last) return;
+    const Index stride = after.uniform ? addresses_.k_strides().token : 0;
+    for (Index j = 0; j < stage.heads; ++j) {
+      const std::byte* const rows = k_rows(after, range_.first_head + j);
+      scratch_.units[(stage.blocks - 1) * stage.heads + j].next_k = {
+          rows, after.k_offset, after.first, after.last, stage.k_head_stride, stage.k_row_bytes, stride};
     }
   }
 

@@ -71,7 +71,7 @@ struct Part {
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
 // asks for rows, or touches them, unless its loads are followed: a handful, whole rows of several.
-template <int R, int C, class Values, int Held = C* Product::kVectors, bool Run = false>
+template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
                          Index from, Index to, bool first, const Part& part) {
   constexpr int N = C * Product::kVectors;
@@ -237,7 +237,6 @@ struct Copied {
   static constexpr bool kLooksAhead = false;
   static constexpr bool kWhole = false;
   static constexpr bool kStreams = false;
-  static constexpr Index kBytes = Codec::bytes;
   Cached<Codec> cached;
   std::byte* staged;
   Index stride;
@@ -332,12 +331,9 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     const Upcoming after = after_values(stage, b + run - 1);
-    Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps,
-                tile.rows < kGroupRows);
-    Stream stream;
-    if (stage.asks())
-      stream = {any.v + any.v_offset[any.first], any.v_stride, last - any.first, stage.v_row_bytes, after};
-    Part part{stage, stage.prefetch ? &ahead : nullptr, stage.asks() ? &stream : nullptr};
+    Ahead ahead(values_of(stage, b), after, stage, last - any.first,
+                stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
+    Part part{stage, stage.prefetch ? &ahead : nullptr, ahead.streams ? &ahead.stream : nullptr};
     part.few = one_strip ? kBlock : few;
     part.touch = stage.touches();
     part.whole = whole;

@@ -162,7 +162,6 @@ struct StagedPairs {
   static constexpr bool kAnyRows = false;
   static constexpr bool kWhole = false;
   static constexpr bool kStreams = false;
-  static constexpr Index kBytes = 2;
   const std::byte* pairs;
   Index stride;  // bytes from pair to pair
   GQA_OP void operator()(Index column, Index, __m512bh* value) const {

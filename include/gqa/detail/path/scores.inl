@@ -349,11 +349,8 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     const Block& any = stage.units[b * stage.heads];
     run = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
     const Upcoming after = after_keys(stage, b + run - 1);
-    Ahead next(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first),
-               tile.rows < kGroupRows);
-    if (next.streams)
-      next.stream = {any.k + any.k_offset[any.first], any.k_stride, (run - 1) * kBlock + any.last - any.first,
-                     stage.k_row_bytes, after};
+    Ahead next(keys_of(stage, b), after, stage, (run - 1) * kBlock + any.last - any.first,
+               stage.heads * tile.rows * (any.last - any.first), tile.rows < kGroupRows);
     Ahead* const ahead = stage.prefetch || next.streams ? &next : nullptr;
     if constexpr (kRowTokens > 0) {
       for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
