@@ -100,19 +100,20 @@ struct Stage {
   Index v_head_stride = 0;
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
-  /// Few rows are streamed through memory: keys and values are asked for some way ahead, or touched right before they are used.
-  bool touch = false;
-  /// Blocks do not follow each other in memory, or there is work enough to hide it: the next one is prefetched.
+  bool streams = false;  ///< few rows are streamed through memory, many blocks a stage
+  bool asks = false;     ///< rows are asked for by their distance from those that are worked on, see Stream
+  /// Rows are asked for as work is done, see Ahead: they are not evenly spaced from block to block, or of several heads; or loads are
+  /// followed, and there is work enough to hide it.
   bool prefetch = false;
   Streaming streaming = Streaming::prefetched;
   Upcoming after;           ///< what is read after the last values; or none
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 
-  /// Whether streamed rows are asked for by their distance from those that are worked on.
-  GQA_ALWAYS_INLINE bool asks() const noexcept { return streaming == Streaming::prefetched && touch && !prefetch; }
-  /// Whether streamed rows are touched, unless the processor follows the loads that take them.
-  GQA_ALWAYS_INLINE bool touches() const noexcept { return streaming == Streaming::followed && touch; }
+  /// Whether blocks that follow each other in memory are taken as one run, see run_of.
+  GQA_ALWAYS_INLINE bool runs() const noexcept { return streams && !prefetch; }
+  /// Whether streamed rows are touched right before they are used, unless the processor follows the loads that take them.
+  GQA_ALWAYS_INLINE bool touches() const noexcept { return streaming == Streaming::followed && streams; }
 };
 
 /// The keys and values of block b of a stage, of its first head.
@@ -137,22 +138,38 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
 /// first of what is read after it.
 struct Stream {
   static constexpr Index kAhead = 8192;  ///< bytes
+  static constexpr Index kMostPace = 16;
   const std::byte* row = nullptr;        ///< the next to ask for; null: none are
   Index stride = 0;
   Index left = 0;  ///< rows before the first of `then`, or of those
+  Index bytes = 0;  ///< of a row
+  Index pace = 1;  ///< tokens of a strip for each row that it asks for, a power of two: so many strips share the asking
   const Upcoming* then = nullptr;
 
-  /// `rows` of them, the first that of `now`.
-  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index rows, const Upcoming& after) noexcept
-      : row(now.data + now.offset[now.first]), stride(now.stride), left(rows), then(&after) {
-    passed(kAhead / now.row_bytes < rows ? kAhead / now.row_bytes : rows);
+  /// `rows` of them, the first that of `now`; `ahead` of them have been asked for, or all.
+  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index rows, const Upcoming& after, Index ahead) noexcept
+      : row(now.data + now.offset[now.first]), stride(now.stride), left(rows), bytes(now.row_bytes), then(&after) {
+    passed(ahead < rows ? ahead : rows);
   }
   GQA_ALWAYS_INLINE Stream() noexcept = default;
+  /// So many strips, one after the other, take the same tokens.
+  GQA_ALWAYS_INLINE void share(Index strips) noexcept {
+    pace = 1;
+    while (2 * pace <= strips && pace < kMostPace) pace *= 2;
+  }
+  /// What strip number `strip` asks for while it takes `tokens`.
+  GQA_ALWAYS_INLINE Stream part(Index strip, Index tokens) const noexcept {
+    Stream mine = *this;
+    if (strip >= pace) mine.row = nullptr;
+    else if (strip > 0) mine.passed(strip * (tokens / pace));
+    return mine;
+  }
   /// `rows` have been asked for.
   GQA_ALWAYS_INLINE void passed(Index rows) noexcept {
+    if (row == nullptr) return;
     row += rows * stride;
     left -= rows;
-    if (left <= 0 && row != nullptr) go_on();
+    if (left <= 0) go_on();
   }
 
  private:
@@ -162,6 +179,7 @@ struct Stream {
     if (then == nullptr || then->first >= then->last) return;
     row = then->data + then->offset[then->first];
     stride = then->stride;  // scattered rows: the first one only
+    bytes = then->row_bytes;
     left = stride != 0 ? then->last - then->first : 1;
     then = nullptr;
   }
@@ -186,14 +204,14 @@ struct Ahead {
   /// `after`, or all of them. Streamed rows go on to the end of a run, `run_rows` in all; `after` must live as long.
   GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index run_rows,
                           Index all_work, bool in_turn) noexcept
-      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streams(stage.asks()), work(all_work) {
+      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streams(stage.asks), work(all_work) {
     const Index distance = !in_turn ? kBlock : heads < 4 ? kBlock / heads : kBlock / 4;
     next.first += distance;
     if (then.last > then.first + distance) then.last = then.first + distance;
     rows = heads * (now.last - now.first);
     token = next.first;
     if (token >= next.last) go_on();
-    if (streams) stream = Stream(now, run_rows, after);
+    if (streams) stream = Stream(now, run_rows, after, stage.runs() ? Stream::kAhead / now.row_bytes : kBlock);
   }
   /// Heads take a few tokens in turn, and prefetch instructions do all the reading: the evener they come, the faster.
   GQA_ALWAYS_INLINE bool evenly() const noexcept { return heads > 1 && streaming == Streaming::prefetched; }
@@ -228,7 +246,7 @@ GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Blo
   const Block* const first = stage.units + b;
   const auto whole = [](const Block& block) { return block.first == 0 && block.last == kBlock && !block.careful; };
   Index run = 1;
-  if (!stage.touch || stage.prefetch || stage.heads > 1 || first->*stride == 0 || !whole(*first)) return run;
+  if (!stage.runs() || stage.heads > 1 || first->*stride == 0 || !whole(*first)) return run;
   while (b + run < stage.blocks && whole(first[run]) && first[run].*stride == first->*stride &&
          first[run].*rows == first->*rows + run * kBlock * (first->*stride))
     ++run;

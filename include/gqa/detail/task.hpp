@@ -162,9 +162,11 @@ class Task {
     stage.v_head_stride = addresses_.v_strides().head;
     stage.k_row_bytes = sequence_.kv.head_dim * element_bytes(sequence_.kv.k_type);
     stage.v_row_bytes = sequence_.kv.value_dim * element_bytes(sequence_.kv.v_type);
-    stage.touch = streams_;
+    stage.streams = streams_;
     stage.streaming = call_.streaming;
-    stage.prefetch = !streams_ || addresses_.hops(call_.streaming);
+    const bool hops = addresses_.hops(call_.streaming);
+    stage.asks = call_.streaming == Streaming::prefetched && range_.heads == 1 && !hops;
+    stage.prefetch = !stage.asks && (!streams_ || hops);
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
     for (; begin < end; begin += kBlock) {
@@ -172,7 +174,7 @@ class Task {
       if (here.first >= here.last) continue;
       add_block(here, stage.blocks++);
       // Memory need not be idle meanwhile.
-      if (stage.asks()) ask_lines(stage, &Block::k, stage.k_row_bytes, (stage.blocks - 1) * kPlanLines, kPlanLines);
+      if (stage.asks && streams_) ask_lines(stage, &Block::k, stage.k_row_bytes, (stage.blocks - 1) * kPlanLines, kPlanLines);
     }
     if (stage.blocks == 0) return;
     link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
@@ -197,7 +199,7 @@ class Task {
   void add_to_state(const RowTile& tile, const Stage& stage) {
     const Index lines = 8 * ((range_.rows < 4 ? range_.rows : 4) + 1);  // as many as come during a softmax
     for (Index b = 0; b < stage.blocks; ++b) {
-      if (stage.asks()) ask_lines(stage, &Block::v, stage.v_row_bytes, Stream::kAhead / kLineBytes + b * lines, lines);
+      if (stage.asks && streams_) ask_lines(stage, &Block::v, stage.v_row_bytes, Stream::kAhead / kLineBytes + b * lines, lines);
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);

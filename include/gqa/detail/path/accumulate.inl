@@ -52,38 +52,51 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
   return weights;
 }
 
-// Steps between looking ahead: four tokens. Where heads take a few tokens in turn, prefetching is most of the time, and every step evener.
-inline constexpr Index kAheadSteps = 4 / Product::kTokens;
+// Tokens between looking ahead. Where heads take a few tokens in turn, prefetching is most of the time, and every step evener.
+inline constexpr Index kAheadTokens = 4;
 
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
   Ahead* ahead;    // or null
   Stream* stream;  // or null
+  mutable Index strip = 0;  // the next strip's number, of those that take these tokens
   Index from = 0;
   Index to = 0;
   Index few = 0;       // tokens that a strip takes before the next strip has its turn
   Index grouped = 0;   // rows of the head that are in groups
   bool touch = false;  // see Stage::touches
   bool whole = false;  // rows as wide as values, see whole_rows
+
+  // After `tokens` that all strips have taken.
+  GQA_OP void next_turn(Index tokens) const {
+    strip = 0;
+    if (stream != nullptr) stream->passed(tokens);
+  }
 };
 
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
-// asks for rows, or touches them, unless its loads are followed: a handful, whole rows of several.
+// touches rows, unless its loads are followed: a handful, whole rows of several. Where rows are asked for, strips share that.
 template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
-                         Index from, Index to, bool first, const Part& part) {
+                         Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) / Product::kTokens; };
   Ahead* const ahead = part.ahead;
   if constexpr (!Values::kLooksAhead)
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
-  Stream* const stream = Values::kStreams && first ? part.stream : nullptr;
+  const Index strip = part.strip++;
+  Stream stream = part.stream != nullptr ? part.stream->part(strip, to - from) : Stream{};
+  const Index pace = part.stream != nullptr ? part.stream->pace : 1;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
-  const bool touch = Values::kStreams && first && part.touch && !followed;
-  const Index pace = ahead != nullptr && ahead->evenly() ? 1 : kAheadSteps;  // a power of two
+  const bool touch = Values::kStreams && strip == 0 && part.touch && !followed;
+  // Tokens from asking to asking, a power of two.
+  const Index stretch = stream.row != nullptr                        ? kAheadTokens * pace
+                        : !Values::kLooksAhead || ahead == nullptr ? kBlock
+                        : ahead->evenly()                            ? Product::kTokens
+                                                                     : kAheadTokens;
   const Index o_stride = tile.o_stride;
   float* const o = tile.o + row * o_stride + column;
   const float* alpha = tile.alpha + row;
@@ -98,11 +111,13 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     GQA_UNROLL
     for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o + r * o_stride + n * kLanes);
   }
-  for (Index end = to; from < to; from = end) {
-    if constexpr (Run) {
-      end = from / kBlock * kBlock + kBlock;
-      if (end > to) end = to;
-    }
+  for (Index end; from < to; from = end) {
+    end = (from | (stretch - 1)) + 1;
+    if (end > to) end = to;
+    if (stream.row != nullptr)
+      for (Index t = from; t < end; t += pace) ask_next(stream);
+    if constexpr (Values::kLooksAhead)
+      if (ahead != nullptr) ahead->done(R * N * (steps(end) - from / Product::kTokens));
     // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
     if (from % kBlock == 0) {
       GQA_UNROLL
@@ -120,14 +135,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if constexpr (Values::kStreams) {
         if (touch) values.touch(tile.value_dim);
-        if (stream != nullptr) {
-          GQA_UNROLL
-          for (Index t = 0; t < Product::kTokens; ++t)
-            ask_next<Run ? C * Product::kDims * Values::kBytes : 0>(*stream, part.stage.v_row_bytes);
-        }
       }
-      if constexpr (Values::kLooksAhead)
-        if (ahead != nullptr && (step & (pace - 1)) == 0) ahead->done(R * N * pace);
       GQA_UNROLL
       for (int c = 0; c < N; c += S * Product::kVectors) {
         Product::Operand value[S * Product::kVectors];
@@ -148,9 +156,11 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
         }
       }
     }
-    if constexpr (!Run) break;
-    alpha += part.stage.alpha_floats;
-    weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
+    if constexpr (Run) {
+      if (end % kBlock != 0) continue;
+      alpha += part.stage.alpha_floats;
+      weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
+    }
   }
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -174,13 +184,24 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
     Index column = 0;
     if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
-        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, row + column == 0, part);
+        output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, part);
     for (; column < tile.value_dim; column += Product::kDims) {
       const Index rest = tile.value_dim - column;
       const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, row + column == 0, part);
+      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, part);
     }
   }
+}
+
+// The strips that `rows` take, R at a time, then fewer.
+template <int R>
+GQA_OP Index count_output_strips(Index rows, Index value_dim) {
+  constexpr int fit = kOutputTile / R >= 8 ? 8 : kOutputTile / R >= 4 ? 4 : kOutputTile / R;
+  constexpr Index wide = (fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors) * Product::kDims;
+  const Index rest = value_dim % wide;
+  const Index strips = rows / R * (value_dim / wide + (rest + Product::kDims - 1) / Product::kDims);
+  if constexpr (R == 1) return strips;
+  else return rows % R == 0 ? strips : strips + count_output_strips<(R > 4 ? 4 : R - 1)>(rows % R, value_dim);
 }
 
 // Accumulators that such strips hold: all registers, twice kOutputTile, but those for values and weights.
@@ -190,7 +211,7 @@ template <int R, int N, class Values>
 GQA_KERNEL void output_whole(const RowTile& tile, Index row, Values values, Index from, Index to, const Part& part) {
   constexpr int held = N < kWholeTile / R ? N : kWholeTile / R;
   output_strip<R, N / Product::kVectors, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims,
-                                                             values, from, to, row == 0, part);
+                                                             values, from, to, part);
 }
 template <int R, int N, class Values>
 GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& values, Index from, Index to,
@@ -208,13 +229,17 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
   constexpr int R = kOutputRows;
   const bool twice = tile.value_dim > kRunDims;
+  const Index high = twice ? R / 2 : R;
+  const bool five = Product::kTokens > 1 && tile.rows == 5 && !twice;
+  if (part.stream != nullptr) part.stream->share(five ? 1 : (tile.rows + high - 1) / high);
   if constexpr (Product::kTokens > 1)
-    if (tile.rows == 5 && !twice) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
-  const Index few = tile.rows <= (twice ? R / 2 : R) ? part.to - part.from
-                    : part.stage.prefetch            ? part.few
+    if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
+  const Index few = tile.rows <= high ? part.to - part.from
+                    : !part.stage.runs()             ? part.few
                                                      : kTurnBytes / part.stage.v_row_bytes;
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
+    if (from > part.from) part.next_turn(few);
     if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
     else output_whole_rows<R, N>(tile, 0, values, from, end, part);
   }
@@ -274,7 +299,6 @@ GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, cons
 GQA_OP Part for_staging(const Part& part) {
   Part staged = part;
   staged.touch = false;
-  staged.stream = nullptr;
   staged.few = part.to - part.from;
   return staged;
 }
@@ -284,6 +308,7 @@ template <class Codec>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
+  if (part.stream != nullptr) part.stream->share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
@@ -309,7 +334,7 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
 template <class Codec>
 GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
   if (!Cached<Codec>::kWhole) return false;
-  if (stage.touch && !stage.prefetch) return tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims;
+  if (stage.runs()) return tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims;
   const bool many = tile.rows > kOutputRows && tile.rows <= kDirectRows;
   return many && Product::kTokens == 1 && tile.value_dim == kRunDims;
 }
@@ -318,13 +343,13 @@ GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
 template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
+  const bool whole = whole_rows<Codec>(tile, stage);
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
-  const Index few = stage.prefetch && stage.heads == 1 ? alone : kFewTokens;
-  const Index tokens = tile.rows > kDirectRows || !stage.prefetch ? kBlock
+  const Index few = stage.runs() || stage.heads > 1 ? kFewTokens : alone;
+  const Index tokens = tile.rows > kDirectRows || (stage.runs() && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3
                            ? side_tokens<Codec::bytes, (Product::kTokens > 1)>(tile, stage)
                            : few;
-  const bool whole = whole_rows<Codec>(tile, stage);
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
     run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
@@ -343,6 +368,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
       if (part.to > last) part.to = last;
       for (Index j = 0; j < stage.heads; ++j)
         add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
+      if (part.to < last) part.next_turn(part.to - part.from);
     }
   }
 }

@@ -32,16 +32,16 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
-// Asks for the next row of a stream, of Bytes bytes if they are known.
+// Asks for the next row of a stream, of Bytes bytes if that is known.
 template <Index Bytes = 0>
-GQA_OP void ask_next(Stream& stream, Index bytes = Bytes) {
+GQA_OP void ask_next(Stream& stream) {
   const std::byte* const row = stream.row;
   if (row == nullptr) return;
   if constexpr (Bytes > 0) {
     GQA_UNROLL
     for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
   } else {
-    for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < stream.bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
   }
   stream.passed(1);
 }

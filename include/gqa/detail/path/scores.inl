@@ -65,18 +65,40 @@ struct ScatteredRows {
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
-// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches rows of so many bytes, or asks for others.
-GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, bool touch, Ahead* ahead) {
+// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches rows of so many bytes.
+GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, bool touch) {
   ScatteredRows rows;
   rows.base = block.k;
   for (Index t = 0; t < kTileTokens; ++t) {
     const Index token = t0 + t;
     rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
     if (touch) touch_row(block.k + rows.offset[t], bytes);
-    if (ahead == nullptr || !ahead->streams || token < block.first || token >= block.last) continue;
-    ask_next(ahead->stream, bytes);
   }
   return rows;
+}
+
+// What a strip asks for while it takes `tokens`: its part of a stream, if there is one.
+struct Asking {
+  Stream stream;
+  Index pace = 1;
+  GQA_OP Asking(const Ahead* ahead, Index strip, Index tokens) {
+    if (ahead == nullptr || !ahead->streams) return;
+    stream = ahead->stream.part(strip, tokens);
+    pace = ahead->stream.pace;
+  }
+  // Before tokens [from, from + count).
+  GQA_OP void take(Index from, Index count) {
+    if (stream.row == nullptr) return;
+    for (Index t = from; t < from + count; ++t)
+      if ((t & (pace - 1)) == 0) ask_next(stream);
+  }
+};
+
+// The strips of `rows`, of R of them, then of fewer: powers of two.
+template <int R>
+GQA_OP Index count_strips(Index rows) {
+  static_assert(R == 1 || R == 2 || R == 4);
+  return rows / R + (rows % R + 1) / 2;
 }
 
 // Sums of R rows × T tokens from t0 on, finished and stored.
@@ -92,14 +114,17 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
 template <class Dot, int R>
-GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead) {
+GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead,
+                            Index strip) {
   constexpr int T = kScoreTile / R;
+  Asking asked(ahead, strip, kTileTokens);
   constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
   const Index whole = tile.head_dim / Dot::kDims * Dot::kDims;
   const Index rest = tile.head_dim - whole;
   for (int s = 0; s < kTileTokens; s += T) {
+    asked.take(s, T);
     Vec acc[kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
@@ -142,7 +167,8 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
 // over lanes T tokens at a time.
 template <class Dot, int R, int N, int T = kSideTokens<Dot::kKeyBytes>>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead,
+                           Index strip) {
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
   const bool last = R != 4 || row + R <= tile.rows;
@@ -153,21 +179,17 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  // What is asked for lies in memory: registers are for queries.
-  Stream* const stream = ahead != nullptr && ahead->streams && row == 0 ? &ahead->stream : nullptr;
+  Asking asked(ahead, strip, tokens);
   if (ahead != nullptr && ahead->streams) ahead = nullptr;
   const bool evenly = ahead != nullptr && ahead->evenly();
-  const bool asks = stream != nullptr || evenly;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (asks) {
-        if (stream != nullptr) ask_next<N * Dot::kDims * Dot::kKeyBytes>(*stream);
-        else ahead->done(R);
-      }
+      if ((t & (asked.pace - 1)) == 0) ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked.stream);
+      if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
       for (int r = 0; r < R; ++r) acc[r] = zero();
@@ -213,28 +235,35 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead,
+                              Index strip = 0) {
   if constexpr (R == 4 && kFiveRows<Dot, N>)
-    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, ahead);
+    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, ahead, strip);
   if constexpr (R == 1 && Dot::kDims > kLanes)
     if (tokens < kSideTokens<Dot::kKeyBytes>) {
-      if (row < tile.rows) score_held<Dot, 1, N, kFewSideTokens>(tile, row, keys, t0, tokens, ahead);
+      if (row < tile.rows) score_held<Dot, 1, N, kFewSideTokens>(tile, row, keys, t0, tokens, ahead, strip);
       return;
     }
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
-  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
-  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, ahead);
+  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead, strip++);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, ahead, strip);
 }
 template <class Dot, int R, int N>
 GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
-  const Index few = tile.rows - row <= (kFiveRows<Dot, N> ? R + 1 : R) || tokens < kStripTokens ? tokens : kStripTokens;
-  for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride)
+  const Index rows = tile.rows - row;
+  const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
+  const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
+  for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride) {
+    if (ahead != nullptr) ahead->stream.share(strips);
     score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, ahead);
+    if (ahead != nullptr) ahead->stream.passed(few);
+  }
 }
 template <class Dot, int R>
-GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead) {
-  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, ahead);
-  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead);
+GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead,
+                         Index strip = 0) {
+  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, ahead, strip++);
+  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead, strip);
 }
 template <class Dot>
 GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, const Stage& stage,
@@ -251,9 +280,12 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
     }
   }
   const Index bytes = tile.head_dim * Dot::kKeyBytes;
-  for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens)
-    if (t + kTileTokens > block.first)
-      score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches(), ahead), t, ahead);
+  for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
+    if (t + kTileTokens <= block.first) continue;
+    if (ahead != nullptr) ahead->stream.share(count_strips<kScoreRows>(tile.rows - row));
+    score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches()), t, ahead);
+    if (ahead != nullptr) ahead->stream.passed(kTileTokens);
+  }
 }
 
 // What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
@@ -310,13 +342,15 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
 template <class Dot, int V>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, Ahead* ahead) {
   constexpr int T = kRowTokens / V;
+  Asking asked(ahead, row / (kRowGroups * kLanes), kBlock);
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
-    const ScatteredRows keys = scattered_rows(block, t0, 0, false, nullptr);
+    const ScatteredRows keys = scattered_rows(block, t0, 0, false);
     for (int s = 0; s < kTileTokens; s += T) {
-      if (ahead != nullptr) ahead->done(V * kLanes * T);
+      if (ahead != nullptr && !ahead->streams) ahead->done(V * kLanes * T);
+      asked.take(s, T);
       Vec sum[V * T];
       const std::byte* k[T];
       GQA_UNROLL
@@ -358,6 +392,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
         Index offsets[kBlock];
         const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
         Index row = 0;
+        if (next.streams) next.stream.share(grouped / (kRowGroups * kLanes));
         for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
           score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block, ahead);
         for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(unit, row, block, ahead);
@@ -370,6 +405,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
       }
     }
     if (grouped >= tile.rows) continue;
+    Ahead* const strips_ahead = grouped > 0 && next.streams ? nullptr : ahead;
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once   ? run * kBlock
@@ -378,7 +414,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage, ahead);
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage, strips_ahead);
       }
     }
   }
