@@ -22,23 +22,29 @@ inline constexpr float kMinusInfinity = -__builtin_inff();
 // What exponents are taken relative to: the maximum, or 0 where there is none yet.
 GQA_OP Vec finite_base(const Vec& m) { return zero_below(m, set1(-0x1.fffffep127f), m); }
 
-// A row by itself: a lane is a token.
-GQA_OP void softmax_row(const RowTile& tile, const Block& block, Index row) {
-  float* w = tile.weights + row * kBlock;
-  const float m_old = tile.m[row];
-  Vec s[kBlock / kLanes];
-  Vec running = set1(m_old);
+// A row by itself: a lane is a token. Its new maximum; hidden scores become −∞.
+GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
+  float* const w = tile.weights + row * kBlock;
+  Vec running = set1(tile.m[row]);
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
-    s[i] = load(w + i * kLanes);
-    if (block.visible != nullptr) s[i] = select(block.visible[row] >> (i * kLanes), s[i], set1(kMinusInfinity));
-    running = max(s[i], running);
+    Vec s = load(w + i * kLanes);
+    if (block.visible != nullptr) {
+      s = select(block.visible[row] >> (i * kLanes), s, set1(kMinusInfinity));
+      store(w + i * kLanes, s);
+    }
+    running = max(s, running);
   }
-  const float m_new = reduce_max(running);
+  return reduce_max(running);
+}
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new) {
+  float* const w = tile.weights + row * kBlock;
+  const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
+  Vec s[kBlock / kLanes];
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
-    s[i] = exp2_nonpositive(sub(s[i], base));
+    s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
@@ -51,6 +57,16 @@ GQA_OP void softmax_row(const RowTile& tile, const Block& block, Index row) {
   tile.m[row] = m_new;
   tile.alpha[row] = alpha;
   tile.l[row] = __builtin_fmaf(tile.l[row], alpha, sum);
+}
+// Rows one after the other; the next one's maximum is worked out meanwhile.
+GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index row) {
+  float m_new = row_maximum(tile, block, row);
+  GQA_NO_UNROLL
+  for (; row < tile.rows; ++row) {
+    const float next = row + 1 < tile.rows ? row_maximum(tile, block, row + 1) : 0.0f;
+    softmax_row(tile, row, m_new);
+    m_new = next;
+  }
 }
 
 // Scores of 16 rows, [token][row]: hidden ones become −∞. Bit t of visible[row]: the row sees token t.
@@ -116,7 +132,7 @@ inline void softmax(const RowTile& tile, const Block& block) {
   const Index grouped = grouped_rows(tile.rows);
   if constexpr (kRowTokens > 0)
     for (Index row = 0; row < grouped; row += kLanes) softmax_group(tile, block, row);
-  for (Index row = grouped; row < tile.rows; ++row) softmax_row(tile, block, row);
+  if (grouped < tile.rows) softmax_rows(tile, block, grouped);
 }
 
 // A user's score functor over the visible part of the block: score → log2 e · variant.score(score).
