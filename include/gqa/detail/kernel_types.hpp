@@ -138,12 +138,12 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
 /// first of what is read after it.
 struct Stream {
   static constexpr Index kAhead = 8192;  ///< bytes
-  static constexpr Index kMostPace = 16;
+  static constexpr Index kMostShift = 4;
   const std::byte* row = nullptr;        ///< the next to ask for; null: none are
   Index stride = 0;
   Index left = 0;  ///< rows before the first of `then`, or of those
   Index bytes = 0;  ///< of a row
-  Index pace = 1;  ///< tokens of a strip for each row that it asks for, a power of two: so many strips share the asking
+  Index shift = 0;  ///< tokens of a strip for each row that it asks for, as a power of two: so many strips share the asking
   const Upcoming* then = nullptr;
 
   /// `rows` of them, the first that of `now`; `ahead` of them have been asked for, or all.
@@ -152,16 +152,17 @@ struct Stream {
     passed(ahead < rows ? ahead : rows);
   }
   GQA_ALWAYS_INLINE Stream() noexcept = default;
+  GQA_ALWAYS_INLINE Index pace() const noexcept { return Index{1} << shift; }
   /// So many strips, one after the other, take the same tokens.
   GQA_ALWAYS_INLINE void share(Index strips) noexcept {
-    pace = 1;
-    while (2 * pace <= strips && pace < kMostPace) pace *= 2;
+    shift = 0;
+    while ((Index{2} << shift) <= strips && shift < kMostShift) ++shift;
   }
   /// What strip number `strip` asks for while it takes `tokens`.
   GQA_ALWAYS_INLINE Stream part(Index strip, Index tokens) const noexcept {
     Stream mine = *this;
-    if (strip >= pace) mine.row = nullptr;
-    else if (strip > 0) mine.passed(strip * (tokens / pace));
+    if (strip >= pace()) mine.row = nullptr;
+    else if (strip > 0) mine.passed(strip * (tokens >> shift));
     return mine;
   }
   /// `rows` have been asked for.

@@ -89,7 +89,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
   const Index strip = part.strip++;
   Stream stream = part.stream != nullptr ? part.stream->part(strip, to - from) : Stream{};
-  const Index pace = part.stream != nullptr ? part.stream->pace : 1;
+  const Index pace = stream.pace();
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
   const bool touch = Values::kStreams && strip == 0 && part.touch && !followed;
   // Tokens from asking to asking, a power of two.
@@ -97,8 +97,12 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
                         : !Values::kLooksAhead || ahead == nullptr ? kBlock
                         : ahead->evenly()                            ? Product::kTokens
                                                                      : kAheadTokens;
-  const Index o_stride = tile.o_stride;
-  float* const o = tile.o + row * o_stride + column;
+  float* o[R];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    o[r] = tile.o + (row + r) * tile.o_stride + column;
+    asm("" : "+r"(o[r]));  // or a compiler keeps an address for every vector
+  }
   const float* alpha = tile.alpha + row;
   if constexpr (Run) {
     alpha += from / kBlock * part.stage.alpha_floats;
@@ -109,7 +113,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
     GQA_UNROLL
-    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o + r * o_stride + n * kLanes);
+    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o[r] + n * kLanes);
   }
   for (Index end; from < to; from = end) {
     end = (from | (stretch - 1)) + 1;
@@ -127,7 +131,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
         for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
         GQA_UNROLL
         for (int n = Held; n < N; ++n) {
-          float* const sum = o + r * o_stride + n * kLanes;
+          float* const sum = o[r] + n * kLanes;
           store(sum, mul(load(sum), factor));
         }
       }
@@ -149,7 +153,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
             if (c + i < Held) {
               acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
             } else {
-              float* const sum = o + r * o_stride + (c + i) * kLanes;
+              float* const sum = o[r] + (c + i) * kLanes;
               store(sum, Product::add(weight, value[i], load(sum)));
             }
           }
@@ -165,7 +169,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
     GQA_UNROLL
-    for (int n = 0; n < Held; ++n) store(o + r * o_stride + n * kLanes, acc[r * Held + n]);
+    for (int n = 0; n < Held; ++n) store(o[r] + n * kLanes, acc[r * Held + n]);
   }
 }
 

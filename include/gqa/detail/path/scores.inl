@@ -84,7 +84,7 @@ struct Asking {
   GQA_OP Asking(const Ahead* ahead, Index strip, Index tokens) {
     if (ahead == nullptr || !ahead->streams) return;
     stream = ahead->stream.part(strip, tokens);
-    pace = ahead->stream.pace;
+    pace = stream.pace();
   }
   // Before tokens [from, from + count).
   GQA_OP void take(Index from, Index count) {
