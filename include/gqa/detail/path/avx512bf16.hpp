@@ -32,6 +32,7 @@ using avx512::kLanes2;
 using avx512::kOutputRows;
 using avx512::kOutputTile;
 using avx512::kRowGroups;
+using avx512::kRowsSideBySide;
 using avx512::kRowTokens;
 using avx512::kScoreRows;
 using avx512::kScoreTile;

@@ -18,6 +18,7 @@ inline constexpr int kScoreRows = 1;    // the most rows of a score tile
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowGroups = 1;
+inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;  // the most rows of an output tile
 template <class Codec>

@@ -288,22 +288,17 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
   }
 }
 
-// What lane `lane` of a strip's accumulators holds, for V groups of rows × T tokens.
+// acc += unit u of V groups of rows × T tokens.
 template <class Dot, int V, int T>
-GQA_OP void lane_sums(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index lane, Index units,
-                      Vec (&acc)[V * T]) {
+GQA_OP void add_unit(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index u, Vec (&acc)[V * T]) {
+  typename Dot::Operand query[V];
   GQA_UNROLL
-  for (int i = 0; i < V * T; ++i) acc[i] = zero();
-  for (Index u = lane; u < units; u += kLanes) {
-    typename Dot::Operand query[V];
+  for (int v = 0; v < V; ++v) query[v] = Dot::rows_at(q + v * group_bytes, u);
+  GQA_UNROLL
+  for (int t = 0; t < T; ++t) {
+    const auto key = Dot::one(k[t] + u * Dot::kUnitBytes);
     GQA_UNROLL
-    for (int v = 0; v < V; ++v) query[v] = Dot::rows_at(q + v * group_bytes, u);
-    GQA_UNROLL
-    for (int t = 0; t < T; ++t) {
-      const auto key = Dot::one(k[t] + u * Dot::kUnitBytes);
-      GQA_UNROLL
-      for (int v = 0; v < V; ++v) acc[t * V + v] = Dot::add(query[v], key, acc[t * V + v]);
-    }
+    for (int v = 0; v < V; ++v) acc[t * V + v] = Dot::add(query[v], key, acc[t * V + v]);
   }
 }
 
@@ -313,29 +308,39 @@ GQA_OP void add_to(Vec (&a)[N], const Vec (&b)[N]) {
   for (int i = 0; i < N; ++i) a[i] = add(a[i], b[i]);
 }
 
-// V groups of 16 rows × T tokens. The tree of reduce_add, in an order in which little has to wait: lanes i and i + 8 with
-// i + 4 and i + 12, for i = 0, 2, 1, 3.
+// What lanes `lane` and `lane` + 8 of a strip's accumulators hold, added: side by side where there are registers for both.
+template <class Dot, int V, int T>
+GQA_OP void lane_sums(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index lane, Index units,
+                      Vec (&acc)[V * T]) {
+  Vec other[V * T];
+  GQA_UNROLL
+  for (int i = 0; i < V * T; ++i) acc[i] = other[i] = zero();
+  for (Index u = lane; u < units; u += kLanes) {
+    add_unit<Dot, V, T>(q, group_bytes, k, u, acc);
+    if (kRowsSideBySide && u + kLanes / 2 < units) add_unit<Dot, V, T>(q, group_bytes, k, u + kLanes / 2, other);
+  }
+  for (Index u = lane + kLanes / 2; !kRowsSideBySide && u < units; u += kLanes)
+    add_unit<Dot, V, T>(q, group_bytes, k, u, other);
+  add_to(acc, other);
+}
+
+// V groups of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those four sums wait in memory, because
+// registers are for what is being added.
 template <class Dot, int V, int T>
 GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units,
                         Vec (&sum)[V * T]) {
-  for (Index odd = 0; odd < 2; ++odd) {
-    Vec side[V * T];
-    for (Index i = odd; i < 4; i += 2) {
-      Vec a[V * T], b[V * T];
-      lane_sums<Dot, V, T>(q, group_bytes, k, i, units, a);
-      lane_sums<Dot, V, T>(q, group_bytes, k, i + 8, units, b);
-      add_to(a, b);
-      Vec c[V * T];
-      lane_sums<Dot, V, T>(q, group_bytes, k, i + 4, units, b);
-      lane_sums<Dot, V, T>(q, group_bytes, k, i + 12, units, c);
-      add_to(b, c);
-      add_to(a, b);
-      GQA_UNROLL
-      for (int n = 0; n < V * T; ++n) side[n] = i == odd ? a[n] : add(side[n], a[n]);
-    }
+  alignas(64) float quarter[4][V * T][kLanes];
+  GQA_NO_UNROLL
+  for (Index i = 0; i < 4; ++i) {
+    Vec a[V * T], b[V * T];
+    lane_sums<Dot, V, T>(q, group_bytes, k, i, units, a);
+    lane_sums<Dot, V, T>(q, group_bytes, k, i + 4, units, b);
     GQA_UNROLL
-    for (int n = 0; n < V * T; ++n) sum[n] = odd == 0 ? side[n] : add(sum[n], side[n]);
+    for (int n = 0; n < V * T; ++n) store(quarter[i][n], add(a[n], b[n]));
   }
+  GQA_UNROLL
+  for (int n = 0; n < V * T; ++n)
+    sum[n] = add(add(load(quarter[0][n]), load(quarter[2][n])), add(load(quarter[1][n]), load(quarter[3][n])));
 }
 
 // V groups of rows from `row` on, over the tokens of the block: [group][token][row].
