@@ -115,9 +115,10 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
   Vec sum[kLanes];
   GQA_NO_UNROLL
   for (Index c = 0; c < kLanes; ++c) sum[c] = class_weights(scores, c, base);
-  for (Index half = kLanes / 2; half > 0; half /= 2) {
-    GQA_NO_UNROLL
-    for (Index c = 0; c < half; ++c) sum[c] = add(sum[c], sum[c + half]);
+  GQA_UNROLL
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    GQA_UNROLL
+    for (int c = 0; c < half; ++c) sum[c] = add(sum[c], sum[c + half]);
   }
   // A maximum that has not moved gives exactly 1; where there was none, what is multiplied is 0.
   const Vec alpha = exp2_nonpositive(sub(m_old, base));
