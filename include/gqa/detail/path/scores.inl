@@ -65,14 +65,18 @@ struct ScatteredRows {
 GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
-// Tokens that the block lacks borrow a row that it has; their scores are hidden. Touches rows of so many bytes.
+// Tokens that the block lacks borrow a row that it has; their scores are hidden.
+GQA_OP const std::byte* key_row(const Block& block, Index token) {
+  return block.k + block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
+}
+// Touches rows of so many bytes.
 GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, bool touch) {
   ScatteredRows rows;
   rows.base = block.k;
   for (Index t = 0; t < kTileTokens; ++t) {
-    const Index token = t0 + t;
-    rows.offset[t] = block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
-    if (touch) touch_row(block.k + rows.offset[t], bytes);
+    const std::byte* const row = key_row(block, t0 + t);
+    rows.offset[t] = row - block.k;
+    if (touch) touch_row(row, bytes);
   }
   return rows;
 }
@@ -352,14 +356,20 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
   for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
-    const ScatteredRows keys = scattered_rows(block, t0, 0, false);
+    const bool even = evenly_spaced(block, t0, kTileTokens);
+    const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
       if (ahead != nullptr && !ahead->streams) ahead->done(V * kLanes * T);
       asked.take(s, T);
       Vec sum[V * T];
       const std::byte* k[T];
-      GQA_UNROLL
-      for (int t = 0; t < T; ++t) k[t] = keys(s + t);
+      if (even) {
+        GQA_UNROLL
+        for (int t = 0; t < T; ++t) k[t] = keys.base + (s + t) * keys.stride;
+      } else {
+        GQA_UNROLL
+        for (int t = 0; t < T; ++t) k[t] = key_row(block, t0 + s + t);
+      }
       score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, sum);
       GQA_UNROLL
       for (int i = 0; i < V * T; ++i)
