@@ -167,10 +167,13 @@ struct Stream {
   }
   /// `rows` have been asked for.
   GQA_ALWAYS_INLINE void passed(Index rows) noexcept {
+    while (row != nullptr && rows >= left) {
+      rows -= left;
+      go_on();
+    }
     if (row == nullptr) return;
     row += rows * stride;
     left -= rows;
-    if (left <= 0) go_on();
   }
 
  private:

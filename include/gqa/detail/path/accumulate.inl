@@ -52,7 +52,10 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
   return weights;
 }
 
-// Tokens between looking ahead. Where heads take a few tokens in turn, prefetching is most of the time, and every step evener.
+// What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
+// most of the time, and every step evener.
+inline constexpr Index kAskedBytes = 1024;
+inline constexpr Index kMostAsked = 16;
 inline constexpr Index kAheadTokens = 4;
 
 // Tokens [from, to) of a block or of a run of blocks, for one head.
@@ -60,6 +63,7 @@ struct Part {
   const Stage& stage;
   Ahead* ahead;    // or null
   Stream* stream;  // or null
+  Index asked = 1;  // rows of it at once, a power of two
   mutable Index strip = 0;  // the next strip's number, of those that take these tokens
   Index from = 0;
   Index to = 0;
@@ -93,7 +97,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
   const bool touch = Values::kStreams && strip == 0 && part.touch && !followed;
   // Tokens from asking to asking, a power of two.
-  const Index stretch = stream.row != nullptr                        ? kAheadTokens * pace
+  const Index stretch = stream.row != nullptr                        ? part.asked << stream.shift
                         : !Values::kLooksAhead || ahead == nullptr ? kBlock
                         : ahead->evenly()                            ? Product::kTokens
                                                                      : kAheadTokens;
@@ -365,6 +369,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     Part part{stage, stage.prefetch ? &ahead : nullptr, ahead.streams ? &ahead.stream : nullptr};
     part.few = one_strip ? kBlock : few;
     part.touch = stage.touches();
+    while (2 * part.asked * stage.v_row_bytes <= kAskedBytes && part.asked < kMostAsked) part.asked *= 2;
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
