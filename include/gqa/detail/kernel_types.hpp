@@ -134,36 +134,48 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
   return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.after;
 }
 
-/// Rows that are streamed, one behind the other, and asked for some KiB before they are worked on: those of a run of blocks, then the
-/// first of what is read after it.
+/// Rows of one KV head that are asked for some way before they are worked on, evenly: one row for each token. Those of a run of blocks,
+/// then the first of what is read after it.
 struct Stream {
-  static constexpr Index kAhead = 8192;  ///< bytes
+  static constexpr Index kAhead = 8192;  ///< bytes, where rows are streamed
   static constexpr Index kMostShift = 4;
-  const std::byte* row = nullptr;        ///< the next to ask for; null: none are
+  const std::byte* row = nullptr;  ///< the next to ask for; null: none are
   Index stride = 0;
-  Index left = 0;  ///< rows before the first of `then`, or of those
+  Index left = 0;   ///< rows before the first of `then`, or of those
   Index bytes = 0;  ///< of a row
   Index shift = 0;  ///< tokens of a strip for each row that it asks for, as a power of two: so many strips share the asking
   const Upcoming* then = nullptr;
 
+  GQA_ALWAYS_INLINE Stream() noexcept = default;
   /// `rows` of them, the first that of `now`; `ahead` of them have been asked for, or all.
   GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index rows, const Upcoming& after, Index ahead) noexcept
-      : row(now.data + now.offset[now.first]), stride(now.stride), left(rows), bytes(now.row_bytes), then(&after) {
+      : row(now.data + now.offset[now.first]),
+        stride(now.stride),
+        left(rows),
+        bytes(now.row_bytes),
+        then(&after) {
     passed(ahead < rows ? ahead : rows);
   }
-  GQA_ALWAYS_INLINE Stream() noexcept = default;
+  /// Tokens of a strip for each row that it asks for.
   GQA_ALWAYS_INLINE Index pace() const noexcept { return Index{1} << shift; }
   /// So many strips, one after the other, take the same tokens.
   GQA_ALWAYS_INLINE void share(Index strips) noexcept {
     shift = 0;
+    if (row == nullptr) return;
     while ((Index{2} << shift) <= strips && shift < kMostShift) ++shift;
   }
   /// What strip number `strip` asks for while it takes `tokens`.
   GQA_ALWAYS_INLINE Stream part(Index strip, Index tokens) const noexcept {
+    if (row == nullptr) return {};
     Stream mine = *this;
     if (strip >= pace()) mine.row = nullptr;
     else if (strip > 0) mine.passed(strip * (tokens >> shift));
     return mine;
+  }
+  /// The next one has been asked for.
+  GQA_ALWAYS_INLINE void next() noexcept {
+    row += stride;
+    if (--left <= 0) go_on();
   }
   /// `rows` have been asked for.
   GQA_ALWAYS_INLINE void passed(Index rows) noexcept {
@@ -179,12 +191,11 @@ struct Stream {
  private:
   GQA_ALWAYS_INLINE void go_on() noexcept {
     row = nullptr;
-    stride = 0;
     if (then == nullptr || then->first >= then->last) return;
     row = then->data + then->offset[then->first];
-    stride = then->stride;  // scattered rows: the first one only
+    stride = then->stride;
+    left = stride != 0 ? then->last - then->first : 1;  // scattered rows: the first one only
     bytes = then->row_bytes;
-    left = stride != 0 ? then->last - then->first : 1;
     then = nullptr;
   }
 };
@@ -196,26 +207,21 @@ struct Ahead {
   Upcoming then;  ///< none once it is `next`
   Index heads;
   Streaming streaming;
-  bool streams;  ///< `stream` is what asks, and nothing is to be done here
-  Stream stream;
   Index work;  ///< that there is meanwhile
   Index rows;  ///< to ask for
   Index token;
   Index head = 0;
   Index credit = 0;  ///< work done times rows, less work times rows asked for
 
-  /// While rows `now` are worked on: those of them that are some way off, if heads take a few tokens in turn; then the first of
-  /// `after`, or all of them. Streamed rows go on to the end of a run, `run_rows` in all; `after` must live as long.
-  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index run_rows,
-                          Index all_work, bool in_turn) noexcept
-      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), streams(stage.asks), work(all_work) {
-    const Index distance = !in_turn ? kBlock : heads < 4 ? kBlock / heads : kBlock / 4;
+  /// While rows `now` are worked on: those of them that are some way off, see distance_of; then the first of `after`, or all of them.
+  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index all_work,
+                          Index distance) noexcept
+      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), work(all_work) {
     next.first += distance;
     if (then.last > then.first + distance) then.last = then.first + distance;
     rows = heads * (now.last - now.first);
     token = next.first;
     if (token >= next.last) go_on();
-    if (streams) stream = Stream(now, run_rows, after, stage.runs() ? Stream::kAhead / now.row_bytes : kBlock);
   }
   /// Heads take a few tokens in turn, and prefetch instructions do all the reading: the evener they come, the faster.
   GQA_ALWAYS_INLINE bool evenly() const noexcept { return heads > 1 && streaming == Streaming::prefetched; }
@@ -241,6 +247,23 @@ struct Ahead {
     token = next.first;
   }
 };
+
+/// How a kernel asks for rows while it works: by distance, or as work is done, or not.
+struct Asker {
+  Stream stream;
+  Ahead* ahead = nullptr;
+};
+
+/// How many tokens rows are asked for ahead: a block, if heads do not take a few tokens in turn.
+GQA_ALWAYS_INLINE Index distance_of(const Stage& stage, bool in_turn) noexcept {
+  return !in_turn ? kBlock : stage.heads < 4 ? kBlock / stage.heads : kBlock / 4;
+}
+/// The stream of a stage whose rows `now` are worked on: so many of them, then `after`, which must live as long.
+GQA_ALWAYS_INLINE Stream stream_of(const Stage& stage, const Upcoming& now, Index rows, const Upcoming& after,
+                                   Index distance) noexcept {
+  if (!stage.asks) return {};
+  return Stream(now, rows, after, stage.runs() ? Stream::kAhead / now.row_bytes : distance);
+}
 
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they
 /// were of one block. Where rows are streamed, which one head's alone are, kernels take a run at a time: what a block begins and ends

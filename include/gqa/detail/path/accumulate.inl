@@ -58,12 +58,14 @@ inline constexpr Index kAskedBytes = 1024;
 inline constexpr Index kMostAsked = 16;
 inline constexpr Index kAheadTokens = 4;
 
+inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
+
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
-  Ahead* ahead;    // or null
-  Stream* stream;  // or null
-  Index asked = 1;  // rows of it at once, a power of two
+  Asker& asker;
+  Index asked = 1;          // rows of a stream at once, a power of two
+  Index stretch = kBlock;   // tokens from looking ahead to looking ahead, a power of two
   mutable Index strip = 0;  // the next strip's number, of those that take these tokens
   Index from = 0;
   Index to = 0;
@@ -75,7 +77,7 @@ struct Part {
   // After `tokens` that all strips have taken.
   GQA_OP void next_turn(Index tokens) const {
     strip = 0;
-    if (stream != nullptr) stream->passed(tokens);
+    next_tokens(asker, tokens);
   }
 };
 
@@ -87,20 +89,16 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
                          Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
-  const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) / Product::kTokens; };
-  Ahead* const ahead = part.ahead;
+  const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
+  Ahead* const ahead = part.asker.ahead;
   if constexpr (!Values::kLooksAhead)
-    if (ahead != nullptr) ahead->done(R * N * (steps(to) - from / Product::kTokens));
-  const Index strip = part.strip++;
-  Stream stream = part.stream != nullptr ? part.stream->part(strip, to - from) : Stream{};
-  const Index pace = stream.pace();
+    if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
+  Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
+  Stream stream = strip_stream(part.asker, part.strip, to - from);
+  if (stream.row != nullptr) stretch = part.asked << stream.shift;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
-  const bool touch = Values::kStreams && strip == 0 && part.touch && !followed;
-  // Tokens from asking to asking, a power of two.
-  const Index stretch = stream.row != nullptr                        ? part.asked << stream.shift
-                        : !Values::kLooksAhead || ahead == nullptr ? kBlock
-                        : ahead->evenly()                            ? Product::kTokens
-                                                                     : kAheadTokens;
+  const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
+  ++part.strip;
   float* o[R];
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -112,7 +110,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     alpha += from / kBlock * part.stage.alpha_floats;
     weights.skip(from / kBlock * part.stage.weight_floats);
   }
-  weights.skip(from % kBlock / Product::kTokens * weights.step);
+  weights.skip(((from & (kBlock - 1)) >> kStepShift) * weights.step);
   Vec acc[R * Held];
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -123,11 +121,11 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
     if (stream.row != nullptr)
-      for (Index t = from; t < end; t += pace) ask_next(stream);
+      for (Index t = from; t < end; t += stream.pace()) ask_next(stream);
     if constexpr (Values::kLooksAhead)
-      if (ahead != nullptr) ahead->done(R * N * (steps(end) - from / Product::kTokens));
+      if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
     // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
-    if (from % kBlock == 0) {
+    if ((from & (kBlock - 1)) == 0) {
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
         const Vec factor = set1(alpha[r]);
@@ -140,7 +138,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
         }
       }
     }
-    for (Index step = from / Product::kTokens; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
+    for (Index step = from >> kStepShift; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if constexpr (Values::kStreams) {
         if (touch) values.touch(tile.value_dim);
       }
@@ -165,7 +163,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
       }
     }
     if constexpr (Run) {
-      if (end % kBlock != 0) continue;
+      if ((end & (kBlock - 1)) != 0) continue;
       alpha += part.stage.alpha_floats;
       weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
     }
@@ -239,7 +237,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   const bool twice = tile.value_dim > kRunDims;
   const Index high = twice ? R / 2 : R;
   const bool five = Product::kTokens > 1 && tile.rows == 5 && !twice;
-  if (part.stream != nullptr) part.stream->share(five ? 1 : (tile.rows + high - 1) / high);
+  part.asker.stream.share(five ? 1 : (tile.rows + high - 1) / high);
   if constexpr (Product::kTokens > 1)
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
   const Index few = tile.rows <= high ? part.to - part.from
@@ -316,7 +314,8 @@ template <class Codec>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  if (part.stream != nullptr) part.stream->share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
+  if (part.asker.stream.row != nullptr)
+    part.asker.stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
@@ -352,6 +351,9 @@ template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
+  const Index distance = distance_of(stage, tile.rows < kGroupRows);
+  Index asked = 1;
+  while (2 * asked * stage.v_row_bytes <= kAskedBytes && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const Index few = stage.runs() || stage.heads > 1 ? kFewTokens : alone;
   const Index tokens = tile.rows > kDirectRows || (stage.runs() && (whole || one_strip)) ? kBlock
@@ -364,12 +366,13 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     const Upcoming after = after_values(stage, b + run - 1);
-    Ahead ahead(values_of(stage, b), after, stage, last - any.first,
-                stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, tile.rows < kGroupRows);
-    Part part{stage, stage.prefetch ? &ahead : nullptr, ahead.streams ? &ahead.stream : nullptr};
+    Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, distance);
+    Asker asker{stream_of(stage, values_of(stage, b), last - any.first, after, distance),
+                stage.prefetch ? &ahead : nullptr};
+    Part part{stage, asker, asked};
     part.few = one_strip ? kBlock : few;
+    if (stage.prefetch) part.stretch = ahead.evenly() ? asked : kAheadTokens;
     part.touch = stage.touches();
-    while (2 * part.asked * stage.v_row_bytes <= kAskedBytes && part.asked < kMostAsked) part.asked *= 2;
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
@@ -377,7 +380,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
       if (part.to > last) part.to = last;
       for (Index j = 0; j < stage.heads; ++j)
         add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
-      if (part.to < last) part.next_turn(part.to - part.from);
+      part.next_turn(part.to - part.from);
     }
   }
 }

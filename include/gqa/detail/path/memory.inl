@@ -43,7 +43,29 @@ GQA_OP void ask_next(Stream& stream) {
   } else {
     for (Index line = 0; line < stream.bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
   }
-  stream.passed(1);
+  stream.next();
+}
+
+// Functions of their own, before anything is in registers: see Stream.
+GQA_KERNEL Stream part_of(const Stream& stream, Index strip, Index tokens) { return stream.part(strip, tokens); }
+GQA_KERNEL void pass(Stream& stream, Index rows) { stream.passed(rows); }
+
+// What a strip asks for, if it does.
+GQA_OP Stream strip_stream(const Asker& asker, Index strip, Index tokens) {
+  Stream mine;
+  if (asker.stream.row != nullptr) mine = part_of(asker.stream, strip, tokens);
+  return mine;
+}
+// After `tokens` that all strips have taken.
+GQA_OP void next_tokens(Asker& asker, Index tokens) {
+  if (asker.stream.row != nullptr) pass(asker.stream, tokens);
+}
+
+// Asks for what a strip is to ask for before tokens [from, from + count).
+GQA_OP void ask_rows(Stream& stream, Index from, Index count) {
+  if (stream.row == nullptr) return;
+  for (Index t = from; t < from + count; ++t)
+    if ((t & (stream.pace() - 1)) == 0) ask_next(stream);
 }
 
 // How far ahead of a touched line another is asked for.

@@ -81,23 +81,6 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, b
   return rows;
 }
 
-// What a strip asks for while it takes `tokens`: its part of a stream, if there is one.
-struct Asking {
-  Stream stream;
-  Index pace = 1;
-  GQA_OP Asking(const Ahead* ahead, Index strip, Index tokens) {
-    if (ahead == nullptr || !ahead->streams) return;
-    stream = ahead->stream.part(strip, tokens);
-    pace = stream.pace();
-  }
-  // Before tokens [from, from + count).
-  GQA_OP void take(Index from, Index count) {
-    if (stream.row == nullptr) return;
-    for (Index t = from; t < from + count; ++t)
-      if ((t & (pace - 1)) == 0) ask_next(stream);
-  }
-};
-
 // The strips of `rows`, of R of them, then of fewer: powers of two.
 template <int R>
 GQA_OP Index count_strips(Index rows) {
@@ -118,17 +101,17 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
 template <class Dot, int R>
-GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead,
+GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, const Asker& asker,
                             Index strip) {
   constexpr int T = kScoreTile / R;
-  Asking asked(ahead, strip, kTileTokens);
+  Stream stream = strip_stream(asker, strip, kTileTokens);
   constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
   const Index whole = tile.head_dim / Dot::kDims * Dot::kDims;
   const Index rest = tile.head_dim - whole;
   for (int s = 0; s < kTileTokens; s += T) {
-    asked.take(s, T);
+    ask_rows(stream, s, T);
     Vec acc[kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
@@ -162,7 +145,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
     alignas(64) float sums[kScoreTile];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
-    if (ahead != nullptr && !ahead->streams) look_ahead(*ahead, R * T);
+    if (asker.ahead != nullptr) look_ahead(*asker.ahead, R * T);
   }
 }
 
@@ -171,7 +154,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
 // over lanes T tokens at a time.
 template <class Dot, int R, int N, int T = kSideTokens<Dot::kKeyBytes>>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead,
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
                            Index strip) {
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
@@ -183,8 +166,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  Asking asked(ahead, strip, tokens);
-  if (ahead != nullptr && ahead->streams) ahead = nullptr;
+  Stream stream = strip_stream(asker, strip, tokens);
+  Ahead* const ahead = asker.ahead;
   const bool evenly = ahead != nullptr && ahead->evenly();
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
@@ -192,7 +175,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if ((t & (asked.pace - 1)) == 0) ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked.stream);
+      if ((t & (stream.pace() - 1)) == 0) ask_next<N * Dot::kDims * Dot::kKeyBytes>(stream);
       if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
@@ -239,56 +222,56 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead,
-                              Index strip = 0) {
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+                              const Asker& asker, Index strip = 0) {
   if constexpr (R == 4 && kFiveRows<Dot, N>)
-    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, ahead, strip);
+    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, asker, strip);
   if constexpr (R == 1 && Dot::kDims > kLanes)
     if (tokens < kSideTokens<Dot::kKeyBytes>) {
-      if (row < tile.rows) score_held<Dot, 1, N, kFewSideTokens>(tile, row, keys, t0, tokens, ahead, strip);
+      if (row < tile.rows) score_held<Dot, 1, N, kFewSideTokens>(tile, row, keys, t0, tokens, asker, strip);
       return;
     }
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
-  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead, strip++);
-  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, ahead, strip);
+  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, asker, strip);
 }
 template <class Dot, int R, int N>
-GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Ahead* ahead) {
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Asker& asker) {
   const Index rows = tile.rows - row;
   const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
   const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
+  asker.stream.share(strips);
   for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride) {
-    if (ahead != nullptr) ahead->stream.share(strips);
-    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, ahead);
-    if (ahead != nullptr) ahead->stream.passed(few);
+    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, asker);
+    next_tokens(asker, few);
   }
 }
 template <class Dot, int R>
-GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, Ahead* ahead,
+GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, const Asker& asker,
                          Index strip = 0) {
-  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, ahead, strip++);
-  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, ahead, strip);
+  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, asker, strip++);
+  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, asker, strip);
 }
 template <class Dot>
 GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, const Stage& stage,
-                       Ahead* ahead) {
+                       Asker& asker) {
   if constexpr (kHeldQueries > 0) {
     if (evenly_spaced(block, t0, tokens)) {
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
       constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
-      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, ahead);
-      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, ahead);
+      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, asker);
+      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, asker);
       constexpr int half = kHeldQueries / N / 2 < kScoreRows ? kHeldQueries / N / 2 : kScoreRows;
-      if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, ahead);
+      if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, asker);
     }
   }
   const Index bytes = tile.head_dim * Dot::kKeyBytes;
+  asker.stream.share(count_strips<kScoreRows>(tile.rows - row));
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
     if (t + kTileTokens <= block.first) continue;
-    if (ahead != nullptr) ahead->stream.share(count_strips<kScoreRows>(tile.rows - row));
-    score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches()), t, ahead);
-    if (ahead != nullptr) ahead->stream.passed(kTileTokens);
+    score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches()), t, asker);
+    next_tokens(asker, kTileTokens);
   }
 }
 
@@ -349,9 +332,9 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
 
 // V groups of rows from `row` on, over the tokens of the block: [group][token][row].
 template <class Dot, int V>
-GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, Ahead* ahead) {
+GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Asker& asker) {
   constexpr int T = kRowTokens / V;
-  Asking asked(ahead, row / (kRowGroups * kLanes), kBlock);
+  Stream stream = strip_stream(asker, row / (kRowGroups * kLanes), kBlock);
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
@@ -359,8 +342,8 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
     const bool even = evenly_spaced(block, t0, kTileTokens);
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
-      if (ahead != nullptr && !ahead->streams) ahead->done(V * kLanes * T);
-      asked.take(s, T);
+      if (asker.ahead != nullptr) asker.ahead->done(V * kLanes * T);
+      ask_rows(stream, s, T);
       Vec sum[V * T];
       const std::byte* k[T];
       if (even) {
@@ -378,15 +361,24 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
   }
 }
 
-// One block without groups: keys are widened once, instead of for every row.
+// One unit of groups.
 template <class Dot>
-GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahead* ahead) {
-  for (Index j = 0; j < stage.heads; ++j) {
-    const RowTile unit = unit_tile(tile, stage, b, j);
-    Index offsets[kBlock];
-    const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-    score_rows<typename Dot::Grouped>(unit, 0, block, 0, kBlock, stage, ahead);
-  }
+GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped, Asker& asker) {
+  Index offsets[kBlock];
+  const Block block = Dot::group_block(tile, unit, offsets);
+  asker.stream.share(grouped / (kRowGroups * kLanes));
+  Index row = 0;
+  for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
+    score_groups<typename Dot::Grouped, kRowGroups>(tile, row, block, asker);
+  for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(tile, row, block, asker);
+}
+
+// One unit without groups: keys are widened once, instead of for every row.
+template <class Dot>
+GQA_OP void score_widened(const RowTile& tile, const Block& unit, const Stage& stage, Asker& asker) {
+  Index offsets[kBlock];
+  const Block block = Dot::group_block(tile, unit, offsets);
+  score_rows<typename Dot::Grouped>(tile, 0, block, 0, kBlock, stage, asker);
 }
 
 // weights[row][t] ← q[row] · k[t] for every unit of the stage. One head's strips take a block at a time, or a run; else all
@@ -394,43 +386,30 @@ GQA_OP void score_widened(const RowTile& tile, const Stage& stage, Index b, Ahea
 template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
+  const bool widened = kRowTokens == 0 && !Dot::kPlainKeys && tile.rows > kWidenRows;
+  const Index distance = distance_of(stage, tile.rows < kGroupRows);
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
     run = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
     const Upcoming after = after_keys(stage, b + run - 1);
-    Ahead next(keys_of(stage, b), after, stage, (run - 1) * kBlock + any.last - any.first,
-               stage.heads * tile.rows * (any.last - any.first), tile.rows < kGroupRows);
-    Ahead* const ahead = stage.prefetch || next.streams ? &next : nullptr;
-    if constexpr (kRowTokens > 0) {
-      for (Index j = 0; j < stage.heads && grouped > 0; ++j) {
-        const RowTile unit = unit_tile(tile, stage, b, j);
-        Index offsets[kBlock];
-        const Block block = Dot::group_block(unit, stage.units[b * stage.heads + j], offsets);
-        Index row = 0;
-        if (next.streams) next.stream.share(grouped / (kRowGroups * kLanes));
-        for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
-          score_groups<typename Dot::Grouped, kRowGroups>(unit, row, block, ahead);
-        for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(unit, row, block, ahead);
-      }
+    Ahead ahead(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first), distance);
+    Asker asker{stream_of(stage, keys_of(stage, b), (run - 1) * kBlock + any.last - any.first, after, distance),
+                stage.prefetch ? &ahead : nullptr};
+    const auto unit_of = [&](Index j) -> const Block& { return stage.units[b * stage.heads + j]; };
+    for (Index j = 0; j < stage.heads && (grouped > 0 || widened); ++j) {
+      if constexpr (kRowTokens > 0) score_grouped<Dot>(unit_tile(tile, stage, b, j), unit_of(j), grouped, asker);
+      else score_widened<Dot>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
     }
-    if constexpr (kRowTokens == 0 && !Dot::kPlainKeys) {
-      if (tile.rows > kWidenRows) {
-        score_widened<Dot>(tile, stage, b, ahead);
-        continue;
-      }
-    }
-    if (grouped >= tile.rows) continue;
-    Ahead* const strips_ahead = grouped > 0 && next.streams ? nullptr : ahead;
+    if (grouped >= tile.rows || widened) continue;
+    if (grouped > 0) asker.stream.row = nullptr;  // all asked for
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once   ? run * kBlock
                          : in_turn ? side_tokens<Dot::kKeyBytes, (Dot::kDims > kLanes)>(tile, stage)
                                    : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
-      for (Index j = 0; j < stage.heads; ++j) {
-        const Block& block = stage.units[b * stage.heads + j];
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, block, t0, tokens, stage, strips_ahead);
-      }
+      for (Index j = 0; j < stage.heads; ++j)
+        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);
     }
   }
 }
