@@ -164,12 +164,10 @@ struct Stream {
     if (row == nullptr) return;
     while ((Index{2} << shift) <= strips && shift < kMostShift) ++shift;
   }
-  /// What strip number `strip` asks for while it takes `tokens`.
+  /// What strip number `strip`, one of those that ask, asks for while it takes `tokens`.
   GQA_ALWAYS_INLINE Stream part(Index strip, Index tokens) const noexcept {
-    if (row == nullptr) return {};
     Stream mine = *this;
-    if (strip >= pace()) mine.row = nullptr;
-    else if (strip > 0) mine.passed(strip * (tokens >> shift));
+    mine.passed(strip * (tokens >> shift));
     return mine;
   }
   /// The next one has been asked for.

@@ -54,7 +54,7 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
 
 // What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
 // most of the time, and every step evener.
-inline constexpr Index kAskedBytes = 1024;
+inline constexpr Index kAskedBytes = 512;
 inline constexpr Index kMostAsked = 16;
 inline constexpr Index kAheadTokens = 4;
 
@@ -353,9 +353,10 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool whole = whole_rows<Codec>(tile, stage);
   const Index distance = distance_of(stage, tile.rows < kGroupRows);
   Index asked = 1;
-  while (2 * asked * stage.v_row_bytes <= kAskedBytes && asked < kMostAsked) asked *= 2;
+  while (asked * stage.v_row_bytes < kAskedBytes && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
-  const Index few = stage.runs() || stage.heads > 1 ? kFewTokens : alone;
+  const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
+  const Index few = memory || stage.heads > 1 ? kFewTokens : alone;
   const Index tokens = tile.rows > kDirectRows || (stage.runs() && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3
                            ? side_tokens<Codec::bytes, (Product::kTokens > 1)>(tile, stage)

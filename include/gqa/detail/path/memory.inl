@@ -46,19 +46,25 @@ GQA_OP void ask_next(Stream& stream) {
   stream.next();
 }
 
-// Functions of their own, before anything is in registers: see Stream.
+// What a stream seldom does, as functions of their own: nothing is in registers yet.
 GQA_KERNEL Stream part_of(const Stream& stream, Index strip, Index tokens) { return stream.part(strip, tokens); }
-GQA_KERNEL void pass(Stream& stream, Index rows) { stream.passed(rows); }
+GQA_KERNEL void pass_end(Stream& stream, Index rows) { stream.passed(rows); }
 
 // What a strip asks for, if it does.
 GQA_OP Stream strip_stream(const Asker& asker, Index strip, Index tokens) {
   Stream mine;
-  if (asker.stream.row != nullptr) mine = part_of(asker.stream, strip, tokens);
+  if (asker.stream.row == nullptr || strip >= asker.stream.pace()) return mine;
+  if (strip == 0) mine = asker.stream;
+  else mine = part_of(asker.stream, strip, tokens);
   return mine;
 }
 // After `tokens` that all strips have taken.
 GQA_OP void next_tokens(Asker& asker, Index tokens) {
-  if (asker.stream.row != nullptr) pass(asker.stream, tokens);
+  Stream& stream = asker.stream;
+  if (stream.row == nullptr) return;
+  if (tokens >= stream.left) return pass_end(stream, tokens);
+  stream.row += tokens * stream.stride;
+  stream.left -= tokens;
 }
 
 // Asks for what a strip is to ask for before tokens [from, from + count).
