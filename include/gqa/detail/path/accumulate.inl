@@ -64,8 +64,8 @@ inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
 struct Part {
   const Stage& stage;
   Asker& asker;
-  Index asked = 1;          // rows of a stream at once, a power of two
-  Index stretch = kBlock;   // tokens from looking ahead to looking ahead, a power of two
+  Index asked;              // rows of a stream at once: whole steps, a power of two
+  Index stretch = kBlock;   // tokens from looking ahead to looking ahead, likewise
   mutable Index strip = 0;  // the next strip's number, of those that take these tokens
   Index from = 0;
   Index to = 0;
@@ -352,7 +352,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
   const Index distance = distance_of(stage, tile.rows < kGroupRows);
-  Index asked = 1;
+  Index asked = Product::kTokens;
   while (asked * stage.v_row_bytes < kAskedBytes && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
