@@ -134,67 +134,79 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
   return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.after;
 }
 
-/// Rows of one KV head that are asked for some way before they are worked on, evenly: one row for each token. Those of a run of blocks,
-/// then the first of what is read after it.
+/// Evenly spaced rows that a strip asks for, one by one.
+struct Asked {
+  const std::byte* row = nullptr;  ///< the next; null: none are
+  Index stride = 0;
+  Index left = 0;
+  Index bytes = 0;  ///< of a row
+  Index shift = 0;  ///< tokens that the strip takes for each of them, as a power of two
+
+  GQA_ALWAYS_INLINE bool is_due(Index token) const noexcept { return (token & ((Index{1} << shift) - 1)) == 0; }
+  GQA_ALWAYS_INLINE void next() noexcept {
+    row += stride;
+    if (--left <= 0) row = nullptr;
+  }
+};
+
+/// Rows of one KV head that are asked for some way before they are worked on, one for each token. Those of a run of blocks, then the
+/// first of what is read after it.
 struct Stream {
   static constexpr Index kAhead = 8192;  ///< bytes, where rows are streamed
+  static constexpr Index kGrain = 16;    ///< tokens: as many at least go by between one kind of rows and the next
   static constexpr Index kMostShift = 4;
-  const std::byte* row = nullptr;  ///< the next to ask for; null: none are
-  Index stride = 0;
-  Index left = 0;   ///< rows before the first of `then`, or of those
-  Index bytes = 0;  ///< of a row
-  Index shift = 0;  ///< tokens of a strip for each row that it asks for, as a power of two: so many strips share the asking
+  Asked rows;
   const Upcoming* then = nullptr;
 
   GQA_ALWAYS_INLINE Stream() noexcept = default;
-  /// `rows` of them, the first that of `now`; `ahead` of them have been asked for, or all.
-  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index rows, const Upcoming& after, Index ahead) noexcept
-      : row(now.data + now.offset[now.first]),
-        stride(now.stride),
-        left(rows),
-        bytes(now.row_bytes),
-        then(&after) {
-    passed(ahead < rows ? ahead : rows);
+  /// `count` rows, the first that of `now`; `ahead` of them have been asked for, or all.
+  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead) noexcept
+      : rows{now.data + now.offset[now.first], now.stride, count, now.row_bytes}, then(&after) {
+    move(ahead < count ? ahead : count);
   }
-  /// Tokens of a strip for each row that it asks for.
-  GQA_ALWAYS_INLINE Index pace() const noexcept { return Index{1} << shift; }
-  /// So many strips, one after the other, take the same tokens.
+  GQA_ALWAYS_INLINE bool asks() const noexcept { return rows.row != nullptr; }
+  /// So many strips, one after the other, take the same tokens, and share the asking.
   GQA_ALWAYS_INLINE void share(Index strips) noexcept {
-    shift = 0;
-    if (row == nullptr) return;
-    while ((Index{2} << shift) <= strips && shift < kMostShift) ++shift;
+    rows.shift = 0;
+    if (!asks()) return;
+    while ((Index{2} << rows.shift) <= strips && rows.shift < kMostShift) ++rows.shift;
   }
-  /// What strip number `strip`, one of those that ask, asks for while it takes `tokens`.
-  GQA_ALWAYS_INLINE Stream part(Index strip, Index tokens) const noexcept {
-    Stream mine = *this;
-    mine.passed(strip * (tokens >> shift));
+  /// What strip number `strip` asks for while it takes `tokens`, no more than until().
+  GQA_ALWAYS_INLINE Asked part(Index strip, Index tokens) const noexcept {
+    Asked mine = rows;
+    const Index before = strip * (tokens >> rows.shift);
+    if (strip >= Index{1} << rows.shift || before >= rows.left) mine.row = nullptr;
+    if (mine.row == nullptr) return mine;
+    mine.row += before * mine.stride;
+    mine.left -= before;
     return mine;
   }
-  /// The next one has been asked for.
-  GQA_ALWAYS_INLINE void next() noexcept {
-    row += stride;
-    if (--left <= 0) go_on();
+  /// Where the tokens from `first` on, and before `last`, end for which rows of one kind are asked for.
+  GQA_ALWAYS_INLINE Index until(Index first, Index last) const noexcept {
+    if (!asks()) return last;
+    const Index end = round_up(first + rows.left, kGrain);
+    return end < last ? end : last;
   }
-  /// `rows` have been asked for.
-  GQA_ALWAYS_INLINE void passed(Index rows) noexcept {
-    while (row != nullptr && rows >= left) {
-      rows -= left;
-      go_on();
-    }
-    if (row == nullptr) return;
-    row += rows * stride;
-    left -= rows;
+  /// All strips have taken so many tokens.
+  GQA_ALWAYS_INLINE void passed(Index tokens) noexcept {
+    if (asks()) move(tokens);
   }
 
  private:
-  GQA_ALWAYS_INLINE void go_on() noexcept {
-    row = nullptr;
-    if (then == nullptr || then->first >= then->last) return;
-    row = then->data + then->offset[then->first];
-    stride = then->stride;
-    left = stride != 0 ? then->last - then->first : 1;  // scattered rows: the first one only
-    bytes = then->row_bytes;
-    then = nullptr;
+  /// A function of its own: nothing of a kernel is in registers where it is called.
+  __attribute__((noinline)) void move(Index tokens) noexcept {
+    while (tokens >= rows.left) {
+      tokens -= rows.left;
+      rows.row = nullptr;
+      if (then == nullptr || then->first >= then->last) return;
+      rows.row = then->data + then->offset[then->first];
+      rows.stride = then->stride;
+      rows.left = then->stride != 0 ? then->last - then->first : 1;  // scattered rows: the first one only
+      rows.bytes = then->row_bytes;
+      then = nullptr;
+    }
+    rows.row += tokens * rows.stride;
+    rows.left -= tokens;
   }
 };
 
@@ -260,7 +272,8 @@ GQA_ALWAYS_INLINE Index distance_of(const Stage& stage, bool in_turn) noexcept {
 GQA_ALWAYS_INLINE Stream stream_of(const Stage& stage, const Upcoming& now, Index rows, const Upcoming& after,
                                    Index distance) noexcept {
   if (!stage.asks) return {};
-  return Stream(now, rows, after, stage.runs() ? Stream::kAhead / now.row_bytes : distance);
+  const Index ahead = Stream::kAhead / now.row_bytes / Stream::kGrain * Stream::kGrain;
+  return Stream(now, rows, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain);
 }
 
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they

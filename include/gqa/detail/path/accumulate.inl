@@ -12,8 +12,6 @@
 // or, where many rows have few left over, of the highest and of one row, whether there are strips as wide as values, which may take a
 // run of blocks (kWhole), and whether they may be streamed (kStreams), of kBytes each.
 
-// Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
-inline constexpr Index kDirectRows = kGroupRows - 1;
 // Tokens that are taken at a time where heads lie side by side, or several strips stream: what the first strip has brought from
 // memory is in the first-level cache for the others, and memory is not idle for long.
 inline constexpr Index kFewTokens = 16;
@@ -54,7 +52,7 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
 
 // What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
 // most of the time, and every step evener.
-inline constexpr Index kAskedBytes = 512;
+inline constexpr Index kAskedBytes = 1024;
 inline constexpr Index kMostAsked = 16;
 inline constexpr Index kAheadTokens = 4;
 
@@ -77,7 +75,7 @@ struct Part {
   // After `tokens` that all strips have taken.
   GQA_OP void next_turn(Index tokens) const {
     strip = 0;
-    next_tokens(asker, tokens);
+    asker.stream.passed(tokens);
   }
 };
 
@@ -94,8 +92,8 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   if constexpr (!Values::kLooksAhead)
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
   Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
-  Stream stream = strip_stream(part.asker, part.strip, to - from);
-  if (stream.row != nullptr) stretch = part.asked << stream.shift;
+  Asked asked = part.asker.stream.part(part.strip, to - from);
+  if (asked.row != nullptr) stretch = part.asked << asked.shift;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
   const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
   ++part.strip;
@@ -120,8 +118,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   for (Index end; from < to; from = end) {
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
-    if (stream.row != nullptr)
-      for (Index t = from; t < end; t += stream.pace()) ask_next(stream);
+    ask_rows(asked, from, end);
     if constexpr (Values::kLooksAhead)
       if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
     // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
@@ -243,11 +240,11 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   const Index few = tile.rows <= high ? part.to - part.from
                     : !part.stage.runs()             ? part.few
                                                      : kTurnBytes / part.stage.v_row_bytes;
-  for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
-    end = from + few < part.to ? from + few : part.to;
-    if (from > part.from) part.next_turn(few);
+  for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
+    end = part.asker.stream.until(from, from + few < part.to ? from + few : part.to);
     if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
     else output_whole_rows<R, N>(tile, 0, values, from, end, part);
+    if (end < part.to) part.next_turn(end - from);
   }
 }
 
@@ -297,8 +294,7 @@ template <class Codec>
 GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, const Part& part) {
   const Index stride = staged_stride(tile);
   output_columns<kOutputRows>(tile, 0, Copied<Codec>{cached, tile.staging, stride}, part);
-  if (tile.rows < 2 * kLanes) output_rows<kOutputRows>(tile, kOutputRows, StagedFew{tile.staging, stride}, part);
-  else output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
+  output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
 }
 
 // All tokens at once: staging is in the first-level cache.
@@ -314,7 +310,7 @@ template <class Codec>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  if (part.asker.stream.row != nullptr)
+  if (part.asker.stream.asks())
     part.asker.stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
@@ -322,7 +318,7 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
       const Cached<Codec> cached{block.v + from * block.v_stride, block.v_stride};
       if constexpr (!kStaged<Codec>)
         if (tile.rows >= 2 * kLanes) return output_rows<kOutputRows>(tile, 0, Staged{cached.row, cached.stride}, part);
-      if (!kStaged<Codec> || tile.rows <= kDirectRows) return output_rows<kOutputRows>(tile, 0, cached, part);
+      if (!kStaged<Codec> || tile.rows <= kDirectRows<Codec>) return output_rows<kOutputRows>(tile, 0, cached, part);
       if constexpr (kCopied<Codec>) return output_copied<Codec>(tile, cached, for_staging(part));
     }
   }
@@ -342,7 +338,7 @@ template <class Codec>
 GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
   if (!Cached<Codec>::kWhole) return false;
   if (stage.runs()) return tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims;
-  const bool many = tile.rows > kOutputRows && tile.rows <= kDirectRows;
+  const bool many = tile.rows > kOutputRows && tile.rows < kGroupRows;
   return many && Product::kTokens == 1 && tile.value_dim == kRunDims;
 }
 
@@ -357,7 +353,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
   const Index few = memory || stage.heads > 1 ? kFewTokens : alone;
-  const Index tokens = tile.rows > kDirectRows || (stage.runs() && (whole || one_strip)) ? kBlock
+  const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3
                            ? side_tokens<Codec::bytes, (Product::kTokens > 1)>(tile, stage)
                            : few;
@@ -378,7 +374,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
       part.to = run > 1 ? last : part.from / tokens * tokens + tokens;
-      if (part.to > last) part.to = last;
+      part.to = asker.stream.until(part.from, part.to < last ? part.to : last);
       for (Index j = 0; j < stage.heads; ++j)
         add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
       part.next_turn(part.to - part.from);

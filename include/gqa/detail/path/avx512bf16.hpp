@@ -40,7 +40,6 @@ using avx512::kScoreTile;
 using avx512::load;
 using avx512::look_ahead;
 using avx512::mul;
-using avx512::next_tokens;
 using avx512::once_known;
 using avx512::reduce_halves;
 using avx512::reduce_pair;
@@ -53,7 +52,6 @@ using avx512::store_first;
 using avx512::store_quarter;
 using avx512::store_second;
 using avx512::touch_row;
-using avx512::strip_stream;
 using avx512::Vec;
 using avx512::zero;
 

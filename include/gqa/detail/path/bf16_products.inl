@@ -109,6 +109,8 @@ template <class Codec>
 inline constexpr bool kStaged = true;
 template <class Codec>
 inline constexpr bool kCopied = kReadable<Codec>;
+template <class Codec>
+inline constexpr Index kDirectRows = kReadable<Codec> ? 2 * kLanes - 1 : kGroupRows - 1;
 
 // V rows of a pair of tokens, 32 dims → two registers of (even token, odd token) pairs of one dim each. unpack works within
 // quarters of a register: the first has dims 0–3, 8–11, 16–19, 24–27, the second the others.
@@ -120,7 +122,7 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 // Evenly spaced rows, from the first token that is added; whole pairs.
 template <class Codec>
 struct Cached {
-  static constexpr bool kFewRows = true;
+  static constexpr bool kFewRows = false;
   static constexpr bool kLooksAhead = true;
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
@@ -155,10 +157,9 @@ struct Cached {
 };
 
 // [pair of tokens][column / 32][first, second]
-template <bool LooksAhead>
-struct StagedPairs {
+struct Staged {
   static constexpr bool kFewRows = false;
-  static constexpr bool kLooksAhead = LooksAhead;
+  static constexpr bool kLooksAhead = false;
   static constexpr bool kAnyRows = false;
   static constexpr bool kWhole = false;
   static constexpr bool kStreams = false;
@@ -178,8 +179,6 @@ struct StagedPairs {
   GQA_OP void touch(Index) const {}
 };
 
-using Staged = StagedPairs<false>;
-using StagedFew = StagedPairs<true>;  // for so few strips that looking ahead between them is not often enough
 GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes2) * 4; }
 GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
   _mm512_storeu_si512(pairs + column * 4, reinterpret_cast<__m512i>(value[0]));

@@ -32,46 +32,23 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
-// Asks for the next row of a stream, of Bytes bytes if that is known.
+// Asks for the next row, of Bytes bytes if that is known.
 template <Index Bytes = 0>
-GQA_OP void ask_next(Stream& stream) {
-  const std::byte* const row = stream.row;
-  if (row == nullptr) return;
+GQA_OP void ask_next(Asked& asked) {
+  if (asked.row == nullptr) return;
   if constexpr (Bytes > 0) {
     GQA_UNROLL
-    for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
   } else {
-    for (Index line = 0; line < stream.bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < asked.bytes; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
   }
-  stream.next();
+  asked.next();
 }
-
-// What a stream seldom does, as functions of their own: nothing is in registers yet.
-GQA_KERNEL Stream part_of(const Stream& stream, Index strip, Index tokens) { return stream.part(strip, tokens); }
-GQA_KERNEL void pass_end(Stream& stream, Index rows) { stream.passed(rows); }
-
-// What a strip asks for, if it does.
-GQA_OP Stream strip_stream(const Asker& asker, Index strip, Index tokens) {
-  Stream mine;
-  if (asker.stream.row == nullptr || strip >= asker.stream.pace()) return mine;
-  if (strip == 0) mine = asker.stream;
-  else mine = part_of(asker.stream, strip, tokens);
-  return mine;
-}
-// After `tokens` that all strips have taken.
-GQA_OP void next_tokens(Asker& asker, Index tokens) {
-  Stream& stream = asker.stream;
-  if (stream.row == nullptr) return;
-  if (tokens >= stream.left) return pass_end(stream, tokens);
-  stream.row += tokens * stream.stride;
-  stream.left -= tokens;
-}
-
-// Asks for what a strip is to ask for before tokens [from, from + count).
-GQA_OP void ask_rows(Stream& stream, Index from, Index count) {
-  if (stream.row == nullptr) return;
-  for (Index t = from; t < from + count; ++t)
-    if ((t & (stream.pace() - 1)) == 0) ask_next(stream);
+// Asks for what is due while tokens [from, to) go by.
+GQA_OP void ask_rows(Asked& asked, Index from, Index to) {
+  if (asked.row == nullptr) return;
+  const Index pace = Index{1} << asked.shift;
+  for (Index t = (from + pace - 1) & -pace; t < to; t += pace) ask_next(asked);
 }
 
 // How far ahead of a touched line another is asked for.

@@ -70,6 +70,8 @@ template <class Codec>
 inline constexpr bool kReadable = true;  // straight from the cache
 template <class Codec>
 inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many rows
+template <class Codec>
+inline constexpr Index kDirectRows = kGroupRows - 1;
 
 // Evenly spaced rows, from the first token that is added. Where strips are narrow there are so many that it is enough to look ahead
 // between them.
@@ -99,7 +101,6 @@ struct Cached {
 
 // [token][dim] as f32.
 using Staged = Cached<F32, false>;
-using StagedFew = Staged;
 GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
 GQA_OP void keep(std::byte* row, Index column, const Vec* value) {
   store(reinterpret_cast<float*>(row) + column, *value);

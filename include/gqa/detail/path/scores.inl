@@ -104,14 +104,14 @@ template <class Dot, int R>
 GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, const Asker& asker,
                             Index strip) {
   constexpr int T = kScoreTile / R;
-  Stream stream = strip_stream(asker, strip, kTileTokens);
+  Asked asked = asker.stream.part(strip, kTileTokens);
   constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
   const Index whole = tile.head_dim / Dot::kDims * Dot::kDims;
   const Index rest = tile.head_dim - whole;
   for (int s = 0; s < kTileTokens; s += T) {
-    ask_rows(stream, s, T);
+    ask_rows(asked, s, s + T);
     Vec acc[kScoreTile];
     GQA_UNROLL
     for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
@@ -166,7 +166,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  Stream stream = strip_stream(asker, strip, tokens);
+  Asked asked = asker.stream.part(strip, tokens);
   Ahead* const ahead = asker.ahead;
   const bool evenly = ahead != nullptr && ahead->evenly();
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
@@ -175,7 +175,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if ((t & (stream.pace() - 1)) == 0) ask_next<N * Dot::kDims * Dot::kKeyBytes>(stream);
+      if (asked.is_due(t)) ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
       if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
@@ -241,9 +241,10 @@ GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index
   const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
   const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
   asker.stream.share(strips);
-  for (Index t = 0; t < tokens; t += few, keys.base += few * keys.stride) {
-    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, few, asker);
-    next_tokens(asker, few);
+  for (Index t = 0, count; t < tokens; t += count, keys.base += count * keys.stride) {
+    count = asker.stream.until(t, t + few < tokens ? t + few : tokens) - t;
+    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, count, asker);
+    asker.stream.passed(count);
   }
 }
 template <class Dot, int R>
@@ -271,7 +272,7 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
     if (t + kTileTokens <= block.first) continue;
     score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches()), t, asker);
-    next_tokens(asker, kTileTokens);
+    asker.stream.passed(kTileTokens);
   }
 }
 
@@ -334,7 +335,7 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
 template <class Dot, int V>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Asker& asker) {
   constexpr int T = kRowTokens / V;
-  Stream stream = strip_stream(asker, row / (kRowGroups * kLanes), kBlock);
+  Asked asked = asker.stream.part(row / (kRowGroups * kLanes), kBlock);
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
@@ -343,7 +344,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
       if (asker.ahead != nullptr) asker.ahead->done(V * kLanes * T);
-      ask_rows(stream, s, T);
+      ask_rows(asked, s, s + T);
       Vec sum[V * T];
       const std::byte* k[T];
       if (even) {
@@ -401,7 +402,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
       else score_widened<Dot>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
     }
     if (grouped >= tile.rows || widened) continue;
-    if (grouped > 0) asker.stream.row = nullptr;  // all asked for
+    if (grouped > 0) asker.stream = {};  // all is asked for
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once   ? run * kBlock
