@@ -240,11 +240,13 @@ GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index
   const Index rows = tile.rows - row;
   const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
   const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
-  asker.stream.share(strips);
-  for (Index t = 0, count; t < tokens; t += count, keys.base += count * keys.stride) {
-    count = asker.stream.until(t, t + few < tokens ? t + few : tokens) - t;
-    score_strips_held<Dot, R, N>(tile, row, keys, t0 + t, count, asker);
-    asker.stream.passed(count);
+  const bool asks = asker.stream.asks();
+  if (asks) asker.stream.share(strips);
+  for (Index count; tokens > 0; t0 += count, tokens -= count, keys.base += count * keys.stride) {
+    count = few < tokens ? few : tokens;
+    if (asks) count = asker.stream.until(0, count);
+    score_strips_held<Dot, R, N>(tile, row, keys, t0, count, asker);
+    if (asks) asker.stream.passed(count);
   }
 }
 template <class Dot, int R>
