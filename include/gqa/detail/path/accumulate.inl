@@ -354,9 +354,8 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
   const Index few = memory || stage.heads > 1 ? kFewTokens : alone;
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
-                       : stage.heads > 1 && tile.rows < 3
-                           ? side_tokens<Codec::bytes, (Product::kTokens > 1)>(tile, stage)
-                           : few;
+                       : stage.heads > 1 && tile.rows < 3 ? kSideTokens<Codec::bytes>
+                                                          : few;
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
     run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;

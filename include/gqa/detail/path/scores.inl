@@ -19,14 +19,9 @@ inline constexpr Index kTileTokens = 16;
 // Tokens that strips of one head take in turn: enough to make little of what a strip begins and ends with, and what the first has
 // brought from memory is in the first-level cache for the others.
 inline constexpr Index kStripTokens = 32;
-// Tokens that the heads of a task take in turn; of one row, where products are of pairs and rows are prefetched, few.
+// Tokens that the heads of a task take in turn.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
-inline constexpr Index kFewSideTokens = 4;
-template <Index Bytes, bool Pairs>
-GQA_OP Index side_tokens(const RowTile& tile, const Stage& stage) {
-  return Pairs && tile.rows == 1 && stage.streaming == Streaming::prefetched ? kFewSideTokens : kSideTokens<Bytes>;
-}
 // Whether five rows are one strip: the registers of a path whose products are of pairs have room for N vectors of each.
 template <class Dot, int N>
 inline constexpr bool kFiveRows = Dot::kDims > kLanes && 5 * N <= 20;
@@ -153,9 +148,10 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
 // over lanes T tokens at a time.
-template <class Dot, int R, int N, int T = kSideTokens<Dot::kKeyBytes>>
+template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
                            Index strip) {
+  constexpr Index T = kSideTokens<Dot::kKeyBytes>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
   const bool last = R != 4 || row + R <= tile.rows;
@@ -226,11 +222,6 @@ GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Ind
                               const Asker& asker, Index strip = 0) {
   if constexpr (R == 4 && kFiveRows<Dot, N>)
     if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, asker, strip);
-  if constexpr (R == 1 && Dot::kDims > kLanes)
-    if (tokens < kSideTokens<Dot::kKeyBytes>) {
-      if (row < tile.rows) score_held<Dot, 1, N, kFewSideTokens>(tile, row, keys, t0, tokens, asker, strip);
-      return;
-    }
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
   for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
   if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, asker, strip);
@@ -408,7 +399,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once   ? run * kBlock
-                         : in_turn ? side_tokens<Dot::kKeyBytes, (Dot::kDims > kLanes)>(tile, stage)
+                         : in_turn ? kSideTokens<Dot::kKeyBytes>
                                    : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j)
