@@ -144,8 +144,8 @@ struct Asked {
 
   GQA_ALWAYS_INLINE bool is_due(Index token) const noexcept { return (token & ((Index{1} << shift) - 1)) == 0; }
   GQA_ALWAYS_INLINE void next() noexcept {
-    row += stride;
-    if (--left <= 0) row = nullptr;
+    if (--left > 0) row += stride;
+    else row = nullptr;
   }
 };
 
@@ -162,7 +162,7 @@ struct Stream {
   /// `count` rows, the first that of `now`; `ahead` of them have been asked for, or all.
   GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead) noexcept
       : rows{now.data + now.offset[now.first], now.stride, count, now.row_bytes}, then(&after) {
-    move(ahead < count ? ahead : count);
+    passed(ahead < count ? ahead : count);
   }
   GQA_ALWAYS_INLINE bool asks() const noexcept { return rows.row != nullptr; }
   /// So many strips, one after the other, take the same tokens, and share the asking.
@@ -189,24 +189,21 @@ struct Stream {
   }
   /// All strips have taken so many tokens.
   GQA_ALWAYS_INLINE void passed(Index tokens) noexcept {
-    if (asks()) move(tokens);
+    for (; asks() && tokens >= rows.left; go_on()) tokens -= rows.left;
+    if (!asks()) return;
+    rows.row += tokens * rows.stride;
+    rows.left -= tokens;
   }
 
  private:
-  /// A function of its own: nothing of a kernel is in registers where it is called.
-  __attribute__((noinline)) void move(Index tokens) noexcept {
-    while (tokens >= rows.left) {
-      tokens -= rows.left;
-      rows.row = nullptr;
-      if (then == nullptr || then->first >= then->last) return;
-      rows.row = then->data + then->offset[then->first];
-      rows.stride = then->stride;
-      rows.left = then->stride != 0 ? then->last - then->first : 1;  // scattered rows: the first one only
-      rows.bytes = then->row_bytes;
-      then = nullptr;
-    }
-    rows.row += tokens * rows.stride;
-    rows.left -= tokens;
+  GQA_ALWAYS_INLINE void go_on() noexcept {
+    rows.row = nullptr;
+    if (then == nullptr || then->first >= then->last) return;
+    rows.row = then->data + then->offset[then->first];
+    rows.stride = then->stride;
+    rows.left = then->stride != 0 ? then->last - then->first : 1;  // scattered rows: the first one only
+    rows.bytes = then->row_bytes;
+    then = nullptr;
   }
 };
 
@@ -267,13 +264,6 @@ struct Asker {
 /// How many tokens rows are asked for ahead: a block, if heads do not take a few tokens in turn.
 GQA_ALWAYS_INLINE Index distance_of(const Stage& stage, bool in_turn) noexcept {
   return !in_turn ? kBlock : stage.heads < 4 ? kBlock / stage.heads : kBlock / 4;
-}
-/// The stream of a stage whose rows `now` are worked on: so many of them, then `after`, which must live as long.
-GQA_ALWAYS_INLINE Stream stream_of(const Stage& stage, const Upcoming& now, Index rows, const Upcoming& after,
-                                   Index distance) noexcept {
-  if (!stage.asks) return {};
-  const Index ahead = Stream::kAhead / now.row_bytes / Stream::kGrain * Stream::kGrain;
-  return Stream(now, rows, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain);
 }
 
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they

@@ -174,7 +174,8 @@ class Task {
       if (here.first >= here.last) continue;
       add_block(here, stage.blocks++);
       // Memory need not be idle meanwhile.
-      if (stage.asks && streams_) ask_lines(stage, &Block::k, stage.k_row_bytes, (stage.blocks - 1) * kPlanLines, kPlanLines);
+      if (stage.asks && streams_)
+        ask_lines(stage, &Block::k, stage.k_row_bytes, (stage.blocks - 1) * kPlanLines, kPlanLines);
     }
     if (stage.blocks == 0) return;
     link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
@@ -199,7 +200,8 @@ class Task {
   void add_to_state(const RowTile& tile, const Stage& stage) {
     const Index lines = 8 * ((range_.rows < 4 ? range_.rows : 4) + 1);  // as many as come during a softmax
     for (Index b = 0; b < stage.blocks; ++b) {
-      if (stage.asks && streams_) ask_lines(stage, &Block::v, stage.v_row_bytes, Stream::kAhead / kLineBytes + b * lines, lines);
+      if (stage.asks && streams_)
+        ask_lines(stage, &Block::v, stage.v_row_bytes, Stream::kAhead / kLineBytes + b * lines, lines);
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);

@@ -10,7 +10,7 @@
 // it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
 // between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
 // or, where many rows have few left over, of the highest and of one row, whether there are strips as wide as values, which may take a
-// run of blocks (kWhole), and whether they may be streamed (kStreams), of kBytes each.
+// run of blocks (kWhole), and whether they may be streamed (kStreams).
 
 // Tokens that are taken at a time where heads lie side by side, or several strips stream: what the first strip has brought from
 // memory is in the first-level cache for the others, and memory is not idle for long.
@@ -75,7 +75,7 @@ struct Part {
   // After `tokens` that all strips have taken.
   GQA_OP void next_turn(Index tokens) const {
     strip = 0;
-    asker.stream.passed(tokens);
+    if (asker.stream.asks()) pass(asker.stream, tokens);
   }
 };
 
@@ -237,9 +237,9 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   part.asker.stream.share(five ? 1 : (tile.rows + high - 1) / high);
   if constexpr (Product::kTokens > 1)
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
-  const Index few = tile.rows <= high ? part.to - part.from
-                    : !part.stage.runs()             ? part.few
-                                                     : kTurnBytes / part.stage.v_row_bytes;
+  const Index few = tile.rows <= high    ? part.to - part.from
+                    : !part.stage.runs() ? part.few
+                                         : kTurnBytes / part.stage.v_row_bytes;
   for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
     end = part.asker.stream.until(from, from + few < part.to ? from + few : part.to);
     if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
@@ -310,8 +310,7 @@ template <class Codec>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  if (part.asker.stream.asks())
-    part.asker.stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
+  if (part.asker.stream.asks()) part.asker.stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
@@ -354,15 +353,16 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
   const Index few = memory || stage.heads > 1 ? kFewTokens : alone;
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
-                       : stage.heads > 1 && tile.rows < 3 ? kSideTokens<Codec::bytes>
-                                                          : few;
+                       : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec::bytes>
+                                                                                         : few;
   for (Index b = 0, run; b < stage.blocks; b += run) {
     const Block& any = stage.units[b * stage.heads];
     run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (run - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     const Upcoming after = after_values(stage, b + run - 1);
-    Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps, distance);
+    Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps,
+                distance);
     Asker asker{stream_of(stage, values_of(stage, b), last - any.first, after, distance),
                 stage.prefetch ? &ahead : nullptr};
     Part part{stage, asker, asked};

@@ -22,8 +22,8 @@ inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;    // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
 inline constexpr int kRowGroups = 1;    // the most groups of 16 rows
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kOutputTile = 4;   // accumulators of an output tile: 8 registers; 12 for the most rows
-inline constexpr int kOutputRows = 6;   // the most rows of an output tile
+inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
+inline constexpr int kOutputRows = 6;  // the most rows of an output tile
 template <class Codec>
 inline constexpr Kernels::StreamRows kStreamRows = {Codec::bytes == 4 ? 1 : 2, 1};
 

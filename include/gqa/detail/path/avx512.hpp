@@ -18,11 +18,11 @@ inline constexpr int kScoreTile = 16;  // accumulators of a score tile: rows × 
 inline constexpr int kScoreRows = 4;   // the most rows of a score tile
 inline constexpr int kHeldQueries =
     32;  // vectors of queries at hand: in registers, the last of them in the first-level cache
-inline constexpr int kRowTokens = 8;    // accumulators where lanes are rows: groups of 16 rows × tokens
-inline constexpr int kRowGroups = 2;    // the most groups
+inline constexpr int kRowTokens = 8;           // accumulators where lanes are rows: groups of 16 rows × tokens
+inline constexpr int kRowGroups = 2;           // the most groups
 inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
-inline constexpr int kOutputTile = 16;  // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 4;   // the most rows of an output tile
+inline constexpr int kOutputTile = 16;         // accumulators of an output tile: rows × vectors
+inline constexpr int kOutputRows = 4;          // the most rows of an output tile
 template <class Codec>
 inline constexpr Kernels::StreamRows kStreamRows =
     Codec::bytes == 4 ? Kernels::StreamRows{8, 4} : Kernels::StreamRows{4, 2};

@@ -127,7 +127,6 @@ struct Cached {
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
   static constexpr bool kStreams = true;
-  static constexpr Index kBytes = Codec::bytes;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, __m512bh* value) const {

@@ -32,6 +32,16 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
+// The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long. This and passing on are
+// functions of their own: nothing of a kernel is in registers where they are called.
+GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after,
+                            Index distance) {
+  if (!stage.asks) return {};
+  const Index ahead = Stream::kAhead / now.row_bytes / Stream::kGrain * Stream::kGrain;
+  return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain);
+}
+GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
+
 // Asks for the next row, of Bytes bytes if that is known.
 template <Index Bytes = 0>
 GQA_OP void ask_next(Asked& asked) {

@@ -82,7 +82,6 @@ struct Cached {
   static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
   static constexpr bool kWhole = LooksAhead && Codec::bytes == 4;  // others are widened, and gain nothing by it
   static constexpr bool kStreams = LooksAhead || kHeldQueries == 0;
-  static constexpr Index kBytes = Codec::bytes;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {
