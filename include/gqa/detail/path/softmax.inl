@@ -58,14 +58,14 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new) {
   tile.alpha[row] = alpha;
   tile.l[row] = __builtin_fmaf(tile.l[row], alpha, sum);
 }
-// Rows one after the other; the next one's maximum is worked out meanwhile.
-GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index row) {
-  float m_new = row_maximum(tile, block, row);
+// Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
+GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first) {
+  float m_new = 0.0f;
   GQA_NO_UNROLL
-  for (; row < tile.rows; ++row) {
-    const float next = row + 1 < tile.rows ? row_maximum(tile, block, row + 1) : 0.0f;
-    softmax_row(tile, row, m_new);
-    m_new = next;
+  for (Index next = first; next <= tile.rows; ++next) {
+    const float m_next = next < tile.rows ? row_maximum(tile, block, next) : 0.0f;
+    if (next > first) softmax_row(tile, next - 1, m_new);
+    m_new = m_next;
   }
 }
 
