@@ -78,7 +78,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
         for (int t = 0; t < T; ++t) k[t] = keys.base + (s + t) * keys.stride;
       } else {
         GQA_UNROLL
-        for (int t = 0; t < T; ++t) k[t] = key_row(block, t0 + s + t);
+        for (int t = 0; t < T; ++t) k[t] = block.k + key_offset(block, t0 + s + t);
       }
       score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, sum);
       GQA_UNROLL

@@ -61,17 +61,16 @@ GQA_OP bool evenly_spaced(const Block& block, Index t0, Index tokens) {
   return block.k_stride != 0 && block.first <= t0 && (tokens > kBlock || t0 + tokens <= block.last);
 }
 // Tokens that the block lacks borrow a row that it has; their scores are hidden.
-GQA_OP const std::byte* key_row(const Block& block, Index token) {
-  return block.k + block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
+GQA_OP Index key_offset(const Block& block, Index token) {
+  return block.k_offset[token < block.first ? block.first : token < block.last ? token : block.last - 1];
 }
 // Touches rows of so many bytes.
 GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, bool touch) {
   ScatteredRows rows;
   rows.base = block.k;
   for (Index t = 0; t < kTileTokens; ++t) {
-    const std::byte* const row = key_row(block, t0 + t);
-    rows.offset[t] = row - block.k;
-    if (touch) touch_row(row, bytes);
+    rows.offset[t] = key_offset(block, t0 + t);
+    if (touch) touch_row(block.k + rows.offset[t], bytes);
   }
   return rows;
 }
