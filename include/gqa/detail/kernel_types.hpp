@@ -157,18 +157,19 @@ struct Stream {
   static constexpr Index kMostShift = 4;
   Asked rows;
   const Upcoming* then = nullptr;
+  bool shares = false;  ///< all strips ask; or the first one, where rows are asked for little more than a strip ahead
 
   GQA_ALWAYS_INLINE Stream() noexcept = default;
-  /// `count` rows, the first that of `now`; `ahead` of them have been asked for, or all.
-  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead) noexcept
-      : rows{now.data + now.offset[now.first], now.stride, count, now.row_bytes}, then(&after) {
-    passed(ahead < count ? ahead : count);
+  /// `count` rows, the first that of `now`; `ahead` of them have been asked for, or all, as scattered rows are.
+  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead, bool all_ask) noexcept
+      : rows{now.data + now.offset[now.first], now.stride, count, now.row_bytes}, then(&after), shares(all_ask) {
+    passed(ahead < count && now.stride != 0 ? ahead : count);
   }
   GQA_ALWAYS_INLINE bool asks() const noexcept { return rows.row != nullptr; }
   /// So many strips, one after the other, take the same tokens, and share the asking.
   GQA_ALWAYS_INLINE void share(Index strips) noexcept {
     rows.shift = 0;
-    if (!asks()) return;
+    if (!asks() || !shares) return;
     while ((Index{2} << rows.shift) <= strips && rows.shift < kMostShift) ++rows.shift;
   }
   /// What strip number `strip` asks for while it takes `tokens`, no more than until().
@@ -187,10 +188,10 @@ struct Stream {
     const Index end = round_up(first + rows.left, kGrain);
     return end < last ? end : last;
   }
-  /// All strips have taken so many tokens.
+  /// All strips have taken so many tokens. If more than there were rows, none of the next kind has been asked for yet.
   GQA_ALWAYS_INLINE void passed(Index tokens) noexcept {
-    for (; asks() && tokens >= rows.left; go_on()) tokens -= rows.left;
     if (!asks()) return;
+    if (tokens >= rows.left) return go_on();
     rows.row += tokens * rows.stride;
     rows.left -= tokens;
   }

@@ -7,7 +7,7 @@
 //   add            acc + weight · values, lane by lane
 //
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
-// it took them from the cache (Copied). They say whether they are for few rows (kFewRows), whether what comes next is asked for
+// it took them from the cache (Copied). They say whether they are never for groups (kFewRows), whether what comes next is asked for
 // between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
 // or, where many rows have few left over, of the highest and of one row, whether there are strips as wide as values, which may take a
 // run of blocks (kWhole), and whether they may be streamed (kStreams).
@@ -62,9 +62,10 @@ inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
 struct Part {
   const Stage& stage;
   Asker& asker;
-  Index asked;              // rows of a stream at once: whole steps, a power of two
-  Index stretch = kBlock;   // tokens from looking ahead to looking ahead, likewise
-  mutable Index strip = 0;  // the next strip's number, of those that take these tokens
+  Index asked;                // rows of a stream at once: whole steps, a power of two
+  Index stretch = kBlock;     // tokens from looking ahead to looking ahead, likewise
+  mutable Index strip = 0;    // the next strip's number, of those that take these tokens
+  mutable Index reached = 0;  // by all strips
   Index from = 0;
   Index to = 0;
   Index few = 0;       // tokens that a strip takes before the next strip has its turn
@@ -72,10 +73,11 @@ struct Part {
   bool touch = false;  // see Stage::touches
   bool whole = false;  // rows as wide as values, see whole_rows
 
-  // After `tokens` that all strips have taken.
-  GQA_OP void next_turn(Index tokens) const {
+  // All strips have taken the tokens before `end`.
+  GQA_OP void next_turn(Index end) const {
     strip = 0;
-    if (asker.stream.asks()) pass(asker.stream, tokens);
+    if (asker.stream.asks()) pass(asker.stream, end - reached);
+    reached = end;
   }
 };
 
@@ -244,7 +246,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
     end = part.asker.stream.until(from, from + few < part.to ? from + few : part.to);
     if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
     else output_whole_rows<R, N>(tile, 0, values, from, end, part);
-    if (end < part.to) part.next_turn(end - from);
+    part.next_turn(end);
   }
 }
 
@@ -347,8 +349,10 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
   const Index distance = distance_of(stage, tile.rows < kGroupRows);
+  const Index asked_bytes =
+      stage.asks && !stage.runs() ? stage.k_row_bytes : stage.v_row_bytes;  // of the next block's keys
   Index asked = Product::kTokens;
-  while (asked * stage.v_row_bytes < kAskedBytes && asked < kMostAsked) asked *= 2;
+  while (asked * asked_bytes < kAskedBytes && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
   const Index few = memory || stage.heads > 1 ? kFewTokens : alone;
@@ -367,6 +371,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
                 stage.prefetch ? &ahead : nullptr};
     Part part{stage, asker, asked};
     part.few = one_strip ? kBlock : few;
+    part.reached = any.first;
     if (stage.prefetch) part.stretch = ahead.evenly() ? asked : kAheadTokens;
     part.touch = stage.touches();
     part.whole = whole;
@@ -376,7 +381,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
       part.to = asker.stream.until(part.from, part.to < last ? part.to : last);
       for (Index j = 0; j < stage.heads; ++j)
         add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
-      part.next_turn(part.to - part.from);
+      part.next_turn(part.to);
     }
   }
 }

@@ -109,6 +109,7 @@ template <class Codec>
 inline constexpr bool kStaged = true;
 template <class Codec>
 inline constexpr bool kCopied = kReadable<Codec>;
+// Rows that take values straight from the cache, up to one group; more share a staged copy, in the first-level cache.
 template <class Codec>
 inline constexpr Index kDirectRows = kReadable<Codec> ? 2 * kLanes - 1 : kGroupRows - 1;
 
@@ -257,6 +258,7 @@ inline void scores(const RowTile& tile, const Stage& stage) {
         Stage one = stage;
         one.units = &narrow;
         one.blocks = one.heads = 1;
+        one.streams = false;  // keys are at hand
         score_pairs(unit, one);
       }
     }

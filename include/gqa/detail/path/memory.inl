@@ -38,20 +38,14 @@ GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count
                             Index distance) {
   if (!stage.asks) return {};
   const Index ahead = Stream::kAhead / now.row_bytes / Stream::kGrain * Stream::kGrain;
-  return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain);
+  return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain, !stage.runs());
 }
 GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
 
-// Asks for the next row, of Bytes bytes if that is known.
-template <Index Bytes = 0>
+// Asks for the next row.
 GQA_OP void ask_next(Asked& asked) {
   if (asked.row == nullptr) return;
-  if constexpr (Bytes > 0) {
-    GQA_UNROLL
-    for (Index line = 0; line < Bytes; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
-  } else {
-    for (Index line = 0; line < asked.bytes; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
-  }
+  for (Index line = 0; line < asked.bytes; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
   asked.next();
 }
 // Asks for what is due while tokens [from, to) go by.

@@ -70,6 +70,7 @@ template <class Codec>
 inline constexpr bool kReadable = true;  // straight from the cache
 template <class Codec>
 inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many rows
+// Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 template <class Codec>
 inline constexpr Index kDirectRows = kGroupRows - 1;
 

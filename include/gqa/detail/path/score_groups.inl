@@ -61,11 +61,12 @@ GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* 
 template <class Dot, int V>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Asker& asker) {
   constexpr int T = kRowTokens / V;
-  Asked asked = asker.stream.part(row / (kRowGroups * kLanes), kBlock);
+  const Index begin = block.first / kTileTokens * kTileTokens;
+  Asked asked = asker.stream.part(row / (kRowGroups * kLanes), round_up(block.last - begin, kTileTokens));
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
-  for (Index t0 = block.first / kTileTokens * kTileTokens; t0 < block.last; t0 += kTileTokens) {
+  for (Index t0 = begin; t0 < block.last; t0 += kTileTokens) {
     const bool even = evenly_spaced(block, t0, kTileTokens);
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
