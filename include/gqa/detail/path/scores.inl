@@ -170,7 +170,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (asked.is_due(t)) ask_next(asked);
+      if (asked.is_due(t)) ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
       if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
