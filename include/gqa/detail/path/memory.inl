@@ -37,7 +37,8 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
 GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after,
                             Index distance) {
   if (!stage.asks) return {};
-  const Index ahead = Stream::kAhead / now.row_bytes / Stream::kGrain * Stream::kGrain;
+  const Index row_bytes = stage.k_row_bytes > stage.v_row_bytes ? stage.k_row_bytes : stage.v_row_bytes;
+  const Index ahead = Stream::kAhead / row_bytes / Stream::kGrain * Stream::kGrain;
   return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain, !stage.runs());
 }
 GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
