@@ -174,13 +174,19 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   }
 }
 
-// All columns of R rows, `few` tokens at a time: as many accumulators as registers allow, a power of two for each row, then one step
-// of dims after the other.
+// Steps of dims of a strip of R rows: as many accumulators as registers allow, a power of two for each row.
+template <int R>
+inline constexpr int kStripVectors = kOutputTile / R >= 8   ? 8
+                                     : kOutputTile / R >= 4 ? 4
+                                                            : kOutputTile / R;
+template <int R>
+inline constexpr int kStripSteps = kStripVectors<R> < Product::kVectors ? 1 : kStripVectors<R> / Product::kVectors;
+
+// All columns of R rows, `few` tokens at a time: strips of kStripSteps steps, then one step after the other.
 template <int R, class Values>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   const Index few = part.few;
-  constexpr int fit = kOutputTile / R >= 8 ? 8 : kOutputTile / R >= 4 ? 4 : kOutputTile / R;
-  constexpr int C = fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors;
+  constexpr int C = kStripSteps<R>;
   constexpr Index wide = C * Product::kDims;
   constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
   const Weights<R> weights = ungrouped ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.grouped);
@@ -201,8 +207,7 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
 // The strips that `rows` take, R at a time, then fewer.
 template <int R>
 GQA_OP Index count_output_strips(Index rows, Index value_dim) {
-  constexpr int fit = kOutputTile / R >= 8 ? 8 : kOutputTile / R >= 4 ? 4 : kOutputTile / R;
-  constexpr Index wide = (fit / Product::kVectors < 1 ? 1 : fit / Product::kVectors) * Product::kDims;
+  constexpr Index wide = kStripSteps<R> * Product::kDims;
   const Index rest = value_dim % wide;
   const Index strips = rows / R * (value_dim / wide + (rest + Product::kDims - 1) / Product::kDims);
   if constexpr (R == 1) return strips;
