@@ -89,7 +89,7 @@ struct Understating {
   }
 };
 
-// There is scratch for one task then: the others wait for it instead of sharing it.
+// There is scratch for one task then, and a call has no more.
 TEST_P(Threads, AnExecutorThatUnderstatesItsConcurrencyIsSafe) {
   const std::vector<Work> work = make_work(path(), type());
   Understating executor;

@@ -14,8 +14,11 @@
 
 namespace gqa {
 
-/// One call's work, cut into numbered tasks: `work(i)` runs task i. A reference, valid during the executor's call only; safe to
+/// One call's work, as numbered tasks: `work(i)` runs task i. A reference, valid during the executor's call only; safe to
 /// call from several threads at once with different i. Never throws.
+///
+/// What a call of the library hands out are no more tasks than the executor runs at the same time. Each goes through a share of
+/// the call's work, then helps with what is left of the others': one that starts late, or never beside others, delays nothing.
 class TaskRef {
  public:
   using Function = void (*)(void* context, Index task);
@@ -28,7 +31,7 @@ class TaskRef {
 };
 
 /// An executor runs work(0) … work(count − 1), each exactly once, in any order, on any threads, and returns when all are done.
-/// `concurrency()` is the largest number of tasks it will run at the same time, at least 1: scratch is provided for so many.
+/// `concurrency()` is the largest number of tasks it will run at the same time, at least 1: a call has at most so many, and scratch for each.
 /// Results never depend on it.
 template <class E>
 concept Executor = requires(E& executor, Index count, const TaskRef& work) {

@@ -27,7 +27,8 @@ struct ThreadsExecutor {
   }
 };
 
-/// One thread, tasks in a seeded random order that differs from call to call.
+/// One thread, tasks in a seeded random order that differs from call to call. A call's first one does all of its work, from where its own
+/// share begins.
 struct ShuffledExecutor {
   std::uint64_t seed = 1;
   Index pretended_concurrency = 1;  ///< what concurrency() says: results must not depend on it

@@ -43,6 +43,13 @@ struct FunctorRef {
   KernelsFor kernels_for = nullptr;
 };
 
+/// A worker's share of a call's tasks: neighbours, so that it reads memory in order, and finds the states that it wrote in the call before
+/// in its own caches. When they are all taken it helps the other workers.
+struct alignas(kScratchAlignment) WorkerTasks {
+  std::atomic<Index> next{0};  ///< the next task to claim
+  Index end = 0;
+};
+
 /// A checked and planned call.
 struct CallPlan {
   std::span<const Sequence> batch;
@@ -57,7 +64,10 @@ struct CallPlan {
   Index task_count = 0;
   std::byte* partials = nullptr;           ///< states of spans that are merged when all are there
   std::atomic<Index>* counters = nullptr;  ///< how many parts of a head group are done
-  ScratchSlots slots;
+  WorkerTasks* queues = nullptr;           ///< one for each worker
+  Index workers = 0;                       ///< as many as the executor runs at the same time, or fewer
+  std::byte* slots = nullptr;              ///< scratch, `slot_bytes` for each worker
+  std::size_t slot_bytes = 0;
 };
 
 /// Sizes that scratch follows from.
@@ -66,8 +76,7 @@ struct ScratchSizes {
   Index counters = 0;
   std::size_t partial_bytes = 0;
   std::size_t slot_bytes = 0;
-  Index slots = 0;
-  std::size_t total = 0;
+  Index workers = 0;
 };
 
 }  // namespace gqa::detail

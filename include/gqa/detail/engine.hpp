@@ -7,16 +7,25 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
+/// Runs the tasks of one worker, then those that other workers have not come to.
+inline void run_worker(const CallPlan& call, Index worker) {
+  std::byte* const slot = call.slots + static_cast<std::size_t>(worker) * call.slot_bytes;
+  for (Index i = 0, of = worker; i < call.workers; ++i, of = of + 1 < call.workers ? of + 1 : 0) {
+    WorkerTasks& tasks = call.queues[of];
+    const auto claim = [&] { return tasks.next.fetch_add(1, std::memory_order_relaxed); };
+    for (Index task = claim(); task < tasks.end; task = claim()) run_task(call, task, slot);
+  }
+}
+
 inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef& executor) {
   for (Index i = 0; i < sizes.counters; ++i) ::new (&call.counters[i]) std::atomic<Index>(0);
-  for (Index i = 0; i < sizes.slots; ++i) ::new (&call.slots.taken[i]) std::atomic<std::uint32_t>(0);
-  const TaskRef work(&call, [](void* context, Index index) {
-    const CallPlan& plan = *static_cast<const CallPlan*>(context);
-    const Index slot = plan.slots.acquire();
-    run_task(plan, index, plan.slots.at(slot));
-    plan.slots.release(slot);
-  });
-  executor.parallel_for(call.task_count, work);
+  for (Index i = 0, begin = 0; i < call.workers; ++i) {
+    WorkerTasks& tasks = *::new (&call.queues[i]) WorkerTasks;
+    tasks.next.store(begin, std::memory_order_relaxed);
+    tasks.end = begin += (call.task_count - begin) / (call.workers - i);
+  }
+  const TaskRef work(&call, [](void* plan, Index worker) { run_worker(*static_cast<const CallPlan*>(plan), worker); });
+  executor.parallel_for(call.workers, work);
 }
 
 /// Scratch in bytes, with room to align a buffer of any alignment.

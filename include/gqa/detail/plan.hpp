@@ -182,7 +182,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     if (plans != nullptr) plans[i] = plan;
   }
   const Index concurrency = options.executor.concurrency();
-  sizes.slots = call.task_count < concurrency ? call.task_count : concurrency;
+  sizes.workers = call.task_count < concurrency ? call.task_count : concurrency;
   return sizes;
 }
 
@@ -191,10 +191,10 @@ inline void carve_call(Carver& carver, const ScratchSizes& sizes, CallPlan& plan
   plan.sequences = carver.take<SequencePlan>(sizes.sequences);
   plan.counters = carver.take<std::atomic<Index>>(sizes.counters);
   plan.partials = carver.take<std::byte>(static_cast<Index>(sizes.partial_bytes));
-  plan.slots.taken = carver.take<std::atomic<std::uint32_t>>(sizes.slots);
-  plan.slots.data = carver.take<std::byte>(static_cast<Index>(sizes.slot_bytes) * sizes.slots);
-  plan.slots.slot_bytes = sizes.slot_bytes;
-  plan.slots.count = sizes.slots;
+  plan.queues = carver.take<WorkerTasks>(sizes.workers);
+  plan.slots = carver.take<std::byte>(static_cast<Index>(sizes.slot_bytes) * sizes.workers);
+  plan.slot_bytes = sizes.slot_bytes;
+  plan.workers = sizes.workers;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Scratch memory: carving it up, keeping it between calls, and lending it to tasks.
+/// Scratch memory: carving it up, and keeping it between calls.
 #pragma once
 
 #include <atomic>
@@ -99,25 +99,6 @@ class ScratchLease {
  private:
   ScratchCache& cache_;
   ScratchCache::Buffer* buffer_;
-};
-
-/// One piece of scratch per task that runs at the same time.
-struct ScratchSlots {
-  std::atomic<std::uint32_t>* taken = nullptr;  ///< count flags
-  std::byte* data = nullptr;
-  std::size_t slot_bytes = 0;
-  Index count = 0;
-
-  /// A free slot. If an executor runs more tasks at once than it said, the surplus waits here.
-  GQA_ALWAYS_INLINE Index acquire() const noexcept {
-    for (Index slot = 0;; slot = slot + 1 == count ? 0 : slot + 1)
-      if (taken[slot].load(std::memory_order_relaxed) == 0 && taken[slot].exchange(1, std::memory_order_acquire) == 0)
-        return slot;
-  }
-  GQA_ALWAYS_INLINE void release(Index slot) const noexcept { taken[slot].store(0, std::memory_order_release); }
-  GQA_ALWAYS_INLINE std::byte* at(Index slot) const noexcept {
-    return data + static_cast<std::size_t>(slot) * slot_bytes;
-  }
 };
 
 }  // namespace gqa::detail
