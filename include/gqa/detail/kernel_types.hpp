@@ -101,9 +101,9 @@ struct Stage {
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
   bool streams = false;  ///< few rows are streamed through memory, many blocks a stage
-  bool asks = false;     ///< rows are asked for by their distance from those that are worked on, see Stream
-  /// Rows are asked for as work is done, see Ahead: they are not evenly spaced from block to block, or of several heads; or loads are
-  /// followed, and there is work enough to hide it.
+  bool asks = false;     ///< rows are asked for by their distance from those that are worked on, see Stream; several heads are dense
+  /// Rows are asked for as work is done, see Ahead: they are not evenly spaced from block to block, or from head to head; or loads
+  /// are followed, and there is work enough to hide it.
   bool prefetch = false;
   Streaming streaming = Streaming::prefetched;
   Upcoming after;           ///< what is read after the last values; or none
@@ -149,28 +149,33 @@ struct Asked {
   }
 };
 
-/// Rows of one KV head that are asked for some way before they are worked on, one for each token. Those of a run of blocks, then the
-/// first of what is read after it.
+/// Rows that are asked for some way before they are worked on, one for each token that a head's strips take. Those of a run of blocks
+/// of one KV head, or of one block of several, whose rows are evenly spaced from head to head and token to token; then the first of what
+/// is read after them.
 struct Stream {
   static constexpr Index kAhead = 8192;  ///< bytes, where rows are streamed
   static constexpr Index kGrain = 16;    ///< tokens: as many at least go by between one kind of rows and the next
   static constexpr Index kMostShift = 4;
   Asked rows;
   const Upcoming* then = nullptr;
+  Index heads = 1;
   bool shares = false;  ///< all strips ask; or the first one, where rows are asked for little more than a strip ahead
 
   GQA_ALWAYS_INLINE Stream() noexcept = default;
-  /// `count` rows, the first that of `now`; `ahead` of them have been asked for, or all, as scattered rows are.
-  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead, bool all_ask) noexcept
-      : rows{now.data + now.offset[now.first], now.stride, count, now.row_bytes}, then(&after), shares(all_ask) {
-    passed(ahead < count && now.stride != 0 ? ahead : count);
+  /// Rows of `count` tokens, the first that of `now`; those of `ahead` of them have been asked for, or all, as scattered rows are.
+  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead, Index kv_heads,
+                           bool all_ask) noexcept
+      : then(&after), heads(kv_heads), shares(all_ask) {
+    begin(now, count);
+    passed((ahead < count && now.stride != 0 ? ahead : count) * heads);
   }
   GQA_ALWAYS_INLINE bool asks() const noexcept { return rows.row != nullptr; }
-  /// So many strips, one after the other, take the same tokens, and share the asking.
-  GQA_ALWAYS_INLINE void share(Index strips) noexcept {
+  /// So many strips, one after the other, take the same tokens, so many at least, and share the asking.
+  GQA_ALWAYS_INLINE void share(Index strips, Index tokens) noexcept {
     rows.shift = 0;
     if (!asks() || !shares) return;
-    while ((Index{2} << rows.shift) <= strips && rows.shift < kMostShift) ++rows.shift;
+    const Index most = strips < tokens ? strips : tokens;
+    while ((Index{2} << rows.shift) <= most && rows.shift < kMostShift) ++rows.shift;
   }
   /// What strip number `strip` asks for while it takes `tokens`, no more than until().
   GQA_ALWAYS_INLINE Asked part(Index strip, Index tokens) const noexcept {
@@ -188,7 +193,7 @@ struct Stream {
     const Index end = round_up(first + rows.left, kGrain);
     return end < last ? end : last;
   }
-  /// All strips have taken so many tokens. If more than there were rows, none of the next kind has been asked for yet.
+  /// All strips of a head have taken so many tokens. If more than there were rows, none of the next kind has been asked for yet.
   GQA_ALWAYS_INLINE void passed(Index tokens) noexcept {
     if (!asks()) return;
     if (tokens >= rows.left) return go_on();
@@ -200,11 +205,14 @@ struct Stream {
   GQA_ALWAYS_INLINE void go_on() noexcept {
     rows.row = nullptr;
     if (then == nullptr || then->first >= then->last) return;
-    rows.row = then->data + then->offset[then->first];
-    rows.stride = then->stride;
-    rows.left = then->stride != 0 ? then->last - then->first : 1;  // scattered rows: the first one only
-    rows.bytes = then->row_bytes;
+    begin(*then, then->stride != 0 ? then->last - then->first : 1);  // scattered rows: the first token's only
     then = nullptr;
+  }
+  GQA_ALWAYS_INLINE void begin(const Upcoming& from, Index tokens) noexcept {
+    rows.row = from.data + from.offset[from.first];
+    rows.stride = heads > 1 ? from.head_stride : from.stride;
+    rows.left = tokens * heads;
+    rows.bytes = from.row_bytes;
   }
 };
 
@@ -262,9 +270,9 @@ struct Asker {
   Ahead* ahead = nullptr;
 };
 
-/// How many tokens rows are asked for ahead: a block, if heads do not take a few tokens in turn.
+/// How many tokens rows are asked for ahead: a block, if heads do not take a few tokens in turn. A multiple of Stream::kGrain.
 GQA_ALWAYS_INLINE Index distance_of(const Stage& stage, bool in_turn) noexcept {
-  return !in_turn ? kBlock : stage.heads < 4 ? kBlock / stage.heads : kBlock / 4;
+  return !in_turn || stage.heads == 1 ? kBlock : stage.heads == 2 ? kBlock / 2 : kBlock / 4;
 }
 
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they

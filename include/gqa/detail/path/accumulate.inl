@@ -51,8 +51,9 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
 }
 
 // What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
-// most of the time, and every step evener.
+// most of the time, and the evener it comes, the faster.
 inline constexpr Index kAskedBytes = 1024;
+inline constexpr Index kEvenBytes = 512;
 inline constexpr Index kMostAsked = 16;
 inline constexpr Index kAheadTokens = 4;
 
@@ -62,7 +63,7 @@ inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
 struct Part {
   const Stage& stage;
   Asker& asker;
-  Index asked;                // rows of a stream at once: whole steps, a power of two
+  Index asked;                // rows of a stream at once, a power of two
   Index stretch = kBlock;     // tokens from looking ahead to looking ahead, likewise
   mutable Index strip = 0;    // the next strip's number, of those that take these tokens
   mutable Index reached = 0;  // by all strips
@@ -95,7 +96,9 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
   Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
   Asked asked = part.asker.stream.part(part.strip, to - from);
+  const bool in_turn = part.asker.stream.heads > 1;
   if (asked.row != nullptr) stretch = part.asked << asked.shift;
+  if (stretch < Product::kTokens) stretch = Product::kTokens;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
   const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
   ++part.strip;
@@ -120,6 +123,11 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   for (Index end; from < to; from = end) {
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
+    if (!Run && in_turn) {  // step by step, not a strip's rows at once
+      alignas(64) float sums[kLanes];
+      store(sums, acc[0]);
+      asked.row = once_known(asked.row, sums[0]);
+    }
     ask_rows(asked, from, end);
     if constexpr (Values::kLooksAhead)
       if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
@@ -241,7 +249,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   const bool twice = tile.value_dim > kRunDims;
   const Index high = twice ? R / 2 : R;
   const bool five = Product::kTokens > 1 && tile.rows == 5 && !twice;
-  part.asker.stream.share(five ? 1 : (tile.rows + high - 1) / high);
+  part.asker.stream.share(five ? 1 : (tile.rows + high - 1) / high, Stream::kGrain);
   if constexpr (Product::kTokens > 1)
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
   const Index few = tile.rows <= high    ? part.to - part.from
@@ -317,7 +325,8 @@ template <class Codec>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  if (part.asker.stream.asks()) part.asker.stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim));
+  Stream& stream = part.asker.stream;
+  if (stream.asks()) stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim), to - from);
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
@@ -356,11 +365,11 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index distance = distance_of(stage, tile.rows < kGroupRows);
   const Index asked_bytes =
       stage.asks && !stage.runs() ? stage.k_row_bytes : stage.v_row_bytes;  // of the next block's keys
-  Index asked = Product::kTokens;
-  while (asked * asked_bytes < kAskedBytes && asked < kMostAsked) asked *= 2;
+  Index asked = stage.heads > 1 ? 1 : Product::kTokens;
+  while (asked * asked_bytes < (stage.heads > 1 ? kEvenBytes : kAskedBytes) && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
-  const Index few = memory || stage.heads > 1 ? kFewTokens : alone;
+  const Index few = memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens : alone;
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec::bytes>
                                                                                          : few;
@@ -376,17 +385,18 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
                 stage.prefetch ? &ahead : nullptr};
     Part part{stage, asker, asked};
     part.few = one_strip ? kBlock : few;
-    part.reached = any.first;
-    if (stage.prefetch) part.stretch = ahead.evenly() ? asked : kAheadTokens;
+    if (stage.prefetch) part.stretch = ahead.evenly() ? Product::kTokens : kAheadTokens;
     part.touch = stage.touches();
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
       part.to = run > 1 ? last : part.from / tokens * tokens + tokens;
       part.to = asker.stream.until(part.from, part.to < last ? part.to : last);
-      for (Index j = 0; j < stage.heads; ++j)
+      for (Index j = 0; j < stage.heads; ++j) {
+        part.reached = part.from;
         add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
-      part.next_turn(part.to);
+        part.next_turn(part.to);
+      }
     }
   }
 }

@@ -4,8 +4,8 @@
 // Into the second-level cache.
 GQA_OP void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
-// p, for a processor that runs ahead not before `value` is there. Reading what was prefetched ahead of the arithmetic gains nothing,
-// and takes what prefetching waits in.
+// p, for a processor that runs ahead not before `value` is there. Reading what was prefetched, or asking for more, ahead of the arithmetic
+// gains nothing, and takes what prefetching waits in.
 GQA_OP const std::byte* once_known(const std::byte* p, float value) {
 #if GQA_DETAIL_X86
   std::uint32_t bits;
@@ -39,7 +39,8 @@ GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count
   if (!stage.asks) return {};
   const Index row_bytes = stage.k_row_bytes > stage.v_row_bytes ? stage.k_row_bytes : stage.v_row_bytes;
   const Index ahead = Stream::kAhead / row_bytes / Stream::kGrain * Stream::kGrain;
-  return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain, !stage.runs());
+  return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain, stage.heads,
+                !stage.runs());
 }
 GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
 

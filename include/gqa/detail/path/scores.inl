@@ -22,6 +22,9 @@ inline constexpr Index kStripTokens = 32;
 // Tokens that the heads of a task take in turn.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
+// Rows, in bytes, from which on those of heads in turn are asked for no sooner than what went before is worked on: a burst of
+// prefetch instructions fills what other loads wait in.
+inline constexpr Index kPacedBytes = 256;
 // Whether five rows are one strip: the registers of a path whose products are of pairs have room for N vectors of each.
 template <class Dot, int N>
 inline constexpr bool kFiveRows = Dot::kDims > kLanes && 5 * N <= 20;
@@ -164,13 +167,18 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   Asked asked = asker.stream.part(strip, tokens);
   Ahead* const ahead = asker.ahead;
   const bool evenly = ahead != nullptr && ahead->evenly();
+  const bool paced = asker.stream.heads > 1 && asked.bytes >= kPacedBytes;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (asked.is_due(t)) ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
+      if (asked.is_due(t)) {
+        if (paced && t > 0) asked.row = once_known(asked.row, left[t - 1][0]);
+        if (paced) ask_next(asked);
+        else ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
+      }
       if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
@@ -231,7 +239,7 @@ GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index
   const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
   const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
   const bool asks = asker.stream.asks();
-  if (asks) asker.stream.share(strips);
+  if (asks) asker.stream.share(strips, few);
   for (Index count; tokens > 0; t0 += count, tokens -= count, keys.base += count * keys.stride) {
     count = few < tokens ? few : tokens;
     if (asks) count = asker.stream.until(0, count);
@@ -260,7 +268,7 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
     }
   }
   const Index bytes = tile.head_dim * Dot::kKeyBytes;
-  asker.stream.share(count_strips<kScoreRows>(tile.rows - row));
+  asker.stream.share(count_strips<kScoreRows>(tile.rows - row), kTileTokens);
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
     if (t + kTileTokens <= block.first) continue;
     score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches()), t, asker);
@@ -275,7 +283,7 @@ template <class Dot>
 GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped, Asker& asker) {
   Index offsets[kBlock];
   const Block block = Dot::group_block(tile, unit, offsets);
-  asker.stream.share(grouped / (kRowGroups * kLanes));
+  asker.stream.share(grouped / (kRowGroups * kLanes), kTileTokens);
   Index row = 0;
   for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
     score_groups<typename Dot::Grouped, kRowGroups>(tile, row, block, asker);
@@ -306,8 +314,12 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
                 stage.prefetch ? &ahead : nullptr};
     const auto unit_of = [&](Index j) -> const Block& { return stage.units[b * stage.heads + j]; };
     for (Index j = 0; j < stage.heads && (grouped > 0 || widened); ++j) {
-      if constexpr (kRowTokens > 0) score_grouped<Dot>(unit_tile(tile, stage, b, j), unit_of(j), grouped, asker);
-      else score_widened<Dot>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
+      if constexpr (kRowTokens > 0) {
+        score_grouped<Dot>(unit_tile(tile, stage, b, j), unit_of(j), grouped, asker);
+        if (asker.stream.asks()) pass(asker.stream, any.last - any.first);
+      } else {
+        score_widened<Dot>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
+      }
     }
     if (grouped >= tile.rows || widened) continue;
     if (grouped > 0) asker.stream = {};  // all is asked for
