@@ -147,6 +147,23 @@ struct Asked {
     if (--left > 0) row += stride;
     else row = nullptr;
   }
+  /// Those that are due while tokens [from, from + tokens) go by; both powers of two. They are not left any more.
+  GQA_ALWAYS_INLINE Asked due(Index from, Index tokens) noexcept {
+    Asked these = *this;
+    const Index rows = tokens >> shift;
+    if (row == nullptr || (rows == 0 && !is_due(from))) {
+      these.row = nullptr;
+      return these;
+    }
+    if (rows < left) {
+      these.left = rows > 0 ? rows : 1;
+      row += these.left * stride;
+      left -= these.left;
+    } else {
+      row = nullptr;
+    }
+    return these;
+  }
 };
 
 /// Rows that are asked for some way before they are worked on, one for each token that a head's strips take. Those of a run of blocks

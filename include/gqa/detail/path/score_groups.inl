@@ -39,13 +39,14 @@ GQA_OP void lane_sums(const std::byte* q, Index group_bytes, const std::byte* co
 }
 
 // V groups of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those four sums wait in memory, because
-// registers are for what is being added.
+// registers are for what is being added. What is due is asked for in between, not all at once.
 template <class Dot, int V, int T>
 GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units,
-                        Vec (&sum)[V * T]) {
+                        Asked asked, Vec (&sum)[V * T]) {
   alignas(64) float quarter[4][V * T][kLanes];
   GQA_NO_UNROLL
   for (Index i = 0; i < 4; ++i) {
+    for (int n = 0; n < T / 4; ++n) ask_next(asked);
     Vec a[V * T], b[V * T];
     lane_sums<Dot, V, T>(q, group_bytes, k, i, units, a);
     lane_sums<Dot, V, T>(q, group_bytes, k, i + 4, units, b);
@@ -71,7 +72,6 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
       if (asker.ahead != nullptr) asker.ahead->done(V * kLanes * T);
-      ask_rows(asked, s, s + T);
       Vec sum[V * T];
       const std::byte* k[T];
       if (even) {
@@ -81,7 +81,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
         GQA_UNROLL
         for (int t = 0; t < T; ++t) k[t] = block.k + key_offset(block, t0 + s + t);
       }
-      score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, sum);
+      score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, asked.due(s, T), sum);
       GQA_UNROLL
       for (int i = 0; i < V * T; ++i)
         store(tile.weights + (row + i % V * kLanes) * kBlock + (t0 + s + i / V) * kLanes, Dot::finish(sum[i], tile));
