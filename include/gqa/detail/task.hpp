@@ -230,7 +230,7 @@ class Task {
     const std::byte* const data = stage.units[b].*rows;
     Index end = stage.units[b].last * row_bytes;
     if (end > byte + count * kLineBytes) end = byte + count * kLineBytes;
-    for (; byte < end; byte += kLineBytes) __builtin_prefetch(data + byte, 0, 2);
+    for (; byte < end; byte += kLineBytes) __builtin_prefetch(data + byte, 0, 3);
   }
 
   /// The units of block number b of a stage.
