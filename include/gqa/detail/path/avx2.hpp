@@ -16,8 +16,9 @@ struct Vec {
   __m256 high;  // lanes 8 … 15
 };
 
-inline constexpr int kScoreTile = 4;    // accumulators of a score tile: 8 registers, 4 for keys, 2 for queries
-inline constexpr int kScoreRows = 2;    // the most rows of a score tile
+inline constexpr int kScoreTile = 8;    // accumulators of a score tile, each one register of a vector's two at a time
+inline constexpr int kScoreRows = 4;    // the most rows of a score tile
+inline constexpr int kStripParts = 2;   // parts of a vector that a strip adds up one after the other
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;    // accumulators where lanes are rows: 8 registers, 2 for queries, 1 for a key
 inline constexpr int kRowGroups = 1;    // the most groups of 16 rows
@@ -84,7 +85,7 @@ GQA_OP float reduce_add(const Vec& a) {
   return _mm_cvtss_f32(x);
 }
 // The same tree for four vectors at once: sums[i] = reduce_add(acc[i]).
-GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
+GQA_OP void reduce_four(const Vec* acc, float* sums) {
   const __m256 a0 = _mm256_add_ps(acc[0].low, acc[0].high);
   const __m256 a1 = _mm256_add_ps(acc[1].low, acc[1].high);
   const __m256 a2 = _mm256_add_ps(acc[2].low, acc[2].high);
@@ -94,6 +95,11 @@ GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   const __m256 c = _mm256_add_ps(_mm256_shuffle_ps(b0, b1, 0x44), _mm256_shuffle_ps(b0, b1, 0xee));
   const __m256 d = _mm256_add_ps(_mm256_shuffle_ps(c, c, 0x88), _mm256_shuffle_ps(c, c, 0xdd));
   _mm_storeu_ps(sums, _mm_shuffle_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1), 0x44));
+}
+template <int N>
+GQA_OP void reduce_tile(const Vec (&acc)[N], float* sums) {
+  GQA_UNROLL
+  for (int i = 0; i < N; i += 4) reduce_four(acc + i, sums + i);
 }
 // 8 × 8 floats: row i, column j ↔ row j, column i.
 GQA_OP void transpose_quarter(__m256 (&r)[8]) {
@@ -165,6 +171,23 @@ GQA_OP Vec load_part(const std::byte* p, Index count) {
   for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * Codec::bytes, p + i * Codec::bytes, Codec::bytes);
   return load_as<Codec>(lanes);
 }
+// A Dot of 8 of its 16 lanes: with one register instead of two to an accumulator, four rows share a key, not two.
+template <class Codec>
+struct HalfDot {
+  using Operand = __m256;
+  using Sum = __m256;
+  static GQA_OP __m256 none() { return _mm256_setzero_ps(); }
+  static GQA_OP __m256 query(const std::byte* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+  static GQA_OP __m256 key(const std::byte* p) { return widen8<Codec>(p); }
+  static GQA_OP __m256 key_part(const std::byte* p, Index count) {
+    return load_part<Codec>(p, count < 8 ? count : 8).low;
+  }
+  static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return _mm256_fmadd_ps(q, k, acc); }
+  static GQA_OP void keep(float* lanes, __m256 sum) { _mm256_storeu_ps(lanes, sum); }
+};
+template <class Codec, class Whole>
+using StripDot = HalfDot<Codec>;
+
 // Round to nearest, ties to even; NaN stays NaN.
 GQA_OP __m128i narrow_bf16(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);

@@ -16,6 +16,9 @@ inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
 
 inline constexpr int kScoreTile = 16;  // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 4;   // the most rows of a score tile
+inline constexpr int kStripParts = 1;
+template <class Codec, class Whole>
+using StripDot = Whole;
 inline constexpr int kHeldQueries =
     32;  // vectors of queries at hand: in registers, the last of them in the first-level cache
 inline constexpr int kRowTokens = 8;           // accumulators where lanes are rows: groups of 16 rows × tokens

@@ -37,6 +37,7 @@ using avx512::kRowsSideBySide;
 using avx512::kRowTokens;
 using avx512::kScoreRows;
 using avx512::kScoreTile;
+using avx512::kStripParts;
 using avx512::load;
 using avx512::look_ahead;
 using avx512::mul;

@@ -64,12 +64,14 @@ GQA_OP Block narrow_keys(const RowTile& tile, const Block& block, Index (&offset
 struct Dot {
   using Operand = __m512bh;
   using Sum = Vec;
+  using Strip = Dot;
   using Grouped = Dot;
   static constexpr Index kDims = kLanes2;
   static constexpr Index kQueryBytes = 2;
   static constexpr Index kKeyBytes = 2;
   static constexpr Index kUnitBytes = 4;
   static constexpr bool kPlainKeys = true;
+  static GQA_OP Vec none() { return zero(); }
   static GQA_OP __m512bh query(const std::byte* p) { return as_pairs(load_pairs(p)); }
   static GQA_OP __m512bh key(const std::byte* p) { return as_pairs(load_pairs(p)); }
   static GQA_OP __m512bh key_part(const std::byte* p, Index count) { return as_pairs(load_pairs_part(p, count)); }

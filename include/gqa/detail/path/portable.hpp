@@ -13,8 +13,11 @@ struct Vec {
   float lane[kLanes];
 };
 
-inline constexpr int kScoreTile = 2;    // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 1;    // the most rows of a score tile
+inline constexpr int kScoreTile = 2;  // accumulators of a score tile: rows × tokens
+inline constexpr int kScoreRows = 1;  // the most rows of a score tile
+inline constexpr int kStripParts = 1;
+template <class Codec, class Whole>
+using StripDot = Whole;
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowGroups = 1;

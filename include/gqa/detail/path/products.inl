@@ -22,12 +22,14 @@ template <class Codec>
 struct Dot {
   using Operand = Vec;
   using Sum = Vec;
+  using Strip = StripDot<Codec, Dot>;
   using Grouped = Dot<F32>;
   static constexpr Index kDims = kLanes;
   static constexpr Index kQueryBytes = 4;
   static constexpr Index kKeyBytes = Codec::bytes;
   static constexpr Index kUnitBytes = 4;
   static constexpr bool kPlainKeys = Codec::bytes == 4;
+  static GQA_OP Vec none() { return zero(); }
   static GQA_OP Vec query(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
   static GQA_OP Vec key(const std::byte* p) { return load_as<Codec>(p); }
   static GQA_OP Vec key_part(const std::byte* p, Index count) { return load_part<Codec>(p, count); }

@@ -41,8 +41,8 @@ GQA_OP void lane_sums(const std::byte* q, Index group_bytes, const std::byte* co
 // V groups of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those four sums wait in memory, because
 // registers are for what is being added. What is due is asked for in between, not all at once.
 template <class Dot, int V, int T>
-GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units,
-                        Asked asked, Vec (&sum)[V * T]) {
+GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units, Asked asked,
+                        Vec (&sum)[V * T]) {
   alignas(64) float quarter[4][V * T][kLanes];
   GQA_NO_UNROLL
   for (Index i = 0; i < 4; ++i) {

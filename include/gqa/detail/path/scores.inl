@@ -96,50 +96,84 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
   for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
-// R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, each lane a partial sum over dims; reduced together.
+// What R rows add up at a time: where there are few registers, a part of a vector, so that there are more accumulators.
+template <class Dot, int R>
+struct StripOf {
+  static constexpr int kParts = kStripParts;
+  using Type = typename Dot::Strip;
+};
+template <class Dot>
+struct StripOf<Dot, 1> {
+  static constexpr int kParts = 1;
+  using Type = Dot;
+};
+
+// Lanes of R rows and T tokens from keys(s) on, from `first` on: each a partial sum over dims.
+template <class Dot, class Strip, int R, int T>
+GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const ScatteredRows& keys, Index s,
+                       Index first, typename Strip::Sum (&acc)[R * T]) {
+  constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
+  const Index whole = head_dim / Dot::kDims * Dot::kDims;
+  const Index rest = head_dim - whole;
+  GQA_UNROLL
+  for (int i = 0; i < R * T; ++i) acc[i] = Strip::none();
+  GQA_UNROLL
+  for (int g = 0; g < T; g += G) {
+    const std::byte* k[G];
+    GQA_UNROLL
+    for (int t = 0; t < G; ++t) k[t] = keys(s + g + t) + first * Dot::kKeyBytes;
+    for (Index d = 0; d < whole; d += Dot::kDims) {
+      typename Strip::Operand query[R];
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) query[r] = Strip::query(q + r * q_bytes + (first + d) * Dot::kQueryBytes);
+      GQA_UNROLL
+      for (int t = 0; t < G; ++t) {
+        const auto key = Strip::key(k[t] + d * Dot::kKeyBytes);
+        GQA_UNROLL
+        for (int r = 0; r < R; ++r) acc[r * T + g + t] = Strip::add(query[r], key, acc[r * T + g + t]);
+      }
+    }
+    if (rest > first) {
+      GQA_UNROLL
+      for (int t = 0; t < G; ++t) {
+        const auto key = Strip::key_part(k[t] + whole * Dot::kKeyBytes, rest - first);
+        GQA_UNROLL
+        for (int r = 0; r < R; ++r)
+          acc[r * T + g + t] =
+              Strip::add(Strip::query(q + r * q_bytes + (first + whole) * Dot::kQueryBytes), key, acc[r * T + g + t]);
+      }
+    }
+  }
+}
+
+// R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, reduced together.
 template <class Dot, int R>
 GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, const Asker& asker,
                             Index strip) {
-  constexpr int T = kScoreTile / R;
+  using Strip = typename StripOf<Dot, R>::Type;
+  constexpr int parts = StripOf<Dot, R>::kParts;
+  constexpr int T = kScoreTile * parts / kStripParts / R;
   Asked asked = asker.stream.part(strip, kTileTokens);
-  constexpr int G = T < 4 ? T : 4;  // as many tokens at a time as there are registers for their addresses
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
-  const Index whole = tile.head_dim / Dot::kDims * Dot::kDims;
-  const Index rest = tile.head_dim - whole;
   for (int s = 0; s < kTileTokens; s += T) {
     ask_rows(asked, s, s + T);
-    Vec acc[kScoreTile];
-    GQA_UNROLL
-    for (int i = 0; i < kScoreTile; ++i) acc[i] = zero();
-    GQA_UNROLL
-    for (int g = 0; g < T; g += G) {
-      const std::byte* k[G];
+    Vec acc[R * T];
+    if constexpr (parts == 1) {
+      strip_sums<Dot, Strip, R, T>(q, q_bytes, tile.head_dim, keys, s, 0, acc);
+    } else {
+      alignas(64) float lanes[R * T][kLanes];
+      GQA_NO_UNROLL
+      for (int lane = 0; lane < kLanes; lane += kLanes / parts) {
+        typename Strip::Sum some[R * T];
+        strip_sums<Dot, Strip, R, T>(q, q_bytes, tile.head_dim, keys, s, lane, some);
+        GQA_UNROLL
+        for (int i = 0; i < R * T; ++i) Strip::keep(lanes[i] + lane, some[i]);
+      }
       GQA_UNROLL
-      for (int t = 0; t < G; ++t) k[t] = keys(s + g + t);
-      for (Index d = 0; d < whole; d += Dot::kDims) {
-        typename Dot::Operand query[R];
-        GQA_UNROLL
-        for (int r = 0; r < R; ++r) query[r] = Dot::query(q + r * q_bytes + d * Dot::kQueryBytes);
-        GQA_UNROLL
-        for (int t = 0; t < G; ++t) {
-          const auto key = Dot::key(k[t] + d * Dot::kKeyBytes);
-          GQA_UNROLL
-          for (int r = 0; r < R; ++r) acc[r * T + g + t] = Dot::add(query[r], key, acc[r * T + g + t]);
-        }
-      }
-      if (rest != 0) {
-        GQA_UNROLL
-        for (int t = 0; t < G; ++t) {
-          const auto key = Dot::key_part(k[t] + whole * Dot::kKeyBytes, rest);
-          GQA_UNROLL
-          for (int r = 0; r < R; ++r)
-            acc[r * T + g + t] =
-                Dot::add(Dot::query(q + r * q_bytes + whole * Dot::kQueryBytes), key, acc[r * T + g + t]);
-        }
-      }
+      for (int i = 0; i < R * T; ++i) acc[i] = load(lanes[i]);
     }
-    alignas(64) float sums[kScoreTile];
+    alignas(64) float sums[R * T];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
     if (asker.ahead != nullptr) look_ahead(*asker.ahead, R * T);
