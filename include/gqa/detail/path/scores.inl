@@ -96,16 +96,16 @@ GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)
   for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
 }
 
-// What R rows add up at a time: where there are few registers, a part of a vector, so that there are more accumulators.
-template <class Dot, int R>
+// What R rows add up at a time: where there are few registers, and many rows, a part of a vector, so that more rows share a key.
+template <class Dot, int R, bool Part = (R > 2)>
 struct StripOf {
-  static constexpr int kParts = kStripParts;
-  using Type = typename Dot::Strip;
-};
-template <class Dot>
-struct StripOf<Dot, 1> {
   static constexpr int kParts = 1;
   using Type = Dot;
+};
+template <class Dot, int R>
+struct StripOf<Dot, R, true> {
+  static constexpr int kParts = kStripParts;
+  using Type = typename Dot::Strip;
 };
 
 // Lanes of R rows and T tokens from keys(s) on, from `first` on: each a partial sum over dims.
@@ -122,6 +122,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
     const std::byte* k[G];
     GQA_UNROLL
     for (int t = 0; t < G; ++t) k[t] = keys(s + g + t) + first * Dot::kKeyBytes;
+    GQA_UNROLL_TWICE
     for (Index d = 0; d < whole; d += Dot::kDims) {
       typename Strip::Operand query[R];
       GQA_UNROLL
