@@ -216,10 +216,12 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #include "gqa/detail/path/memory.inl"
 
 #define GQA_LONG_OP GQA_OP
+#define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)
 #define GQA_KERNEL_PATH Path::avx2
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
 #undef GQA_LONG_OP
+#undef GQA_STRIP_LOOP
 
 }  // namespace gqa::detail::inline GQA_ABI::avx2
 

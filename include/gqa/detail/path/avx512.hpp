@@ -195,10 +195,12 @@ GQA_OP void store_as(std::byte* p, Vec a) {
 #include "gqa/detail/path/memory.inl"
 
 #define GQA_LONG_OP GQA_OP
+#define GQA_STRIP_LOOP
 #define GQA_KERNEL_PATH Path::avx512
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
 #undef GQA_LONG_OP
+#undef GQA_STRIP_LOOP
 
 // Any value of V that is no finite number once rounded to bf16? For the paths whose products are of bf16.
 inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {

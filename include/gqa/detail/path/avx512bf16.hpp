@@ -77,7 +77,9 @@ GQA_OP __m512i narrow_pairs(const std::byte* p, Index count) {
   }
 }
 
+#define GQA_STRIP_LOOP
 #include "gqa/detail/path/scores.inl"
+#undef GQA_STRIP_LOOP
 
 #include "gqa/detail/path/bf16_products.inl"
 

@@ -164,10 +164,12 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #include "gqa/detail/path/memory.inl"
 
 #define GQA_LONG_OP GQA_KERNEL  // lane by lane, too long to be inlined
+#define GQA_STRIP_LOOP
 #define GQA_KERNEL_PATH Path::portable
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
 #undef GQA_LONG_OP
+#undef GQA_STRIP_LOOP
 
 }  // namespace gqa::detail::inline GQA_ABI::portable
 

@@ -61,8 +61,6 @@
 #define GQA_KERNEL inline __attribute__((noinline))
 /// Unrolls the next loop whole, at any optimisation level that optimises.
 #define GQA_UNROLL GQA_DETAIL_PRAGMA(GCC unroll 32)
-/// Unrolls it twice.
-#define GQA_UNROLL_TWICE GQA_DETAIL_PRAGMA(GCC unroll 2)
 /// Keeps the next loop a loop: its loads are to stay few instructions.
 #if defined(__clang__)
 #define GQA_NO_UNROLL GQA_DETAIL_PRAGMA(nounroll)

@@ -122,7 +122,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
     const std::byte* k[G];
     GQA_UNROLL
     for (int t = 0; t < G; ++t) k[t] = keys(s + g + t) + first * Dot::kKeyBytes;
-    GQA_UNROLL_TWICE
+    GQA_STRIP_LOOP  // the path's pragma for it, or nothing
     for (Index d = 0; d < whole; d += Dot::kDims) {
       typename Strip::Operand query[R];
       GQA_UNROLL
