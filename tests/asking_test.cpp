@@ -88,8 +88,8 @@ TEST_P(Asking, EveryRowOfADecodeStepIsAskedFor) {
   const std::pair<Index, Index> widths[] = {{128, 128}, {64, 128}, {128, 32}, {80, 80}, {96, 256}, {256, 256}};
   for (const ElementType type : {ElementType::f32, ElementType::bf16})
     for (const auto& [head_dim, value_dim] : widths)
-      for (const Index group : {1, 2, 4, 5, 6, 7, 9, 12, 16, 32, 40})
-        for (const Index tokens : {512, 500, 497, 193}) {
+      for (const Index group : {1, 2, 4, 5, 6, 7, 9, 12, 16, 32, 40, 128})
+        for (const Index tokens : {512, 500, 497, 193, 157}) {
           const Index k_bytes = head_dim * element_bytes(type);
           const Index v_bytes = value_dim * element_bytes(type);
           Lines k(static_cast<std::size_t>((tokens + kBehind) * k_bytes));
@@ -122,6 +122,37 @@ TEST_P(Asking, EveryRowOfADecodeStepIsAskedFor) {
           EXPECT_EQ(asked_behind(k, tokens * k_bytes), 0);
           EXPECT_EQ(asked_behind(v, tokens * v_bytes), 0);
         }
+}
+
+// Nothing before a window that begins within a block: in a ring that may lie before the cache.
+TEST_P(Asking, NothingBeforeAWindowIsAskedFor) {
+  const WithStreaming in_use(detail::Streaming::prefetched);
+  constexpr Index kTokens = 512;
+  constexpr Index kDim = 128;
+  for (const Index group : {1, 4, 7, 16})
+    for (const Index window : {100, 70, 20}) {
+      const Index row_bytes = kDim * Index{sizeof(float)};
+      Lines k(static_cast<std::size_t>(kTokens * row_bytes));
+      Lines v(static_cast<std::size_t>(kTokens * row_bytes));
+      const std::vector<float> query(static_cast<std::size_t>(group * kDim));
+      std::vector<float> out(query.size());
+      Options options;
+      options.path = GetParam();
+      const DynamicAttention attention;
+      keys = &k;
+      values = &v;
+      attention(ConstTensorView(query.data(), 1, group, kDim),
+                KvCacheView::contiguous(reinterpret_cast<const float*>(k.begin()),
+                                        reinterpret_cast<const float*>(v.begin()), {kTokens, 1, kDim}),
+                {out.data(), 1, group, kDim}, CausalWindow{window}, options);
+      keys = values = nullptr;
+      for (const Lines* lines : {&k, &v})
+        EXPECT_EQ(std::count_if(lines->count.begin(),
+                                lines->count.begin() + (kTokens - window) * row_bytes / static_cast<Index>(kLineBytes),
+                                [](int count) { return count > 0; }),
+                  0)
+            << path_name(GetParam()) << ", G " << group << ", window " << window;
+    }
 }
 
 // Several KV heads whose rows of a token lie side by side, with nothing or another head's row between one token's and the next one's.

@@ -106,6 +106,43 @@ TEST_P(Executors, TasksThatFinishInAnyOrderAreSerial) {
   }
 }
 
+/// Full attention that, at its first look at the positions [begin, end), waits until no other thread gets on: what lies there is
+/// finished last.
+struct LateOnes {
+  Index begin;
+  Index end;
+  mutable std::atomic<std::uint32_t> others{0};
+  mutable std::atomic<bool> waited{false};
+  PositionRange visible_range(Index, Index kv_length) const { return {0, kv_length}; }
+  bool is_visible(Index, Index key_position, Index) const {
+    if (key_position < begin || key_position >= end) {
+      others.fetch_add(1, std::memory_order_relaxed);
+    } else if (!waited.exchange(true)) {
+      for (std::uint32_t seen = ~others.load(); seen != others.load();) {
+        seen = others.load();
+        std::this_thread::sleep_for(std::chrono::milliseconds(3));
+      }
+    }
+    return true;
+  }
+};
+
+TEST_P(Executors, WhicheverSpanIsFinishedLast) {
+  constexpr Index spans = 5;
+  const Problem p = make_problem({2, 1, 16, 16, 1, spans * detail::kSpan}, 77);
+  const Tensor q(p.q, cache_of(type()).q);
+  const StoredCaches kv = store_cache(p.kv, type(), type(), {});
+  const Result serial = attend(q.const_view(), kv.view(), {path()}, Full{});
+  for (Index late = 0; late < spans; ++late) {
+    ThreadsExecutor threads{3};
+    How how{path()};
+    how.executor = threads;
+    const LateOnes variant{late * detail::kSpan, (late + 1) * detail::kSpan};
+    EXPECT_TRUE(same_bits(serial, attend(q.const_view(), kv.view(), how, variant))) << on(path()) << ", span " << late;
+    EXPECT_TRUE(variant.waited.load());
+  }
+}
+
 TEST_P(Executors, HoldsForWindowsAndFullAttentionToo) {
   const Workload workload(cache_of(type()));
   SCOPED_TRACE(describe(on(path()), cache_of(type())));

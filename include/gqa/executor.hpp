@@ -18,7 +18,7 @@ namespace gqa {
 /// call from several threads at once with different i. Never throws.
 ///
 /// What a call of the library hands out are no more tasks than the executor runs at the same time. Each goes through a share of
-/// the call's work, then helps with what is left of the others': one that starts late, or never beside others, delays nothing.
+/// the call's work, then helps with what is left of the others': no work waits for one that starts late.
 class TaskRef {
  public:
   using Function = void (*)(void* context, Index task);

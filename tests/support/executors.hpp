@@ -38,9 +38,9 @@ struct ShuffledExecutor {
   }
 };
 
-/// One thread, tasks from the last to the first.
+/// One thread, tasks from the last to the first. Of a call's work, the last share first.
 struct BackwardExecutor {
-  static Index concurrency() { return 1; }
+  static Index concurrency() { return 4; }
   static void parallel_for(Index count, const TaskRef& work) {
     for (Index task = count; task > 0; --task) work(task - 1);
   }

@@ -43,8 +43,8 @@ struct FunctorRef {
   KernelsFor kernels_for = nullptr;
 };
 
-/// A worker's share of a call's tasks: neighbours, so that it reads memory in order, and finds the states that it wrote in the call before
-/// in its own caches. When they are all taken it helps the other workers.
+/// A worker's share of a call's tasks: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
+/// the states of a split sequence are in its own caches still. When they are all taken it helps the other workers.
 struct alignas(kScratchAlignment) WorkerTasks {
   std::atomic<Index> next{0};  ///< the next task to claim
   Index end = 0;

@@ -147,7 +147,7 @@ struct Asked {
     if (--left > 0) row += stride;
     else row = nullptr;
   }
-  /// Those that are due while tokens [from, from + tokens) go by; both powers of two. They are not left any more.
+  /// Those that are due while tokens [from, from + tokens) go by, a power of two of them, `from` a multiple. They are not left any more.
   GQA_ALWAYS_INLINE Asked due(Index from, Index tokens) noexcept {
     Asked these = *this;
     const Index rows = tokens >> shift;
@@ -155,10 +155,11 @@ struct Asked {
       these.row = nullptr;
       return these;
     }
-    if (rows < left) {
-      these.left = rows > 0 ? rows : 1;
-      row += these.left * stride;
-      left -= these.left;
+    const Index now = rows > 0 ? rows : 1;
+    if (now < left) {
+      these.left = now;
+      row += now * stride;
+      left -= now;
     } else {
       row = nullptr;
     }

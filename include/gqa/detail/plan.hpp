@@ -182,7 +182,8 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     if (plans != nullptr) plans[i] = plan;
   }
   const Index concurrency = options.executor.concurrency();
-  sizes.workers = call.task_count < concurrency ? call.task_count : concurrency;
+  const Index most = concurrency > 1 ? concurrency : 1;  // whatever it says now: the call has been checked
+  sizes.workers = call.task_count < most ? call.task_count : most;
   return sizes;
 }
 

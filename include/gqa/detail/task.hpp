@@ -228,8 +228,10 @@ class Task {
     for (; byte >= block_bytes; byte -= block_bytes) ++b;
     if (b >= stage.blocks) return;
     const std::byte* const data = stage.units[b].*rows;
+    const Index begin = stage.units[b].first * row_bytes;
     Index end = stage.units[b].last * row_bytes;
     if (end > byte + count * kLineBytes) end = byte + count * kLineBytes;
+    if (byte < begin) byte = begin;
     for (; byte < end; byte += kLineBytes) __builtin_prefetch(data + byte, 0, 3);
   }
 

@@ -96,7 +96,6 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
   Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
   Asked asked = part.asker.stream.part(part.strip, to - from);
-  const bool in_turn = part.asker.stream.heads > 1;
   if (asked.row != nullptr) stretch = part.asked << asked.shift;
   if (stretch < Product::kTokens) stretch = Product::kTokens;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
@@ -123,10 +122,12 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   for (Index end; from < to; from = end) {
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
-    if (!Run && in_turn) {  // step by step, not a strip's rows at once
-      alignas(64) float sums[kLanes];
-      store(sums, acc[0]);
-      asked.row = once_known(asked.row, sums[0]);
+    if constexpr (Values::kLooksAhead && !Run) {  // heads in turn ask step by step, not for a strip's rows at once
+      if (part.asker.stream.heads > 1) {
+        alignas(64) float sums[kLanes];
+        store(sums, acc[0]);
+        asked.row = once_known(asked.row, sums[0]);
+      }
     }
     ask_rows(asked, from, end);
     if constexpr (Values::kLooksAhead)

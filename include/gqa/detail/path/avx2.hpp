@@ -180,7 +180,7 @@ struct HalfDot {
   static GQA_OP __m256 query(const std::byte* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
   static GQA_OP __m256 key(const std::byte* p) { return widen8<Codec>(p); }
   static GQA_OP __m256 key_part(const std::byte* p, Index count) {
-    return load_part<Codec>(p, count < 8 ? count : 8).low;
+    return load_part<Codec>(p, count < 8 ? count : 8).low;  // none, if fewer than one
   }
   static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return _mm256_fmadd_ps(q, k, acc); }
   static GQA_OP void keep(float* lanes, __m256 sum) { _mm256_storeu_ps(lanes, sum); }

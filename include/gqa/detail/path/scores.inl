@@ -134,7 +134,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
         for (int r = 0; r < R; ++r) acc[r * T + g + t] = Strip::add(query[r], key, acc[r * T + g + t]);
       }
     }
-    if (rest > first) {
+    if (rest != 0) {
       GQA_UNROLL
       for (int t = 0; t < G; ++t) {
         const auto key = Strip::key_part(k[t] + whole * Dot::kKeyBytes, rest - first);
