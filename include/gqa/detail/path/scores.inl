@@ -108,7 +108,8 @@ struct StripOf<Dot, R, true> {
   using Type = typename Dot::Strip;
 };
 
-// Lanes of R rows and T tokens from keys(s) on, from `first` on: each a partial sum over dims.
+// Lanes of R rows and T tokens from keys(s) on, from `first` on: each a partial sum over dims. GQA_STRIP_LOOP is the path's pragma for the
+// loop, or nothing.
 template <class Dot, class Strip, int R, int T>
 GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const ScatteredRows& keys, Index s,
                        Index first, typename Strip::Sum (&acc)[R * T]) {
@@ -122,7 +123,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
     const std::byte* k[G];
     GQA_UNROLL
     for (int t = 0; t < G; ++t) k[t] = keys(s + g + t) + first * Dot::kKeyBytes;
-    GQA_STRIP_LOOP  // the path's pragma for it, or nothing
+    GQA_STRIP_LOOP
     for (Index d = 0; d < whole; d += Dot::kDims) {
       typename Strip::Operand query[R];
       GQA_UNROLL
