@@ -79,6 +79,54 @@ Index asked_behind(const Lines& lines, Index bytes) {
   return std::count_if(behind, lines.count.end(), [](int count) { return count > 0; });
 }
 
+// One token over a cache whose tokens hold `heads` rows, and `gap` more that are nobody's.
+struct Step {
+  ElementType type;
+  Index group;
+  Index head_dim;
+  Index value_dim;
+  Index tokens;
+  Index heads = 1;
+  Index gap = 0;
+
+  Index k_bytes() const { return heads * head_dim * element_bytes(type); }  // of a token
+  Index v_bytes() const { return heads * value_dim * element_bytes(type); }
+  Index k_stride() const { return (heads + gap) * head_dim * element_bytes(type); }
+  Index v_stride() const { return (heads + gap) * value_dim * element_bytes(type); }
+  std::string name(Path path) const {
+    return std::string(path_name(path)) + ", " + element_name(type) + ", " + std::to_string(heads) + " KV heads, gap " +
+           std::to_string(gap) + ", G " + std::to_string(group) + ", D " + std::to_string(head_dim) + ", Dv " +
+           std::to_string(value_dim) + ", tokens " + std::to_string(tokens);
+  }
+};
+
+// What it asks for, of keys and of values. Room for some tokens lies behind either.
+template <class V = Causal>
+std::pair<Lines, Lines> lines_asked_for(Path path, const Step& step, const V& variant = {}) {
+  constexpr Index behind = 64;
+  Lines k(static_cast<std::size_t>((step.tokens + behind) * step.k_stride()));
+  Lines v(static_cast<std::size_t>((step.tokens + behind) * step.v_stride()));
+  const Index query_heads = step.heads * step.group;
+  const std::vector<float> query(static_cast<std::size_t>(query_heads * step.head_dim));
+  std::vector<float> out(static_cast<std::size_t>(query_heads * step.value_dim));
+  ConstTensorView q(query.data(), 1, query_heads, step.head_dim);
+  q.type = step.type;
+  KvCacheView kv =
+      KvCacheView::contiguous(reinterpret_cast<const float*>(k.begin()), reinterpret_cast<const float*>(v.begin()),
+                              {step.tokens, step.heads, step.head_dim, step.value_dim});
+  kv.k_type = kv.v_type = step.type;
+  kv.k_strides = KvStrides::token_major(step.heads + step.gap, step.head_dim, step.tokens);
+  kv.v_strides = KvStrides::token_major(step.heads + step.gap, step.value_dim, step.tokens);
+  Options options;
+  options.path = path;
+  const DynamicAttention attention;
+  keys = &k;
+  values = &v;
+  attention(q, kv, {out.data(), 1, query_heads, step.value_dim}, variant, options);
+  keys = values = nullptr;
+  return {std::move(k), std::move(v)};
+}
+
 class Asking : public testing::TestWithParam<Path> {};
 
 // One span of one KV head: its first keys are read as they come, of its other rows none may be left out. Values behind a last block of
@@ -86,117 +134,59 @@ class Asking : public testing::TestWithParam<Path> {};
 TEST_P(Asking, EveryRowOfADecodeStepIsAskedFor) {
   report_paths_not_run();
   const WithStreaming in_use(detail::Streaming::prefetched);
-  constexpr Index kBehind = 64;  // rows behind the cache
   const std::pair<Index, Index> widths[] = {{128, 128}, {64, 128}, {128, 32}, {80, 80}, {96, 256}, {256, 256}};
   for (const ElementType type : {ElementType::f32, ElementType::bf16})
     for (const auto& [head_dim, value_dim] : widths)
       for (const Index group : {1, 2, 4, 5, 6, 7, 9, 12, 16, 32, 40, 128})
         for (const Index tokens : {512, 500, 497, 193, 157}) {
-          const Index k_bytes = head_dim * element_bytes(type);
-          const Index v_bytes = value_dim * element_bytes(type);
-          Lines k(static_cast<std::size_t>((tokens + kBehind) * k_bytes));
-          Lines v(static_cast<std::size_t>((tokens + kBehind) * v_bytes));
-          const std::vector<float> query(static_cast<std::size_t>(group * head_dim));
-          std::vector<float> out(static_cast<std::size_t>(group * value_dim));
-          ConstTensorView q(query.data(), 1, group, head_dim);
-          q.type = type;
-          KvCacheView kv =
-              KvCacheView::contiguous(reinterpret_cast<const float*>(k.begin()),
-                                      reinterpret_cast<const float*>(v.begin()), {tokens, 1, head_dim, value_dim});
-          kv.k_type = kv.v_type = type;
-          Options options;
-          options.path = GetParam();
-          const DynamicAttention attention;
-          keys = &k;
-          values = &v;
-          attention(q, kv, {out.data(), 1, group, value_dim}, options);
-          keys = values = nullptr;
-
-          SCOPED_TRACE(std::string(path_name(GetParam())) + ", " + element_name(type) + ", G " + std::to_string(group) +
-                       ", D " + std::to_string(head_dim) + ", Dv " + std::to_string(value_dim) + ", tokens " +
-                       std::to_string(tokens));
-          const Count of_keys = count_tokens(k, detail::kBlock, tokens, k_bytes, k_bytes);
-          const Count of_values = count_tokens(v, 0, tokens, v_bytes, v_bytes);
-          const Index ahead = detail::Stream::kAhead / std::max(k_bytes, v_bytes);
+          const Step step{type, group, head_dim, value_dim, tokens};
+          const auto [k, v] = lines_asked_for(GetParam(), step);
+          SCOPED_TRACE(step.name(GetParam()));
+          const Count of_keys = count_tokens(k, detail::kBlock, tokens, step.k_stride(), step.k_bytes());
+          const Count of_values = count_tokens(v, 0, tokens, step.v_stride(), step.v_bytes());
+          const Index ahead = detail::Stream::kAhead / std::max(step.k_bytes(), step.v_bytes());
           EXPECT_EQ(of_keys.missed, 0);
           EXPECT_LE(of_values.missed, tokens % detail::kBlock == 0 ? 0 : std::max(ahead, Index{16}));
           EXPECT_LE(std::max(of_keys.most, of_values.most), 4);
-          EXPECT_EQ(asked_behind(k, tokens * k_bytes), 0);
-          EXPECT_EQ(asked_behind(v, tokens * v_bytes), 0);
+          EXPECT_EQ(asked_behind(k, tokens * step.k_stride()), 0);
+          EXPECT_EQ(asked_behind(v, tokens * step.v_stride()), 0);
         }
 }
 
 // Nothing before a window that begins within a block: in a ring that may lie before the cache.
 TEST_P(Asking, NothingBeforeAWindowIsAskedFor) {
   const WithStreaming in_use(detail::Streaming::prefetched);
-  constexpr Index kTokens = 512;
-  constexpr Index kDim = 128;
   for (const Index group : {1, 4, 7, 16})
     for (const Index window : {100, 70, 20}) {
-      const Index row_bytes = kDim * Index{sizeof(float)};
-      Lines k(static_cast<std::size_t>(kTokens * row_bytes));
-      Lines v(static_cast<std::size_t>(kTokens * row_bytes));
-      const std::vector<float> query(static_cast<std::size_t>(group * kDim));
-      std::vector<float> out(query.size());
-      Options options;
-      options.path = GetParam();
-      const DynamicAttention attention;
-      keys = &k;
-      values = &v;
-      attention(ConstTensorView(query.data(), 1, group, kDim),
-                KvCacheView::contiguous(reinterpret_cast<const float*>(k.begin()),
-                                        reinterpret_cast<const float*>(v.begin()), {kTokens, 1, kDim}),
-                {out.data(), 1, group, kDim}, CausalWindow{window}, options);
-      keys = values = nullptr;
+      const Step step{ElementType::f32, group, 128, 128, 512};
+      const auto [k, v] = lines_asked_for(GetParam(), step, CausalWindow{window});
+      const Index before = (step.tokens - window) * step.k_stride() / static_cast<Index>(kLineBytes);
       for (const Lines* lines : {&k, &v})
-        EXPECT_EQ(std::count_if(lines->count.begin(),
-                                lines->count.begin() + (kTokens - window) * row_bytes / static_cast<Index>(kLineBytes),
-                                [](int count) { return count > 0; }),
-                  0)
-            << path_name(GetParam()) << ", G " << group << ", window " << window;
+        EXPECT_EQ(
+            std::count_if(lines->count.begin(), lines->count.begin() + before, [](int count) { return count > 0; }), 0)
+            << step.name(GetParam()) << ", window " << window;
     }
 }
 
 // Several KV heads whose rows of a token lie side by side, with nothing or another head's row between one token's and the next one's.
 TEST_P(Asking, EveryRowOfHeadsSideBySideIsAskedFor) {
   const WithStreaming in_use(detail::Streaming::prefetched);
-  constexpr Index kBehind = 64;
   const std::pair<Index, Index> shapes[] = {{64, 20}, {128, 2}, {128, 3}, {128, 8}, {256, 3}};
   for (const ElementType type : {ElementType::f32, ElementType::bf16})
     for (const auto& [dim, heads] : shapes)
       for (const Index gap : {0, 1})
         for (const Index group : {1, 4, 5, 7, 12, 16, 20})
           for (const Index tokens : {256, 180}) {
-            const Index row_bytes = dim * element_bytes(type);
-            const Index token_bytes = (heads + gap) * row_bytes;
-            Lines k(static_cast<std::size_t>((tokens + kBehind) * token_bytes));
-            Lines v(static_cast<std::size_t>((tokens + kBehind) * token_bytes));
-            const std::vector<float> query(static_cast<std::size_t>(heads * group * dim));
-            std::vector<float> out(query.size());
-            ConstTensorView q(query.data(), 1, heads * group, dim);
-            q.type = type;
-            KvCacheView kv = KvCacheView::contiguous(reinterpret_cast<const float*>(k.begin()),
-                                                     reinterpret_cast<const float*>(v.begin()), {tokens, heads, dim});
-            kv.k_type = kv.v_type = type;
-            kv.k_strides = kv.v_strides = KvStrides::token_major(heads + gap, dim, tokens);
-            Options options;
-            options.path = GetParam();
-            const DynamicAttention attention;
-            keys = &k;
-            values = &v;
-            attention(q, kv, {out.data(), 1, heads * group, dim}, options);
-            keys = values = nullptr;
-
-            SCOPED_TRACE(std::string(path_name(GetParam())) + ", " + element_name(type) + ", " + std::to_string(heads) +
-                         " KV heads, gap " + std::to_string(gap) + ", G " + std::to_string(group) + ", D " +
-                         std::to_string(dim) + ", tokens " + std::to_string(tokens));
-            const Count of_keys = count_tokens(k, detail::kBlock, tokens, token_bytes, heads * row_bytes);
-            const Count of_values = count_tokens(v, 0, tokens, token_bytes, heads * row_bytes);
+            const Step step{type, group, dim, dim, tokens, heads, gap};
+            const auto [k, v] = lines_asked_for(GetParam(), step);
+            SCOPED_TRACE(step.name(GetParam()));
+            const Count of_keys = count_tokens(k, detail::kBlock, tokens, step.k_stride(), step.k_bytes());
+            const Count of_values = count_tokens(v, 0, tokens, step.v_stride(), step.v_bytes());
             EXPECT_EQ(of_keys.missed, 0);
             EXPECT_EQ(of_values.missed, 0);
             EXPECT_LE(std::max(of_keys.most, of_values.most), 4);
-            EXPECT_EQ(asked_behind(k, tokens * token_bytes), 0);
-            EXPECT_EQ(asked_behind(v, tokens * token_bytes), 0);
+            EXPECT_EQ(asked_behind(k, tokens * step.k_stride()), 0);
+            EXPECT_EQ(asked_behind(v, tokens * step.v_stride()), 0);
           }
 }
 

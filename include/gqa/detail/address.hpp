@@ -138,6 +138,9 @@ class AddressBook {
     return streaming == Streaming::prefetched ? kv_.page_size % kBlock != 0 : kv_.page_size * k_.token < run;
   }
 
+  /// True if the rows of so many heads follow each other from the last of a token to the first of the next one.
+  bool dense(Index heads) const noexcept { return k_.token == heads * k_.head && v_.token == heads * v_.head; }
+
   const ByteStrides& k_strides() const noexcept { return k_; }
   const ByteStrides& v_strides() const noexcept { return v_; }
 

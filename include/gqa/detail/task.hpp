@@ -165,7 +165,7 @@ class Task {
     stage.streams = streams_;
     stage.streaming = call_.streaming;
     const bool hops = addresses_.hops(call_.streaming);
-    stage.asks = call_.streaming == Streaming::prefetched && !hops && (range_.heads == 1 || heads_are_dense());
+    stage.asks = call_.streaming == Streaming::prefetched && !hops && (range_.heads == 1 || addresses_.dense(range_.heads));
     stage.prefetch = !stage.asks && (!streams_ || hops);
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
@@ -262,12 +262,6 @@ class Task {
       block.careful = rows_differ &&
                       kernels_.nonfinite[static_cast<std::size_t>(sequence_.kv.v_type)](block, call_.shape.value_dim);
     }
-  }
-
-  /// True if the task's heads follow each other from the last of a token to the first of the next one.
-  bool heads_are_dense() const noexcept {
-    const auto dense = [&](const ByteStrides& strides) { return strides.token == range_.heads * strides.head; };
-    return dense(addresses_.k_strides()) && dense(addresses_.v_strides());
   }
 
   /// Tells the last units where their heads go on, `after` being the block behind the stage: kernels prefetch it.
