@@ -101,12 +101,16 @@ struct Stage {
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
   bool streams = false;  ///< few rows are streamed through memory, many blocks a stage
-  bool asks = false;     ///< rows are asked for by their distance from those that are worked on, see Stream; several heads are dense
+  bool asks =
+      false;  ///< rows are asked for by their distance from those that are worked on, see Stream; several heads are dense
   /// Rows are asked for as work is done, see Ahead: they are not evenly spaced from block to block, or from head to head; or loads
   /// are followed, and there is work enough to hide it.
   bool prefetch = false;
   Streaming streaming = Streaming::prefetched;
-  Upcoming after;           ///< what is read after the last values; or none
+  Upcoming after;  ///< what is read after the last values; or none
+  Index k_surplus =
+      0;  ///< rows at the beginning that are asked for before any is read, besides Stream::rows_ahead; streams only
+  Index v_surplus = 0;
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 
@@ -167,6 +171,56 @@ struct Asked {
   }
 };
 
+/// Lines of one head's keys or values that are asked for while none of them are read: from a stage's first row on, as far as its blocks
+/// follow each other in memory.
+class Lines {
+ public:
+  static constexpr Index kBytes = 64;  ///< of a line
+
+  GQA_ALWAYS_INLINE Lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes) noexcept
+      : stage_(stage), rows_(rows), row_bytes_(row_bytes) {}
+  /// The next `count` lines; or null, where there are not so many.
+  GQA_ALWAYS_INLINE const std::byte* take(Index count) noexcept {
+    const Index bytes = count * kBytes;
+    if (!reach(bytes)) return nullptr;
+    taken_ += bytes;
+    next_ += bytes;
+    left_ -= bytes;
+    return next_ - bytes;
+  }
+  /// Leaves out rows that somebody else asks for.
+  GQA_ALWAYS_INLINE void skip(Index rows) noexcept {
+    const Index bytes = rows * row_bytes_;
+    if (!reach(bytes)) return;
+    next_ += bytes;
+    left_ -= bytes;
+  }
+  /// Whole rows that were taken.
+  GQA_ALWAYS_INLINE Index rows() const noexcept { return taken_ / row_bytes_; }
+
+ private:
+  /// So many bytes follow; those of blocks that the stage does not have yet are not known.
+  GQA_ALWAYS_INLINE bool reach(Index bytes) noexcept {
+    for (; left_ < bytes; ++block_) {
+      if (block_ == stage_.blocks) return false;
+      const Block& block = stage_.units[block_];
+      const std::byte* const first = block.*rows_ + block.first * row_bytes_;
+      if (block_ == 0) next_ = first;
+      else if (first != next_ + left_) return false;
+      left_ += (block.last - block.first) * row_bytes_;
+    }
+    return true;
+  }
+
+  const Stage& stage_;
+  const std::byte* Block::*rows_;
+  Index row_bytes_;
+  Index block_ = 0;
+  const std::byte* next_ = nullptr;
+  Index left_ = 0;   // bytes
+  Index taken_ = 0;  // bytes
+};
+
 /// Rows that are asked for some way before they are worked on, one for each token that a head's strips take. Those of a run of blocks
 /// of one KV head, or of one block of several, whose rows are evenly spaced from head to head and token to token; then the first of what
 /// is read after them.
@@ -174,46 +228,66 @@ struct Stream {
   static constexpr Index kAhead = 8192;  ///< bytes, where rows are streamed
   static constexpr Index kGrain = 16;    ///< tokens: as many at least go by between one kind of rows and the next
   static constexpr Index kMostShift = 4;
+  static constexpr Index kSlowRows = kGrain / 2;  ///< a surplus is a multiple of them
   Asked rows;
   const Upcoming* then = nullptr;
   Index heads = 1;
+  Index askers = 0;  ///< strips that ask, as a power of two
+  Index surplus =
+      0;  ///< rows that are asked for farther ahead: until they are used up, every second token asks for one
   bool shares = false;  ///< all strips ask; or the first one, where rows are asked for little more than a strip ahead
 
+  /// Tokens that rows of one head are asked for ahead, where they are streamed.
+  GQA_ALWAYS_INLINE static Index rows_ahead(const Stage& stage) noexcept {
+    const Index row_bytes = stage.k_row_bytes > stage.v_row_bytes ? stage.k_row_bytes : stage.v_row_bytes;
+    const Index ahead = kAhead / row_bytes / kGrain * kGrain;
+    return ahead > 0 ? ahead : kGrain;
+  }
+
   GQA_ALWAYS_INLINE Stream() noexcept = default;
-  /// Rows of `count` tokens, the first that of `now`; those of `ahead` of them have been asked for, or all, as scattered rows are.
-  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead, Index kv_heads,
-                           bool all_ask) noexcept
+  /// Rows of `count` tokens, the first that of `now`; those of `ahead` of them have been asked for, and of `more`; or all, as scattered
+  /// rows are.
+  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead, Index more,
+                           Index kv_heads, bool all_ask) noexcept
       : then(&after), heads(kv_heads), shares(all_ask) {
     begin(now, count);
-    passed((ahead < count && now.stride != 0 ? ahead : count) * heads);
+    const bool all = ahead + more >= count || now.stride == 0;
+    passed((all ? count : ahead + more) * heads);
+    if (!all) surplus = more;
   }
   GQA_ALWAYS_INLINE bool asks() const noexcept { return rows.row != nullptr; }
   /// So many strips, one after the other, take the same tokens, so many at least, and share the asking.
   GQA_ALWAYS_INLINE void share(Index strips, Index tokens) noexcept {
-    rows.shift = 0;
-    if (!asks() || !shares) return;
+    askers = 0;
     const Index most = strips < tokens ? strips : tokens;
-    while ((Index{2} << rows.shift) <= most && rows.shift < kMostShift) ++rows.shift;
+    while (shares && (Index{2} << askers) <= most && askers < kMostShift) ++askers;
+    rows.shift = surplus > 0 ? askers + 1 : askers;
   }
   /// What strip number `strip` asks for while it takes `tokens`, no more than until().
   GQA_ALWAYS_INLINE Asked part(Index strip, Index tokens) const noexcept {
     Asked mine = rows;
     const Index before = strip * (tokens >> rows.shift);
-    if (strip >= Index{1} << rows.shift || before >= rows.left) mine.row = nullptr;
+    if (strip >= Index{1} << askers || before >= rows.left) mine.row = nullptr;
     if (mine.row == nullptr) return mine;
     mine.row += before * mine.stride;
     mine.left -= before;
     return mine;
   }
-  /// Where the tokens from `first` on, and before `last`, end for which rows of one kind are asked for.
+  /// Where the tokens from `first` on, and before `last`, end for which rows of one kind are asked for, at one pace.
   GQA_ALWAYS_INLINE Index until(Index first, Index last) const noexcept {
     if (!asks()) return last;
-    const Index end = round_up(first + rows.left, kGrain);
+    const Index end =
+        round_up(first + (surplus > 0 ? 2 * (surplus < rows.left ? surplus : rows.left) : rows.left), kGrain);
     return end < last ? end : last;
   }
   /// All strips of a head have taken so many tokens. If more than there were rows, none of the next kind has been asked for yet.
   GQA_ALWAYS_INLINE void passed(Index tokens) noexcept {
     if (!asks()) return;
+    if (surplus > 0) {
+      tokens /= 2;
+      surplus -= tokens;
+      if (surplus <= 0) rows.shift = askers;
+    }
     if (tokens >= rows.left) return go_on();
     rows.row += tokens * rows.stride;
     rows.left -= tokens;
@@ -222,6 +296,8 @@ struct Stream {
  private:
   GQA_ALWAYS_INLINE void go_on() noexcept {
     rows.row = nullptr;
+    rows.shift = askers;
+    surplus = 0;
     if (then == nullptr || then->first >= then->last) return;
     begin(*then, then->stride != 0 ? then->last - then->first : 1);  // scattered rows: the first token's only
     then = nullptr;
@@ -355,10 +431,11 @@ struct OutputTarget {
 /// per element type; the others take one head's tile.
 struct Kernels {
   Path path = Path::portable;
-  void (*pack)(const RowTile&, const QuerySource&) = nullptr;         ///< tile.q ← queries, scaled
-  void (*begin)(const RowTile&) = nullptr;                            ///< state ← that of no tokens: (−∞, 0, 0)
-  void (*scores[3])(const RowTile&, const Stage&) = {};               ///< weights ← scaled q·k of the blocks
-  void (*softmax)(const RowTile&, const Block&) = nullptr;            ///< weights ← exp2(score − m); m, l, alpha
+  void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
+  void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
+  void (*scores[3])(const RowTile&, const Stage&) = {};        ///< weights ← scaled q·k of the blocks
+  void (*softmax)(const RowTile&, const Block&,
+                  Lines*) = nullptr;  ///< weights ← exp2(score − m); m, l, alpha; asks, or not
   void (*accumulate[3])(const RowTile&, const Stage&) = {};           ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from

@@ -165,19 +165,21 @@ class Task {
     stage.streams = streams_;
     stage.streaming = call_.streaming;
     const bool hops = addresses_.hops(call_.streaming);
-    stage.asks = call_.streaming == Streaming::prefetched && !hops && (range_.heads == 1 || addresses_.dense(range_.heads));
+    stage.asks =
+        call_.streaming == Streaming::prefetched && !hops && (range_.heads == 1 || addresses_.dense(range_.heads));
     stage.prefetch = !stage.asks && (!streams_ || hops);
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
+    const bool asks = stage.asks && streams_;  // memory need not be idle while nothing is read
+    Lines keys(stage, &Block::k, stage.k_row_bytes);
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
       if (here.first >= here.last) continue;
       add_block(here, stage.blocks++);
-      // Memory need not be idle meanwhile.
-      if (stage.asks && streams_)
-        ask_lines(stage, &Block::k, stage.k_row_bytes, (stage.blocks - 1) * kPlanLines, kPlanLines);
+      if (asks) ask_lines(keys.take(kPlanLines), kPlanLines);
     }
     if (stage.blocks == 0) return;
+    if (asks) stage.k_surplus = keys.rows() - Stream::rows_ahead(stage);
     link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
     const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
     kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
@@ -197,42 +199,29 @@ class Task {
     }
   }
 
-  void add_to_state(const RowTile& tile, const Stage& stage) {
-    const Index lines = 8 * ((range_.rows < 4 ? range_.rows : 4) + 1);  // as many as come during a softmax
+  void add_to_state(const RowTile& tile, Stage& stage) {
+    const bool asks = stage.asks && streams_;
+    Lines values(stage, &Block::v, stage.v_row_bytes);
+    if (asks) values.skip(Stream::rows_ahead(stage));
     for (Index b = 0; b < stage.blocks; ++b) {
-      if (stage.asks && streams_)
-        ask_lines(stage, &Block::v, stage.v_row_bytes, Stream::kAhead / kLineBytes + b * lines, lines);
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
         if (transform_ != nullptr)
           transform_(unit, block, call_.variant.variant, scratch_.row_position, mark_heads(range_.first_head + j),
                      block.begin);
-        kernels_.softmax(unit, block);
+        kernels_.softmax(unit, block, asks ? &values : nullptr);
       }
     }
+    if (asks) stage.v_surplus = values.rows();
     kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
   }
 
-  static constexpr Index kLineBytes = 64;
-  static constexpr Index kPlanLines = 8;  // as many as come while a block is planned
-
-  /// Asks for some lines of the stage's keys or values, counted from the first: a few more than Stream asks for, for when nothing is
-  /// read for a while.
-  static void ask_lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes, Index first,
-                        Index count) noexcept {
+  static constexpr Index kPlanLines = 16;  // as many as come while a block is planned
+  static void ask_lines(const std::byte* first, Index count) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-    const Index block_bytes = kBlock * row_bytes;
-    Index byte = first * kLineBytes;
-    Index b = 0;
-    for (; byte >= block_bytes; byte -= block_bytes) ++b;
-    if (b >= stage.blocks) return;
-    const std::byte* const data = stage.units[b].*rows;
-    const Index begin = stage.units[b].first * row_bytes;
-    Index end = stage.units[b].last * row_bytes;
-    if (end > byte + count * kLineBytes) end = byte + count * kLineBytes;
-    if (byte < begin) byte = begin;
-    for (; byte < end; byte += kLineBytes) __builtin_prefetch(data + byte, 0, 3);
+    for (Index line = 0; first != nullptr && line < count; ++line)
+      __builtin_prefetch(first + line * Lines::kBytes, 0, 3);
   }
 
   /// The units of block number b of a stage.

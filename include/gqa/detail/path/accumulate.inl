@@ -374,16 +374,22 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec::bytes>
                                                                                          : few;
-  for (Index b = 0, run; b < stage.blocks; b += run) {
+  Upcoming after;  // what is read after the run of blocks
+  Asker asker;
+  for (Index b = 0, taken, run = 0; b < stage.blocks; b += taken, run -= taken) {
     const Block& any = stage.units[b * stage.heads];
-    run = whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
-    const Index last = (run - 1) * kBlock + any.last;
+    if (run == 0) {
+      run = run_of(stage, b, &Block::v, &Block::v_stride);
+      after = after_values(stage, b + run - 1);
+      asker.stream = stream_of(stage, values_of(stage, b), (run - 1) * kBlock + any.last - any.first, after, distance,
+                               b == 0 ? stage.v_surplus : 0);
+    }
+    taken = whole ? run : 1;
+    const Index last = (taken - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
-    const Upcoming after = after_values(stage, b + run - 1);
     Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps,
                 distance);
-    Asker asker{stream_of(stage, values_of(stage, b), last - any.first, after, distance),
-                stage.prefetch ? &ahead : nullptr};
+    if (stage.prefetch) asker.ahead = &ahead;
     Part part{stage, asker, asked};
     part.few = one_strip ? kBlock : few;
     if (stage.prefetch) part.stretch = ahead.evenly() ? Product::kTokens : kAheadTokens;
@@ -391,7 +397,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
     for (part.from = any.first; part.from < last; part.from = part.to) {
-      part.to = run > 1 ? last : part.from / tokens * tokens + tokens;
+      part.to = taken > 1 ? last : part.from / tokens * tokens + tokens;
       part.to = asker.stream.until(part.from, part.to < last ? part.to : last);
       for (Index j = 0; j < stage.heads; ++j) {
         part.reached = part.from;

@@ -219,8 +219,8 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
 
 // That of the AVX-512 path, then weights rounded while they are in the first-level cache: 64 floats of a row, or of each row of a
 // group, → 32 pairs of bf16 in the first half of the room.
-inline void softmax(const RowTile& tile, const Block& block) {
-  avx512::softmax(tile, block);
+inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
+  avx512::softmax(tile, block, lines);
   const __m512i by_row = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const Index grouped = grouped_rows(tile.rows);

@@ -32,15 +32,14 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
-// The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long. This and passing on are
-// functions of their own: nothing of a kernel is in registers where they are called.
-GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after,
-                            Index distance) {
+// The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long. Of a stage's first rows so
+// many more have been asked for. This and passing on are functions of their own: nothing of a kernel is in registers where they are called.
+GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after, Index distance,
+                            Index surplus) {
   if (!stage.asks) return {};
-  const Index row_bytes = stage.k_row_bytes > stage.v_row_bytes ? stage.k_row_bytes : stage.v_row_bytes;
-  const Index ahead = Stream::kAhead / row_bytes / Stream::kGrain * Stream::kGrain;
-  return Stream(now, count, after, !stage.runs() ? distance : ahead > 0 ? ahead : Stream::kGrain, stage.heads,
-                !stage.runs());
+  if (!stage.runs()) return Stream(now, count, after, distance, 0, stage.heads, true);
+  const Index more = surplus > 0 ? surplus / Stream::kSlowRows * Stream::kSlowRows : 0;
+  return Stream(now, count, after, Stream::rows_ahead(stage), more, 1, false);
 }
 GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
 

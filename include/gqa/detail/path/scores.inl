@@ -210,7 +210,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (asked.is_due(t)) {
+      if (asked.is_due(s + t)) {
         if (paced && t > 0) asked.row = once_known(asked.row, left[t - 1][0]);
         if (paced) ask_next(asked);
         else ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
@@ -341,13 +341,19 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
   const bool widened = kRowTokens == 0 && !Dot::kPlainKeys && tile.rows > kWidenRows;
   const Index distance = distance_of(stage, tile.rows < kGroupRows);
-  for (Index b = 0, run; b < stage.blocks; b += run) {
+  Upcoming after;  // what is read after the run of blocks
+  Asker asker;
+  for (Index b = 0, taken, run = 0; b < stage.blocks; b += taken, run -= taken) {
     const Block& any = stage.units[b * stage.heads];
-    run = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
-    const Upcoming after = after_keys(stage, b + run - 1);
+    if (run == 0) {
+      run = run_of(stage, b, &Block::k, &Block::k_stride);
+      after = after_keys(stage, b + run - 1);
+      asker.stream = stream_of(stage, keys_of(stage, b), (run - 1) * kBlock + any.last - any.first, after, distance,
+                               b == 0 ? stage.k_surplus : 0);
+    }
+    taken = held(tile.head_dim) ? run : 1;
     Ahead ahead(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first), distance);
-    Asker asker{stream_of(stage, keys_of(stage, b), (run - 1) * kBlock + any.last - any.first, after, distance),
-                stage.prefetch ? &ahead : nullptr};
+    if (stage.prefetch) asker.ahead = &ahead;
     const auto unit_of = [&](Index j) -> const Block& { return stage.units[b * stage.heads + j]; };
     for (Index j = 0; j < stage.heads && (grouped > 0 || widened); ++j) {
       if constexpr (kRowTokens > 0) {
@@ -361,7 +367,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     if (grouped > 0) asker.stream = {};  // all is asked for
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
-    const Index tokens = at_once ? run * kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
+    const Index tokens = at_once ? taken * kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j)
         score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);

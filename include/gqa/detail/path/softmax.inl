@@ -37,7 +37,10 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   }
   return reduce_max(running);
 }
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new) {
+// Lines that are asked for during a row's softmax: as many as come meanwhile.
+inline constexpr Index kSoftmaxLines = 12;
+// The row's weights; asks for the lines from `ask` on, evenly, unless it is null.
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
@@ -46,6 +49,10 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new) {
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
+    if (ask == nullptr) continue;
+    constexpr Index kBytes = kSoftmaxLines * kLanes / kBlock * Lines::kBytes;
+    GQA_UNROLL
+    for (Index byte = 0; byte < kBytes; byte += Lines::kBytes) __builtin_prefetch(ask + i * kBytes + byte, 0, 3);
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
   float alpha = 1.0f;
@@ -59,12 +66,12 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new) {
   tile.l[row] = __builtin_fmaf(tile.l[row], alpha, sum);
 }
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
-GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first) {
+GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {
   float m_new = 0.0f;
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
     const float m_next = next < tile.rows ? row_maximum(tile, block, next) : 0.0f;
-    if (next > first) softmax_row(tile, next - 1, m_new);
+    if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(kSoftmaxLines));
     m_new = m_next;
   }
 }
@@ -128,12 +135,12 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
 }
 
 // weights ← exp2(score − m) with 0 for hidden tokens; m, l and alpha follow. A row that has seen nothing keeps m = −∞, l = 0.
-// NaN scores do not enter m; they make their own weights NaN, and so the row.
-inline void softmax(const RowTile& tile, const Block& block) {
+// NaN scores do not enter m; they make their own weights NaN, and so the row. Rows that are not in groups ask for lines.
+inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
   const Index grouped = grouped_rows(tile.rows);
   if constexpr (kRowTokens > 0)
     for (Index row = 0; row < grouped; row += kLanes) softmax_group(tile, block, row);
-  if (grouped < tile.rows) softmax_rows(tile, block, grouped);
+  if (grouped < tile.rows) softmax_rows(tile, block, grouped, lines);
 }
 
 // A user's score functor over the visible part of the block: score → log2 e · variant.score(score).
