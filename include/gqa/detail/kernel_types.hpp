@@ -22,6 +22,8 @@ inline constexpr Index kTileRows = 128;
 /// Spans, and blocks, that one stage of a task takes at most.
 inline constexpr Index kStageSpans = 4;
 inline constexpr Index kStageBlocks = kStageSpans * kSpan / kBlock;
+/// Blocks of a stage of several heads side by side with few rows each: a span's, or half of them where they have many rows together.
+constexpr Index side_blocks(Index rows) noexcept { return rows <= 2 * kLanes ? kSpan / kBlock : kSpan / kBlock / 2; }
 /// Every token of a block, as bits.
 inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
@@ -107,7 +109,9 @@ struct Stage {
   /// are followed, and there is work enough to hide it.
   bool prefetch = false;
   Streaming streaming = Streaming::prefetched;
-  Upcoming after;  ///< what is read after the last values; or none
+  Index ahead = kBlock;     ///< tokens that rows are asked for ahead, see set_distances
+  bool long_turns = false;  ///< heads side by side take half a block in turn
+  Upcoming after;           ///< what is read after the last values; or none
   Index k_surplus =
       0;  ///< rows at the beginning that are asked for before any is read, besides Stream::rows_ahead; streams only
   Index v_surplus = 0;
@@ -138,249 +142,20 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
   return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.after;
 }
 
-/// Evenly spaced rows that a strip asks for, one by one.
-struct Asked {
-  const std::byte* row = nullptr;  ///< the next; null: none are
-  Index stride = 0;
-  Index left = 0;
-  Index bytes = 0;  ///< of a row
-  Index shift = 0;  ///< tokens that the strip takes for each of them, as a power of two
-
-  GQA_ALWAYS_INLINE bool is_due(Index token) const noexcept { return (token & ((Index{1} << shift) - 1)) == 0; }
-  GQA_ALWAYS_INLINE void next() noexcept {
-    if (--left > 0) row += stride;
-    else row = nullptr;
-  }
-  /// Those that are due while tokens [from, from + tokens) go by, a power of two of them, `from` a multiple. They are not left any more.
-  GQA_ALWAYS_INLINE Asked due(Index from, Index tokens) noexcept {
-    Asked these = *this;
-    const Index rows = tokens >> shift;
-    if (row == nullptr || (rows == 0 && !is_due(from))) {
-      these.row = nullptr;
-      return these;
-    }
-    const Index now = rows > 0 ? rows : 1;
-    if (now < left) {
-      these.left = now;
-      row += now * stride;
-      left -= now;
-    } else {
-      row = nullptr;
-    }
-    return these;
-  }
-};
-
-/// Lines of one head's keys or values that are asked for while none of them are read: from a stage's first row on, as far as its blocks
-/// follow each other in memory.
-class Lines {
- public:
-  static constexpr Index kBytes = 64;  ///< of a line
-
-  GQA_ALWAYS_INLINE Lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes) noexcept
-      : stage_(stage), rows_(rows), row_bytes_(row_bytes) {}
-  /// The next `count` lines; or null, where there are not so many.
-  GQA_ALWAYS_INLINE const std::byte* take(Index count) noexcept {
-    const Index bytes = count * kBytes;
-    if (!reach(bytes)) return nullptr;
-    taken_ += bytes;
-    next_ += bytes;
-    left_ -= bytes;
-    return next_ - bytes;
-  }
-  /// Leaves out rows that somebody else asks for.
-  GQA_ALWAYS_INLINE void skip(Index rows) noexcept {
-    const Index bytes = rows * row_bytes_;
-    if (!reach(bytes)) return;
-    next_ += bytes;
-    left_ -= bytes;
-  }
-  /// Whole rows that were taken.
-  GQA_ALWAYS_INLINE Index rows() const noexcept { return taken_ / row_bytes_; }
-
- private:
-  /// So many bytes follow; those of blocks that the stage does not have yet are not known.
-  GQA_ALWAYS_INLINE bool reach(Index bytes) noexcept {
-    for (; left_ < bytes; ++block_) {
-      if (block_ == stage_.blocks) return false;
-      const Block& block = stage_.units[block_];
-      const std::byte* const first = block.*rows_ + block.first * row_bytes_;
-      if (block_ == 0) next_ = first;
-      else if (first != next_ + left_) return false;
-      left_ += (block.last - block.first) * row_bytes_;
-    }
-    return true;
-  }
-
-  const Stage& stage_;
-  const std::byte* Block::*rows_;
-  Index row_bytes_;
-  Index block_ = 0;
-  const std::byte* next_ = nullptr;
-  Index left_ = 0;   // bytes
-  Index taken_ = 0;  // bytes
-};
-
-/// Rows that are asked for some way before they are worked on, one for each token that a head's strips take. Those of a run of blocks
-/// of one KV head, or of one block of several, whose rows are evenly spaced from head to head and token to token; then the first of what
-/// is read after them.
-struct Stream {
-  static constexpr Index kAhead = 8192;  ///< bytes, where rows are streamed
-  static constexpr Index kGrain = 16;    ///< tokens: as many at least go by between one kind of rows and the next
-  static constexpr Index kMostShift = 4;
-  static constexpr Index kSlowRows = kGrain / 2;  ///< a surplus is a multiple of them
-  Asked rows;
-  const Upcoming* then = nullptr;
-  Index heads = 1;
-  Index askers = 0;  ///< strips that ask, as a power of two
-  Index surplus =
-      0;  ///< rows that are asked for farther ahead: until they are used up, every second token asks for one
-  bool shares = false;  ///< all strips ask; or the first one, where rows are asked for little more than a strip ahead
-
-  /// Tokens that rows of one head are asked for ahead, where they are streamed.
-  GQA_ALWAYS_INLINE static Index rows_ahead(const Stage& stage) noexcept {
-    const Index row_bytes = stage.k_row_bytes > stage.v_row_bytes ? stage.k_row_bytes : stage.v_row_bytes;
-    const Index ahead = kAhead / row_bytes / kGrain * kGrain;
-    return ahead > 0 ? ahead : kGrain;
-  }
-
-  GQA_ALWAYS_INLINE Stream() noexcept = default;
-  /// Rows of `count` tokens, the first that of `now`; those of `ahead` of them have been asked for, and of `more`; or all, as scattered
-  /// rows are.
-  GQA_ALWAYS_INLINE Stream(const Upcoming& now, Index count, const Upcoming& after, Index ahead, Index more,
-                           Index kv_heads, bool all_ask) noexcept
-      : then(&after), heads(kv_heads), shares(all_ask) {
-    begin(now, count);
-    const bool all = ahead + more >= count || now.stride == 0;
-    passed((all ? count : ahead + more) * heads);
-    if (!all) surplus = more;
-  }
-  GQA_ALWAYS_INLINE bool asks() const noexcept { return rows.row != nullptr; }
-  /// So many strips, one after the other, take the same tokens, so many at least, and share the asking.
-  GQA_ALWAYS_INLINE void share(Index strips, Index tokens) noexcept {
-    askers = 0;
-    const Index most = strips < tokens ? strips : tokens;
-    while (shares && (Index{2} << askers) <= most && askers < kMostShift) ++askers;
-    rows.shift = surplus > 0 ? askers + 1 : askers;
-  }
-  /// What strip number `strip` asks for while it takes `tokens`, no more than until().
-  GQA_ALWAYS_INLINE Asked part(Index strip, Index tokens) const noexcept {
-    Asked mine = rows;
-    const Index before = strip * (tokens >> rows.shift);
-    if (strip >= Index{1} << askers || before >= rows.left) mine.row = nullptr;
-    if (mine.row == nullptr) return mine;
-    mine.row += before * mine.stride;
-    mine.left -= before;
-    return mine;
-  }
-  /// Where the tokens from `first` on, and before `last`, end for which rows of one kind are asked for, at one pace.
-  GQA_ALWAYS_INLINE Index until(Index first, Index last) const noexcept {
-    if (!asks()) return last;
-    const Index end =
-        round_up(first + (surplus > 0 ? 2 * (surplus < rows.left ? surplus : rows.left) : rows.left), kGrain);
-    return end < last ? end : last;
-  }
-  /// All strips of a head have taken so many tokens. If more than there were rows, none of the next kind has been asked for yet.
-  GQA_ALWAYS_INLINE void passed(Index tokens) noexcept {
-    if (!asks()) return;
-    if (surplus > 0) {
-      tokens /= 2;
-      surplus -= tokens;
-      if (surplus <= 0) rows.shift = askers;
-    }
-    if (tokens >= rows.left) return go_on();
-    rows.row += tokens * rows.stride;
-    rows.left -= tokens;
-  }
-
- private:
-  GQA_ALWAYS_INLINE void go_on() noexcept {
-    rows.row = nullptr;
-    rows.shift = askers;
-    surplus = 0;
-    if (then == nullptr || then->first >= then->last) return;
-    begin(*then, then->stride != 0 ? then->last - then->first : 1);  // scattered rows: the first token's only
-    then = nullptr;
-  }
-  GQA_ALWAYS_INLINE void begin(const Upcoming& from, Index tokens) noexcept {
-    rows.row = from.data + from.offset[from.first];
-    rows.stride = heads > 1 ? from.head_stride : from.stride;
-    rows.left = tokens * heads;
-    rows.bytes = from.row_bytes;
-  }
-};
-
-/// Rows that come next, of `heads` KV heads, asked for in the order of memory while others are worked on: evenly, because a processor
-/// can wait for a few dozen lines at a time, and does nothing else when it is asked for more.
-struct Ahead {
-  Upcoming next;
-  Upcoming then;  ///< none once it is `next`
-  Index heads;
-  Streaming streaming;
-  Index work;  ///< that there is meanwhile
-  Index rows;  ///< to ask for
-  Index token;
-  Index head = 0;
-  Index credit = 0;  ///< work done times rows, less work times rows asked for
-
-  /// While rows `now` are worked on: those of them that are some way off, see distance_of; then the first of `after`, or all of them.
-  GQA_ALWAYS_INLINE Ahead(const Upcoming& now, const Upcoming& after, const Stage& stage, Index all_work,
-                          Index distance) noexcept
-      : next(now), then(after), heads(stage.heads), streaming(stage.streaming), work(all_work) {
-    next.first += distance;
-    if (then.last > then.first + distance) then.last = then.first + distance;
-    rows = heads * (now.last - now.first);
-    token = next.first;
-    if (token >= next.last) go_on();
-  }
-  /// Heads take a few tokens in turn, and prefetch instructions do all the reading: the evener they come, the faster.
-  GQA_ALWAYS_INLINE bool evenly() const noexcept { return heads > 1 && streaming == Streaming::prefetched; }
-  /// A part of the work is done.
-  GQA_ALWAYS_INLINE void done(Index part) noexcept {
-    credit += part * rows;
-    for (; credit >= work && token < next.last; credit -= work) {
-      const std::byte* const row = next.data + head * next.head_stride + next.offset[token];
-      for (Index line = 0; line < next.row_bytes; line += 64) {
-        if (streaming == Streaming::prefetched) __builtin_prefetch(row + line, 0, 3);
-        else __builtin_prefetch(row + line, 0, 2);  // second-level cache
-      }
-      if (++head < heads) continue;
-      head = 0;
-      if (++token == next.last) go_on();
-    }
-  }
-
- private:
-  GQA_ALWAYS_INLINE void go_on() noexcept {
-    next = then;
-    then.last = then.first;
-    token = next.first;
-  }
-};
-
-/// How a kernel asks for rows while it works: by distance, or as work is done, or not.
-struct Asker {
-  Stream stream;
-  Ahead* ahead = nullptr;
-};
-
-/// How many tokens rows are asked for ahead: a block, if heads do not take a few tokens in turn. A multiple of Stream::kGrain.
-GQA_ALWAYS_INLINE Index distance_of(const Stage& stage, bool in_turn) noexcept {
-  return !in_turn || stage.heads == 1 ? kBlock : stage.heads == 2 ? kBlock / 2 : kBlock / 4;
-}
-
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they
-/// were of one block. Where rows are streamed, which one head's alone are, kernels take a run at a time: what a block begins and ends
-/// with leaves memory idle.
+/// were of one block. Kernels take a run of one head's at a time, where rows are streamed: what a block begins and ends with leaves
+/// memory idle. What is asked for goes through a run in one go in any case.
 GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows,
                                Index Block::*stride) noexcept {
-  const Block* const first = stage.units + b;
+  const Block* const first = stage.units + b * stage.heads;
   const auto whole = [](const Block& block) { return block.first == 0 && block.last == kBlock && !block.careful; };
   Index run = 1;
-  if (!stage.runs() || stage.heads > 1 || first->*stride == 0 || !whole(*first)) return run;
-  while (b + run < stage.blocks && whole(first[run]) && first[run].*stride == first->*stride &&
-         first[run].*rows == first->*rows + run * kBlock * (first->*stride))
-    ++run;
+  if (!(stage.asks || stage.runs()) || first->*stride == 0 || !whole(*first)) return run;
+  for (; b + run < stage.blocks; ++run) {
+    const Block& next = first[run * stage.heads];
+    if (!whole(next) || next.*stride != first->*stride || next.*rows != first->*rows + run * kBlock * (first->*stride))
+      break;
+  }
   return run;
 }
 
@@ -427,6 +202,8 @@ struct OutputTarget {
   Index lse_token_stride = 0;
 };
 
+class Lines;
+
 /// One path's kernels: the stages of a task. `scores` and `accumulate` take all units of a stage, in the order of memory, and are
 /// per element type; the others take one head's tile.
 struct Kernels {
@@ -440,6 +217,7 @@ struct Kernels {
   bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / l; lse ← m + log l
+  Index (*short_turn)(Index head_dim) = nullptr;                      ///< for set_distances
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
   Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights
   Index l_stride = 1;         ///< see RowTile

@@ -127,13 +127,14 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   }
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
-  // Many where few rows are streamed through memory, one where the work is worth more than the reading.
+  // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
   const auto stream_rows = [&](ElementType type) {
     return plan.kernels->stream_rows[static_cast<int>(type)].of(call.streaming);
   };
   const bool streams = plan.heads == 1 && plan.tile_rows <= stream_rows(sequence.kv.k_type) &&
                        plan.tile_rows <= stream_rows(sequence.kv.v_type);
-  plan.stage_blocks = streams ? kStageBlocks : 1;
+  const bool few = plan.heads > 1 && plan.rows < kGroupRows && call.streaming == Streaming::prefetched;
+  plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
   return plan;
 }
 

@@ -3,6 +3,7 @@
 /// The one task loop. Decode, verify, chunk and prefill, contiguous, ring and paged, every type and variant go through it.
 #pragma once
 
+#include "gqa/detail/asking.hpp"
 #include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/plan.hpp"
 
@@ -96,7 +97,7 @@ class Task {
     Index end = begin + count * kSpan;
     if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
-    const Index step = (streams_ ? stage_blocks_ : 1) * kBlock;
+    const Index step = (streams_ || range_.heads > 1 ? stage_blocks_ : 1) * kBlock;
     for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end, state_of);
   }
 
@@ -170,7 +171,8 @@ class Task {
     stage.prefetch = !stage.asks && (!streams_ || hops);
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
-    const bool asks = stage.asks && streams_;  // memory need not be idle while nothing is read
+    set_distances(stage, range_.rows, kernels_.short_turn(sequence_.kv.head_dim));
+    const bool asks = asks_between(stage);
     Lines keys(stage, &Block::k, stage.k_row_bytes);
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
@@ -179,7 +181,7 @@ class Task {
       if (asks) ask_lines(keys.take(kPlanLines), kPlanLines);
     }
     if (stage.blocks == 0) return;
-    if (asks) stage.k_surplus = keys.rows() - Stream::rows_ahead(stage);
+    if (asks) stage.k_surplus = keys.tokens() - stage.ahead;
     link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
     const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
     kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
@@ -199,10 +201,16 @@ class Task {
     }
   }
 
+  /// Whether lines are asked for while a stage is planned, and during its softmax: memory need not be idle then.
+  bool asks_between(const Stage& stage) const noexcept {
+    if (streams_ || stage.heads == 1) return stage.asks && streams_;
+    return stage.asks && range_.rows < kGroupRows && addresses_.k_strides().head == stage.k_row_bytes &&
+           addresses_.v_strides().head == stage.v_row_bytes;
+  }
   void add_to_state(const RowTile& tile, Stage& stage) {
-    const bool asks = stage.asks && streams_;
+    const bool asks = asks_between(stage);
     Lines values(stage, &Block::v, stage.v_row_bytes);
-    if (asks) values.skip(Stream::rows_ahead(stage));
+    if (asks) values.skip(stage.ahead);
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
@@ -213,7 +221,7 @@ class Task {
         kernels_.softmax(unit, block, asks ? &values : nullptr);
       }
     }
-    if (asks) stage.v_surplus = values.rows();
+    if (asks) stage.v_surplus = values.tokens();
     kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
   }
 

@@ -363,14 +363,15 @@ template <class Codec>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
-  const Index distance = distance_of(stage, tile.rows < kGroupRows);
   const Index asked_bytes =
       stage.asks && !stage.runs() ? stage.k_row_bytes : stage.v_row_bytes;  // of the next block's keys
   Index asked = stage.heads > 1 ? 1 : Product::kTokens;
   while (asked * asked_bytes < (stage.heads > 1 ? kEvenBytes : kAskedBytes) && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
-  const Index few = memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens : alone;
+  const Index few = stage.long_turns                                          ? kBlock / 2
+                    : memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens
+                                                                            : alone;
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec::bytes>
                                                                                          : few;
@@ -381,14 +382,14 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     if (run == 0) {
       run = run_of(stage, b, &Block::v, &Block::v_stride);
       after = after_values(stage, b + run - 1);
-      asker.stream = stream_of(stage, values_of(stage, b), (run - 1) * kBlock + any.last - any.first, after, distance,
+      asker.stream = stream_of(stage, values_of(stage, b), (run - 1) * kBlock + any.last - any.first, after,
                                b == 0 ? stage.v_surplus : 0);
     }
-    taken = whole ? run : 1;
+    taken = whole && stage.runs() ? run : 1;
     const Index last = (taken - 1) * kBlock + any.last;
     const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
     Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps,
-                distance);
+                stage.ahead);
     if (stage.prefetch) asker.ahead = &ahead;
     Part part{stage, asker, asked};
     part.few = one_strip ? kBlock : few;

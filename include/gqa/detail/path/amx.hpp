@@ -212,6 +212,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax<Terms>,
       .merge = avx512::merge,
       .store = avx512::store,
+      .short_turn = avx512::short_turn,
       .staging_bytes = staging_bytes<Terms>,
       .weight_rows = kGroup,
       .l_stride = kLanes,

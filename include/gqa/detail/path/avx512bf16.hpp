@@ -108,6 +108,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax,
       .merge = avx512::merge,
       .store = store_outputs,
+      .short_turn = short_turn,
       .staging_bytes = staging_bytes,
       .o_multiple = kLanes2,
   };

@@ -261,6 +261,7 @@ inline void scores(const RowTile& tile, const Stage& stage) {
         one.units = &narrow;
         one.blocks = one.heads = 1;
         one.streams = false;  // keys are at hand
+        one.ahead = kBlock;
         score_pairs(unit, one);
       }
     }

@@ -47,6 +47,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax,
       .merge = merge,
       .store = store,
+      .short_turn = short_turn,
       .staging_bytes = staging_bytes,
   };
 }

@@ -32,14 +32,13 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   }
 }
 
-// The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long. Of a stage's first rows so
-// many more have been asked for. This and passing on are functions of their own: nothing of a kernel is in registers where they are called.
-GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after, Index distance,
-                            Index surplus) {
+// The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long; so many tokens' have been
+// asked for as is usual, and `surplus` more. This and passing on are functions of their own: nothing of a kernel is in registers where
+// they are called.
+GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after, Index surplus) {
   if (!stage.asks) return {};
-  if (!stage.runs()) return Stream(now, count, after, distance, 0, stage.heads, true);
-  const Index more = surplus > 0 ? surplus / Stream::kSlowRows * Stream::kSlowRows : 0;
-  return Stream(now, count, after, Stream::rows_ahead(stage), more, 1, false);
+  const Index more = surplus > 0 ? surplus / Stream::kSlowTokens * Stream::kSlowTokens : 0;
+  return Stream(now, count, after, stage.ahead, more, stage.heads, !stage.runs());
 }
 GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
 

@@ -8,7 +8,7 @@
 
 #include <cstring>
 
-#include "gqa/detail/kernel_types.hpp"
+#include "gqa/detail/asking.hpp"
 
 #if GQA_DETAIL_X86
 // GCC 12 reports the undefined operands that its own AVX-512 intrinsics are made of.

@@ -19,17 +19,20 @@ inline constexpr Index kTileTokens = 16;
 // Tokens that strips of one head take in turn: enough to make little of what a strip begins and ends with, and what the first has
 // brought from memory is in the first-level cache for the others.
 inline constexpr Index kStripTokens = 32;
+// Whether queries are held.
+GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
 // Tokens that the heads of a task take in turn.
 template <Index Bytes>
 inline constexpr Index kSideTokens = 16 / Bytes;
+// Those that are asked for ahead: one turn, at least, of one or two rows.
+inline Index short_turn(Index head_dim) { return held(head_dim) ? kTileTokens / 2 : kTileTokens; }
 // Rows, in bytes, from which on those of heads in turn are asked for no sooner than what went before is worked on: a burst of
 // prefetch instructions fills what other loads wait in.
 inline constexpr Index kPacedBytes = 256;
 // Whether five rows are one strip: the registers of a path whose products are of pairs have room for N vectors of each.
 template <class Dot, int N>
 inline constexpr bool kFiveRows = Dot::kDims > kLanes && 5 * N <= 20;
-// Whether queries are held.
-GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
+
 
 // Rows from which keys that are not read as they are, are widened once; where there are no groups.
 inline constexpr Index kWidenRows = 15;
@@ -340,7 +343,6 @@ template <class Dot>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
   const bool widened = kRowTokens == 0 && !Dot::kPlainKeys && tile.rows > kWidenRows;
-  const Index distance = distance_of(stage, tile.rows < kGroupRows);
   Upcoming after;  // what is read after the run of blocks
   Asker asker;
   for (Index b = 0, taken, run = 0; b < stage.blocks; b += taken, run -= taken) {
@@ -348,11 +350,11 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     if (run == 0) {
       run = run_of(stage, b, &Block::k, &Block::k_stride);
       after = after_keys(stage, b + run - 1);
-      asker.stream = stream_of(stage, keys_of(stage, b), (run - 1) * kBlock + any.last - any.first, after, distance,
+      asker.stream = stream_of(stage, keys_of(stage, b), (run - 1) * kBlock + any.last - any.first, after,
                                b == 0 ? stage.k_surplus : 0);
     }
-    taken = held(tile.head_dim) ? run : 1;
-    Ahead ahead(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first), distance);
+    taken = stage.runs() && held(tile.head_dim) ? run : 1;
+    Ahead ahead(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first), stage.ahead);
     if (stage.prefetch) asker.ahead = &ahead;
     const auto unit_of = [&](Index j) -> const Block& { return stage.units[b * stage.heads + j]; };
     for (Index j = 0; j < stage.heads && (grouped > 0 || widened); ++j) {
@@ -367,7 +369,10 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     if (grouped > 0) asker.stream = {};  // all is asked for
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
-    const Index tokens = at_once ? taken * kBlock : in_turn ? kSideTokens<Dot::kKeyBytes> : kTileTokens;
+    const Index tokens = at_once            ? taken * kBlock
+                         : stage.long_turns ? kBlock / 2
+                         : in_turn          ? kSideTokens<Dot::kKeyBytes>
+                                            : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j)
         score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);
