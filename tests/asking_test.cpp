@@ -153,6 +153,20 @@ TEST_P(Asking, EveryRowOfADecodeStepIsAskedFor) {
         }
 }
 
+// What is asked for during a softmax is not asked for again by the stream that reads it, but for the rounding of a span's surplus: the
+// stream would run on arithmetic alone meanwhile.
+TEST_P(Asking, ValuesOfAStreamAreAskedForOnce) {
+  const WithStreaming in_use(detail::Streaming::prefetched);
+  for (const ElementType type : {ElementType::f32, ElementType::bf16})
+    for (const Index dim : {64, 96, 128, 256}) {  // rows of whole lines
+      const Step step{type, 1, dim, dim, 4 * detail::kSpan};
+      const auto [k, v] = lines_asked_for(GetParam(), step);
+      const Index again = std::count_if(v.count.begin(), v.count.end(), [](int count) { return count > 1; });
+      const Index spare = (detail::Stream::kSlowTokens * step.v_bytes() + 127) / static_cast<Index>(kLineBytes);
+      EXPECT_LE(again, 4 * spare) << step.name(GetParam());
+    }
+}
+
 // Nothing before a window that begins within a block: in a ring that may lie before the cache.
 TEST_P(Asking, NothingBeforeAWindowIsAskedFor) {
   const WithStreaming in_use(detail::Streaming::prefetched);
@@ -176,7 +190,7 @@ TEST_P(Asking, EveryRowOfHeadsSideBySideIsAskedFor) {
     for (const auto& [dim, heads] : shapes)
       for (const Index gap : {0, 1})
         for (const Index group : {1, 4, 5, 7, 12, 16, 20})
-          for (const Index tokens : {256, 180}) {
+          for (const Index tokens : {640, 256, 180}) {
             const Step step{type, group, dim, dim, tokens, heads, gap};
             const auto [k, v] = lines_asked_for(GetParam(), step);
             SCOPED_TRACE(step.name(GetParam()));

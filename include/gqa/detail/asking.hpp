@@ -52,7 +52,7 @@ class Lines {
   /// The next `count` lines; or null, where there are not so many.
   GQA_ALWAYS_INLINE const std::byte* take(Index count) noexcept {
     const Index bytes = count * kBytes;
-    if (!reach(bytes)) return nullptr;
+    if (left_ < bytes && !reach(bytes)) return nullptr;
     taken_ += bytes;
     next_ += bytes;
     left_ -= bytes;
@@ -70,7 +70,7 @@ class Lines {
 
  private:
   /// So many bytes follow; those of blocks that the stage does not have yet are not known.
-  GQA_ALWAYS_INLINE bool reach(Index bytes) noexcept {
+  bool reach(Index bytes) noexcept {
     for (; left_ < bytes; ++block_) {
       if (block_ == stage_.blocks) return false;
       const Block& block = stage_.units[block_ * stage_.heads];

@@ -258,8 +258,10 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
                                          : kTurnBytes / part.stage.v_row_bytes;
   for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
     end = part.asker.stream.until(from, from + few < part.to ? from + few : part.to);
-    if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
-    else output_whole_rows<R, N>(tile, 0, values, from, end, part);
+    if constexpr (Values::kWholeTwice) {
+      if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
+    }
+    if (!twice) output_whole_rows<R, N>(tile, 0, values, from, end, part);
     part.next_turn(end);
   }
 }
@@ -353,9 +355,9 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
 template <class Codec>
 GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
   if (!Cached<Codec>::kWhole) return false;
-  if (stage.runs()) return tile.value_dim == kRunDims || tile.value_dim == 2 * kRunDims;
+  if (stage.runs()) return tile.value_dim == kRunDims || (Cached<Codec>::kWholeTwice && tile.value_dim == 2 * kRunDims);
   const bool many = tile.rows > kOutputRows && tile.rows < kGroupRows;
-  return many && Product::kTokens == 1 && tile.value_dim == kRunDims;
+  return many && Product::kTokens == 1 && Codec::bytes == 4 && tile.value_dim == kRunDims;
 }
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.

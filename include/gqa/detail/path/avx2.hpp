@@ -26,7 +26,7 @@ inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
 inline constexpr int kOutputRows = 6;  // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows = {Codec::bytes == 4 ? 1 : 2, 1};
+inline constexpr Kernels::StreamRows kStreamRows = {Codec::bytes == 4 ? 1 : 8, 1};
 
 GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 GQA_OP Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

@@ -129,6 +129,7 @@ struct Cached {
   static constexpr bool kLooksAhead = true;
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
+  static constexpr bool kWholeTwice = kWhole;
   static constexpr bool kStreams = true;
   const std::byte* row;
   Index stride;
