@@ -371,7 +371,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
   while (asked * asked_bytes < (stage.heads > 1 ? kEvenBytes : kAskedBytes) && asked < kMostAsked) asked *= 2;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
-  const Index few = stage.long_turns                                          ? kBlock / 2
+  const Index few = stage.long_turns                                        ? kBlock / 2
                     : memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens
                                                                             : alone;
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock

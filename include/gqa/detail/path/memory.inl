@@ -35,7 +35,8 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
 // The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long; so many tokens' have been
 // asked for as is usual, and `surplus` more. This and passing on are functions of their own: nothing of a kernel is in registers where
 // they are called.
-GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after, Index surplus) {
+GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count, const Upcoming& after,
+                            Index surplus) {
   if (!stage.asks) return {};
   const Index more = surplus > 0 ? surplus / Stream::kSlowTokens * Stream::kSlowTokens : 0;
   return Stream(now, count, after, stage.ahead, more, stage.heads, !stage.runs());

@@ -33,7 +33,6 @@ inline constexpr Index kPacedBytes = 256;
 template <class Dot, int N>
 inline constexpr bool kFiveRows = Dot::kDims > kLanes && 5 * N <= 20;
 
-
 // Rows from which keys that are not read as they are, are widened once; where there are no groups.
 inline constexpr Index kWidenRows = 15;
 
