@@ -91,9 +91,8 @@ class Lines {
   Index taken_ = 0;  // bytes
 };
 
-/// Rows that are asked for some way before they are worked on, one for each token that a head's strips take. Those of a run of blocks
-/// of one KV head, or of one block of several, whose rows are evenly spaced from head to head and token to token; then the first of what
-/// is read after them.
+/// Rows that are asked for some way before they are worked on, one for each token that a head's strips take. Those of a run of blocks, of
+/// one KV head or of several whose rows are evenly spaced from head to head and token to token; then the first of what is read after them.
 struct Stream {
   static constexpr Index kAhead = 8192;  ///< bytes, where rows are streamed
   static constexpr Index kGrain = 16;    ///< tokens: as many at least go by between one kind of rows and the next
@@ -103,8 +102,8 @@ struct Stream {
   const Upcoming* then = nullptr;
   Index heads = 1;
   Index askers = 0;  ///< strips that ask, as a power of two
-  Index surplus =
-      0;  ///< rows that are asked for farther ahead: until they are used up, every second token asks for one
+  /// Rows that have been asked for farther ahead than usual: until they are used up, every second token asks for one.
+  Index surplus = 0;
   bool shares = false;  ///< all strips ask; or the first one, where rows are asked for little more than a strip ahead
 
   GQA_ALWAYS_INLINE Stream() noexcept = default;

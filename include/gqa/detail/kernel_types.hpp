@@ -103,8 +103,8 @@ struct Stage {
   Index k_row_bytes = 0;
   Index v_row_bytes = 0;
   bool streams = false;  ///< few rows are streamed through memory, many blocks a stage
-  bool asks =
-      false;  ///< rows are asked for by their distance from those that are worked on, see Stream; several heads are dense
+  /// Rows are asked for by their distance from those that are worked on, see Stream; several heads are dense.
+  bool asks = false;
   /// Rows are asked for as work is done, see Ahead: they are not evenly spaced from block to block, or from head to head; or loads
   /// are followed, and there is work enough to hide it.
   bool prefetch = false;
@@ -112,8 +112,8 @@ struct Stage {
   Index ahead = kBlock;     ///< tokens that rows are asked for ahead, see set_distances
   bool long_turns = false;  ///< heads side by side take half a block in turn
   Upcoming after;           ///< what is read after the last values; or none
-  Index k_surplus =
-      0;  ///< rows at the beginning that are asked for before any is read, besides Stream::rows_ahead; streams only
+  /// Tokens whose rows are asked for before any is read, besides `ahead`.
+  Index k_surplus = 0;
   Index v_surplus = 0;
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
@@ -211,8 +211,8 @@ struct Kernels {
   void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
   void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
   void (*scores[3])(const RowTile&, const Stage&) = {};        ///< weights ← scaled q·k of the blocks
-  void (*softmax)(const RowTile&, const Block&,
-                  Lines*) = nullptr;  ///< weights ← exp2(score − m); m, l, alpha; asks, or not
+  /// weights ← exp2(score − m); m, l, alpha. Asks for lines meanwhile, if there are any.
+  void (*softmax)(const RowTile&, const Block&, Lines*) = nullptr;
   void (*accumulate[3])(const RowTile&, const Stage&) = {};           ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from

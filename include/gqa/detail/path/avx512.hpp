@@ -27,8 +27,7 @@ inline constexpr bool kRowsSideBySide = true;  // registers for twice as many ac
 inline constexpr int kOutputTile = 16;         // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 4;          // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows =
-    Codec::bytes == 4 ? Kernels::StreamRows{8, 4} : Kernels::StreamRows{8, 2};
+inline constexpr Kernels::StreamRows kStreamRows = {8, Codec::bytes == 4 ? 4 : 2};
 
 GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }
