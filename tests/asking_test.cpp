@@ -88,6 +88,7 @@ struct Step {
   Index tokens;
   Index heads = 1;
   Index gap = 0;
+  Index ring = 0;  // its capacity, if it is one
 
   Index k_bytes() const { return heads * head_dim * element_bytes(type); }  // of a token
   Index v_bytes() const { return heads * value_dim * element_bytes(type); }
@@ -117,6 +118,10 @@ std::pair<Lines, Lines> lines_asked_for(Path path, const Step& step, const V& va
   kv.k_type = kv.v_type = step.type;
   kv.k_strides = KvStrides::token_major(step.heads + step.gap, step.head_dim, step.tokens);
   kv.v_strides = KvStrides::token_major(step.heads + step.gap, step.value_dim, step.tokens);
+  if (step.ring > 0) {
+    kv.storage = Storage::ring;
+    kv.capacity = step.ring;
+  }
   Options options;
   options.path = path;
   const DynamicAttention attention;
@@ -180,6 +185,22 @@ TEST_P(Asking, NothingBeforeAWindowIsAskedFor) {
             std::count_if(lines->count.begin(), lines->count.begin() + before, [](int count) { return count > 0; }), 0)
             << step.name(GetParam()) << ", window " << window;
     }
+}
+
+// Nor behind a ring that goes round within a block.
+TEST_P(Asking, NothingBehindARingIsAskedFor) {
+  const WithStreaming in_use(detail::Streaming::prefetched);
+  constexpr Index window = 20;
+  for (const Index heads : {1, 4})
+    for (const Index group : {1, 4, 10})
+      for (const Index tokens : {44, 49, 100, 901})
+        for (const Index capacity : {26, 38, 68}) {
+          const Step step{ElementType::f32, group, 64, 64, tokens, heads, 0, capacity};
+          const auto [k, v] = lines_asked_for(GetParam(), step, CausalWindow{window});
+          SCOPED_TRACE(step.name(GetParam()) + ", capacity " + std::to_string(capacity));
+          EXPECT_EQ(asked_behind(k, capacity * step.k_stride()), 0);
+          EXPECT_EQ(asked_behind(v, capacity * step.v_stride()), 0);
+        }
 }
 
 // Several KV heads whose rows of a token lie side by side, with nothing or another head's row between one token's and the next one's.

@@ -52,6 +52,27 @@ TEST_P(StorageOf, HowMemoryIsReadChangesNoBit) {
     }
 }
 
+TEST_P(StorageOf, HeadsThatShareTheirRowsAreOneHead) {
+  std::uint64_t seed = 90;
+  for (const Index dim : {40, 64, 128})
+    for (const Index group : {1, 3, 4, 7}) {
+      const Problem p = make_problem({2 * group, 1, dim, dim, 1, kLength}, ++seed);
+      const Types types = cache_of(type());
+      const Tensor q(p.q, types.q);
+      for (const Place& place : {contiguous_place(), paged_place(64)})
+        for (const auto streaming : {detail::Streaming::prefetched, detail::Streaming::followed}) {
+          const StoredCaches kv = store_cache(p.kv, types.k, types.v, place);
+          const WithStreaming in_use(streaming);
+          SCOPED_TRACE(describe(on(path()), types, p.shape, place.name(), detail::streaming_name(streaming)));
+          KvCacheView view = kv.view();
+          const Result one = attend(q.const_view(), view, {path(), types.out});
+          view.kv_heads = 2;
+          view.k_strides.head = view.v_strides.head = 0;
+          EXPECT_TRUE(same_bits(one, attend(q.const_view(), view, {path(), types.out})));
+        }
+    }
+}
+
 TEST_P(StorageOf, APagedCacheIsTheContiguousOne) {
   for (const Index n_q : {Index{1}, Index{9}}) {
     const Problem p = make_problem({6, 3, 24, 16, n_q, kLength}, 62);

@@ -41,7 +41,7 @@ struct Asked {
 };
 
 /// Lines of keys or values, of one head or of heads side by side, that are asked for while none of them are read: from a stage's first row
-/// on, as far as its blocks follow each other in memory.
+/// on, as far as its blocks are evenly spaced and follow each other in memory.
 class Lines {
  public:
   static constexpr Index kBytes = 64;  ///< of a line
@@ -74,6 +74,7 @@ class Lines {
     for (; left_ < bytes; ++block_) {
       if (block_ == stage_.blocks) return false;
       const Block& block = stage_.units[block_ * stage_.heads];
+      if (block.k_stride == 0) return false;  // rows anywhere
       const std::byte* const first = block.*rows_ + block.first * token_bytes_;
       if (block_ == 0) next_ = first;
       else if (first != next_ + left_) return false;
@@ -234,7 +235,7 @@ GQA_ALWAYS_INLINE void set_distances(Stage& stage, Index rows, Index short_turn)
   const Index row_bytes = stage.k_row_bytes > stage.v_row_bytes ? stage.k_row_bytes : stage.v_row_bytes;
   if (stage.runs() && stage.heads == 1) {
     const Index ahead = Stream::kAhead / row_bytes / Stream::kGrain * Stream::kGrain;
-    stage.ahead = ahead > 0 ? ahead : Stream::kGrain;
+    stage.ahead = ahead <= 0 ? Stream::kGrain : ahead < kBlock ? ahead : kBlock;  // of what comes next a block is known
     return;
   }
   if (stage.heads == 1 || rows >= kGroupRows) return;

@@ -131,9 +131,11 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const auto stream_rows = [&](ElementType type) {
     return plan.kernels->stream_rows[static_cast<int>(type)].of(call.streaming);
   };
-  const bool streams = plan.heads == 1 && plan.tile_rows <= stream_rows(sequence.kv.k_type) &&
-                       plan.tile_rows <= stream_rows(sequence.kv.v_type);
-  const bool few = plan.heads > 1 && plan.rows < kGroupRows && call.streaming == Streaming::prefetched;
+  const Index of_keys = stream_rows(sequence.kv.k_type);
+  const Index of_values = stream_rows(sequence.kv.v_type);
+  const Index most = of_keys < of_values ? of_keys : of_values;
+  const bool streams = plan.heads == 1 && plan.tile_rows <= most;
+  const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
   return plan;
 }

@@ -36,7 +36,7 @@ class Task {
         stage_blocks_(plan.stage_blocks),
         addresses_(sequence.kv, scratch.tables, plan.stage_blocks) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
-    streams_ = stage_blocks_ > 1 && addresses_.follows();
+    streams_ = plan.heads == 1 && stage_blocks_ > 1 && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
@@ -203,8 +203,8 @@ class Task {
 
   /// Whether lines are asked for while a stage is planned, and during its softmax: memory need not be idle then.
   bool asks_between(const Stage& stage) const noexcept {
-    if (streams_ || stage.heads == 1) return stage.asks && streams_;
-    return stage.asks && range_.rows < kGroupRows && addresses_.k_strides().head == stage.k_row_bytes &&
+    if (!stage.asks || stage.heads == 1) return stage.asks && streams_;
+    return range_.rows < kGroupRows && addresses_.k_strides().head == stage.k_row_bytes &&
            addresses_.v_strides().head == stage.v_row_bytes;
   }
   void add_to_state(const RowTile& tile, Stage& stage) {

@@ -262,7 +262,9 @@ inline void scores(const RowTile& tile, const Stage& stage) {
         one.units = &narrow;
         one.blocks = one.heads = 1;
         one.streams = false;  // keys are at hand
+        one.long_turns = false;
         one.ahead = kBlock;
+        one.k_surplus = 0;
         score_pairs(unit, one);
       }
     }
