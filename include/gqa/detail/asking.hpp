@@ -58,10 +58,13 @@ class Lines {
     left_ -= bytes;
     return next_ - bytes;
   }
-  /// Leaves out tokens whose rows somebody else asks for.
+  /// Leaves out tokens whose rows somebody else asks for; if there are no more, nothing is left to take.
   GQA_ALWAYS_INLINE void skip(Index tokens) noexcept {
     const Index bytes = tokens * token_bytes_;
-    if (!reach(bytes)) return;
+    if (!reach(bytes)) {
+      left_ = 0;
+      return;
+    }
     next_ += bytes;
     left_ -= bytes;
   }

@@ -196,7 +196,7 @@ class Task {
       RowTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
-      add_to_state(tile, part);
+      add_to_state(tile, part, asks);
       b += part.blocks;
     }
   }
@@ -207,8 +207,7 @@ class Task {
     return range_.rows < kGroupRows && addresses_.k_strides().head == stage.k_row_bytes &&
            addresses_.v_strides().head == stage.v_row_bytes;
   }
-  void add_to_state(const RowTile& tile, Stage& stage) {
-    const bool asks = asks_between(stage);
+  void add_to_state(const RowTile& tile, Stage& stage, bool asks) {
     Lines values(stage, &Block::v, stage.v_row_bytes);
     if (asks) values.skip(stage.ahead);
     for (Index b = 0; b < stage.blocks; ++b) {
