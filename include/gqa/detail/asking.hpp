@@ -15,6 +15,7 @@ struct Asked {
   Index bytes = 0;  ///< of a row
   Index shift = 0;  ///< tokens that the strip takes for each of them, as a power of two
 
+  GQA_ALWAYS_INLINE Asked() noexcept = default;
   GQA_ALWAYS_INLINE bool is_due(Index token) const noexcept { return (token & ((Index{1} << shift) - 1)) == 0; }
   GQA_ALWAYS_INLINE void next() noexcept {
     if (--left > 0) row += stride;
@@ -73,7 +74,7 @@ class Lines {
 
  private:
   /// So many bytes follow; those of blocks that the stage does not have yet are not known.
-  bool reach(Index bytes) noexcept {
+  GQA_ALWAYS_INLINE bool reach(Index bytes) noexcept {
     for (; left_ < bytes; ++block_) {
       if (block_ == stage_.blocks) return false;
       const Block& block = stage_.units[block_ * stage_.heads];

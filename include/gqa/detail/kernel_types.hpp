@@ -23,18 +23,24 @@ inline constexpr Index kTileRows = 128;
 inline constexpr Index kStageSpans = 4;
 inline constexpr Index kStageBlocks = kStageSpans * kSpan / kBlock;
 /// Blocks of a stage of several heads side by side with few rows each: a span's, or half of them where they have many rows together.
-constexpr Index side_blocks(Index rows) noexcept { return rows <= 2 * kLanes ? kSpan / kBlock : kSpan / kBlock / 2; }
+GQA_ALWAYS_INLINE constexpr Index side_blocks(Index rows) noexcept {
+  return rows <= 2 * kLanes ? kSpan / kBlock : kSpan / kBlock / 2;
+}
 /// Every token of a block, as bits.
 inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
 static_assert(kSpan % kBlock == 0);
 
-constexpr Index round_up(Index value, Index multiple) noexcept { return (value + multiple - 1) / multiple * multiple; }
+GQA_ALWAYS_INLINE constexpr Index round_up(Index value, Index multiple) noexcept {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 /// Rows from which a group of 16, a row a lane, is worth its idle lanes.
 inline constexpr Index kGroupRows = 13;
 /// What `rows` rows are rounded up to where each has one float: whole groups, if there are any.
-constexpr Index state_rows(Index rows) noexcept { return rows < kGroupRows ? rows : round_up(rows, kLanes); }
+GQA_ALWAYS_INLINE constexpr Index state_rows(Index rows) noexcept {
+  return rows < kGroupRows ? rows : round_up(rows, kLanes);
+}
 
 /// The rows of one tile for one KV head, and the scratch that holds them. Strides in floats.
 ///
@@ -148,7 +154,9 @@ GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
 GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows,
                                Index Block::*stride) noexcept {
   const Block* const first = stage.units + b * stage.heads;
-  const auto whole = [](const Block& block) { return block.first == 0 && block.last == kBlock && !block.careful; };
+  const auto whole = [](const Block& block) __attribute__((always_inline)) {
+    return block.first == 0 && block.last == kBlock && !block.careful;
+  };
   Index run = 1;
   if (!(stage.asks || stage.runs()) || first->*stride == 0 || !whole(*first)) return run;
   for (; b + run < stage.blocks; ++run) {
@@ -226,7 +234,7 @@ struct Kernels {
   struct StreamRows {
     Index prefetched = 0;
     Index followed = 0;
-    constexpr Index of(Streaming streaming) const noexcept {
+    GQA_ALWAYS_INLINE constexpr Index of(Streaming streaming) const noexcept {
       return streaming == Streaming::prefetched ? prefetched : followed;
     }
   };

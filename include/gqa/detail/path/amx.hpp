@@ -84,7 +84,7 @@ struct alignas(64) Zeros {
 #define GQA_TILE_PRODUCT(c, a, b) \
   asm volatile("tdpbf16ps {%%tmm%c2, %%tmm%c1, %%tmm%c0|tmm%c0, tmm%c1, tmm%c2}" : : "n"(c), "n"(a), "n"(b))
 
-GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
 
 namespace gqa::detail::inline GQA_ABI::amx {
 

@@ -7,7 +7,7 @@
 
 #if GQA_DETAIL_X86
 
-GQA_BEGIN_REGION("avx2,fma,f16c")
+GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 
 namespace gqa::detail::inline GQA_ABI::avx2 {
 

@@ -21,7 +21,7 @@
 
 #if GQA_DETAIL_X86
 
-GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
 
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
