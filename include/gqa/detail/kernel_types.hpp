@@ -186,7 +186,18 @@ GQA_ALWAYS_INLINE RowTile unit_tile(const RowTile& tile, const Stage& stage, Ind
   return part;
 }
 
-/// Where a tile's queries come from: row r is query token (first_row + r) / group, query head head + (first_row + r) % group.
+/// A row's query token, and its query head among those of its KV head: `row` counts from a sequence's first, `group` rows a token.
+struct RowPlace {
+  Index token = 0;
+  Index head = 0;
+  GQA_ALWAYS_INLINE RowPlace(Index row, Index group) noexcept : head(row) {
+    if (row < group) return;  // a decode step divides nothing
+    token = row / group;
+    head = row % group;
+  }
+};
+
+/// Where a tile's queries come from: those of row r are at RowPlace(first_row + r, group).
 struct QuerySource {
   const std::byte* data = nullptr;  ///< query token 0, query head `head`
   ElementType type = ElementType::f32;
@@ -195,6 +206,11 @@ struct QuerySource {
   Index dim_stride = 0;    ///< elements
   Index group = 1;
   Index first_row = 0;
+
+  GQA_ALWAYS_INLINE const std::byte* row(Index r) const noexcept {
+    const RowPlace at(first_row + r, group);
+    return data + at.token * token_stride + at.head * head_stride;
+  }
 };
 
 /// Where a tile's outputs go; rows as in QuerySource.

@@ -23,6 +23,16 @@ struct TaskRange {
 
 namespace gqa::detail::inline GQA_ABI {
 
+/// The state of a span of a split sequence, at its place in the partials.
+inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
+                             Index span) noexcept {
+  RowTile state = like;
+  const std::size_t bytes = state_bytes(like, plan.heads, plan.rows);
+  Carver carver(call.partials + plan.partial + static_cast<std::size_t>(head_group * plan.spans + span) * bytes);
+  carve_state(carver, state, plan.heads, plan.rows);
+  return state;
+}
+
 /// One task: its inputs, its place in the plan, its scratch.
 class Task {
  public:
@@ -30,34 +40,18 @@ class Task {
        const TaskScratch& scratch)
       : call_(call),
         sequence_(sequence),
+        plan_(plan),
         kernels_(*plan.kernels),
         range_(range),
         scratch_(scratch),
-        stage_blocks_(plan.stage_blocks),
         addresses_(sequence.kv, scratch.tables, plan.stage_blocks) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
-    streams_ = plan.heads == 1 && stage_blocks_ > 1 && addresses_.follows();
+    streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
-    PositionRange covered;
-    for (Index row = 0; row < range.rows; ++row) {
-      const Index at = range.first_row + row;
-      const Index position = query_position(sequence, at / call.group);
-      const PositionRange seen = visible_range(call.variant, position, sequence.kv.length);
-      scratch_.row_begin[row] = seen.begin;
-      scratch_.row_end[row] = seen.end;
-      scratch_.row_position[row] = position;
-      // Rows far apart may leave positions between them that no row sees.
-      if (seen.begin < seen.end) {
-        gaps_ = gaps_ || (covered.end > 0 && (seen.begin > covered.end || seen.end < covered.begin));
-        if (covered.end == 0 || seen.begin < covered.begin) covered.begin = seen.begin;
-        if (seen.end > covered.end) covered.end = seen.end;
-      }
-      if (row == 0 || seen.begin > latest_begin_) latest_begin_ = seen.begin;
-      if (row == 0 || seen.end < earliest_end_) earliest_end_ = seen.end;
-    }
+    mark_ranges();
     for (Index j = 0; j < range.heads; ++j) {
       QuerySource source;
       const Index bytes = element_bytes(sequence.q.type);
@@ -75,20 +69,25 @@ class Task {
 
   /// Computes the state of every span of the task's hull and merges them in ascending order. The result is `total()`.
   void run() {
-    const PositionRange hull = range_.hull;
-    const Index first = hull.begin / kSpan;
-    const auto state_of = [&](Index span) { return span == first ? scratch_.total : scratch_.tile; };
-    run_spans(first, 1, state_of);
-    for (Index span = first + 1; span * kSpan < hull.end; ++span) {
-      run_spans(span, 1, state_of);
+    const Index first = range_.hull.begin / kSpan;
+    run_spans(first, 1);
+    for (Index span = first + 1; span * kSpan < range_.hull.end; ++span) {
+      run_spans(span, 1);
       for (Index j = 0; j < range_.heads; ++j)
         kernels_.merge(head_tile(scratch_.total, j), head_tile(scratch_.tile, j));
     }
   }
 
-  /// The states of `count` spans, each from its own tokens alone, where `state_of(span)` says.
-  template <class StateOf>
-  void run_spans(Index first, Index count, const StateOf& state_of) {
+  /// Where the state of a span is: of a split sequence, among the partials; else that of the first one is the total, the others take
+  /// turns.
+  RowTile state_of(Index span) const noexcept {
+    if (plan_.spans > 0)
+      return partial_state(call_, plan_, scratch_.tile, range_.first_head / plan_.heads, span - plan_.first_span);
+    return span == range_.hull.begin / kSpan ? scratch_.total : scratch_.tile;
+  }
+
+  /// The states of `count` spans, each from its own tokens alone.
+  void run_spans(Index first, Index count) {
     for (Index span = first; span < first + count; ++span) {
       const RowTile state = state_of(span);
       for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
@@ -97,8 +96,8 @@ class Task {
     Index end = begin + count * kSpan;
     if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
-    const Index step = (streams_ || range_.heads > 1 ? stage_blocks_ : 1) * kBlock;
-    for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end, state_of);
+    const Index step = (streams_ || range_.heads > 1 ? plan_.stage_blocks : 1) * kBlock;
+    for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
   }
 
   void store(const RowTile& state) const {
@@ -123,9 +122,32 @@ class Task {
   }
 
   const RowTile& total() const noexcept { return scratch_.total; }
-  const RowTile& tile() const noexcept { return scratch_.tile; }
 
  private:
+  /// What each row sees; the rows of a query token, the same.
+  void mark_ranges() {
+    PositionRange covered;
+    for (Index row = 0; row < range_.rows;) {
+      const Index token = RowPlace(range_.first_row + row, call_.group).token;
+      const Index last = (token + 1) * call_.group - range_.first_row;
+      const Index position = query_position(sequence_, token);
+      const PositionRange seen = visible_range(call_.variant, position, sequence_.kv.length);
+      // Rows far apart may leave positions between them that no row sees.
+      if (seen.begin < seen.end) {
+        gaps_ = gaps_ || (covered.end > 0 && (seen.begin > covered.end || seen.end < covered.begin));
+        if (covered.end == 0 || seen.begin < covered.begin) covered.begin = seen.begin;
+        if (seen.end > covered.end) covered.end = seen.end;
+      }
+      if (row == 0 || seen.begin > latest_begin_) latest_begin_ = seen.begin;
+      if (row == 0 || seen.end < earliest_end_) earliest_end_ = seen.end;
+      for (; row < last && row < range_.rows; ++row) {
+        scratch_.row_begin[row] = seen.begin;
+        scratch_.row_end[row] = seen.end;
+        scratch_.row_position[row] = position;
+      }
+    }
+  }
+
   /// The part of the block at `begin` that the task's rows see.
   BlockAddress address(Index begin) {
     const Index first = range_.hull.begin - begin;
@@ -154,8 +176,7 @@ class Task {
   }
 
   /// The blocks in [begin, end): scores → variant → online softmax → accumulate, for each KV head of the task.
-  template <class StateOf>
-  void run_stage(Index begin, Index end, const StateOf& state_of) {
+  void run_stage(Index begin, Index end) {
     Stage stage;
     stage.units = scratch_.units;
     stage.heads = range_.heads;
@@ -278,7 +299,8 @@ class Task {
       std::uint64_t bits = row_range(row, block_begin) & all;
       if (call_.variant.refine != nullptr)
         bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row],
-                                    kv_head * call_.group + (range_.first_row + row) % call_.group, block_begin);
+                                    kv_head * call_.group + RowPlace(range_.first_row + row, call_.group).head,
+                                    block_begin);
       visible[row] = bits;
       differ |= bits != all;
     }
@@ -287,16 +309,16 @@ class Task {
 
   const Index* mark_heads(Index kv_head) const {
     for (Index row = 0; row < range_.rows; ++row)
-      scratch_.row_head[row] = kv_head * call_.group + (range_.first_row + row) % call_.group;
+      scratch_.row_head[row] = kv_head * call_.group + RowPlace(range_.first_row + row, call_.group).head;
     return scratch_.row_head;
   }
 
   const CallPlan& call_;
   const Sequence& sequence_;
+  const SequencePlan& plan_;
   const Kernels& kernels_;
   const TaskRange range_;
   TaskScratch scratch_;
-  Index stage_blocks_;
   AddressBook addresses_;
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
@@ -321,16 +343,6 @@ class ThreadSetup {
   const FloatEnvironment environment_;
   const Kernels& kernels_;
 };
-
-/// The states of the spans of one head group, at their places in the partials.
-inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
-                             Index span) noexcept {
-  RowTile state = like;
-  const std::size_t bytes = state_bytes(like, plan.heads, plan.rows);
-  Carver carver(call.partials + plan.partial + static_cast<std::size_t>(head_group * plan.spans + span) * bytes);
-  carve_state(carver, state, plan.heads, plan.rows);
-  return state;
-}
 
 /// Runs task number `index` of a call in a slot of scratch.
 inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
@@ -370,17 +382,14 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
   range.rows = plan.rows;
   range.hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
   Task task(call, sequence, plan, range, scratch);
-  const auto state_of = [&](Index span) {
-    return partial_state(call, plan, task.tile(), head_group, span - plan.first_span);
-  };
   const Index first = part * plan.part_spans;
   const Index count = plan.spans - first < plan.part_spans ? plan.spans - first : plan.part_spans;
-  task.run_spans(plan.first_span + first, count, state_of);
+  task.run_spans(plan.first_span + first, count);
   // Whoever finishes last merges; the order of merging is that of the sequence, whoever it is.
   if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
-  const RowTile total = state_of(plan.first_span);
+  const RowTile total = task.state_of(plan.first_span);
   for (Index span = 1; span < plan.spans; ++span) {
-    const RowTile state = state_of(plan.first_span + span);
+    const RowTile state = task.state_of(plan.first_span + span);
     for (Index j = 0; j < range.heads; ++j) plan.kernels->merge(head_tile(total, j), head_tile(state, j));
   }
   task.store(total);

@@ -43,9 +43,7 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
   for (Index group = 0; group < group_count(tile); ++group) {
     const Index rows = rows_in_group(tile, group);
     for (Index r = 0; r < rows; ++r) {
-      const Index at = source.first_row + group * kGroup + r;
-      const std::byte* from =
-          source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+      const std::byte* from = source.row(group * kGroup + r);
       std::byte* to = tile.staging + r * row_bytes;
       switch (source.type) {
         case ElementType::f32: pack_row<F32, Terms>(from, source.dim_stride, tile, to, term_bytes); break;

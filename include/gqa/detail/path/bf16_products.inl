@@ -19,9 +19,7 @@ GQA_OP void pack_pairs(const std::byte* from, Index dim_stride, Index dim, std::
 }
 
 inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, std::byte* to) {
-  const Index at = source.first_row + row;
-  const std::byte* from =
-      source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+  const std::byte* from = source.row(row);
   switch (source.type) {
     case ElementType::f32: pack_pairs<F32>(from, source.dim_stride, tile.head_dim, to); break;
     case ElementType::bf16: pack_pairs<Bf16>(from, source.dim_stride, tile.head_dim, to); break;

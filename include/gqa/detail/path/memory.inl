@@ -26,8 +26,7 @@ GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source,
   asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
   const Index bytes = source.dim_stride == 1 ? tile.head_dim * element_bytes(source.type) : 0;
   for (Index row = first; row < last && row < tile.rows; ++row) {
-    const Index at = source.first_row + row;
-    const std::byte* q = source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+    const std::byte* q = source.row(row);
     for (Index line = 0; line < bytes; line += 64) prefetch(q + line);
   }
 }

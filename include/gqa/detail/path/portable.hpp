@@ -5,7 +5,7 @@
 
 #include "gqa/detail/path/region.hpp"
 
-GQA_BEGIN_PLAIN_REGION()
+GQA_BEGIN_PORTABLE_REGION()
 
 namespace gqa::detail::inline GQA_ABI::portable {
 

@@ -38,22 +38,34 @@
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(on))
 #endif
+#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION()
 #else
+// Passes that find nothing to improve in code unrolled by hand, and take a quarter of the time that a unit takes to compile; some make it
+// slower.
+#define GQA_DETAIL_FEWER_PASSES() \
+  GQA_DETAIL_PRAGMA(GCC optimize("no-code-hoisting,no-gcse,no-schedule-insns2,no-split-paths,no-store-merging,no-thread-jumps")) \
+  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-pre,no-tree-pta")) \
+  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
 // The warnings again, for units that include immintrin.h before us. Then `tuning`: for no processor in particular, GCC 12 keeps integers
-// that it has no register for in vector registers, and an address from there waits behind the products. Then passes that find nothing to
-// improve in intrinsics unrolled by hand, and take a quarter of the time that a unit takes to compile.
-#define GQA_BEGIN_REGION(features, tuning)                   \
-  GQA_DETAIL_PRAGMA(GCC diagnostic push)                     \
-  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wuninitialized") \
+// that it has no register for in vector registers, and an address from there waits behind the products.
+#define GQA_BEGIN_REGION(features, tuning)                          \
+  GQA_DETAIL_PRAGMA(GCC diagnostic push)                            \
+  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wuninitialized")       \
   GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
-  GQA_DETAIL_PRAGMA(GCC push_options)                        \
-  GQA_DETAIL_PRAGMA(GCC target(features)) GQA_DETAIL_PRAGMA(GCC target(tuning)) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-code-hoisting,no-gcse,no-split-paths,no-store-merging,no-thread-jumps")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-loop-vectorize,no-tree-pre,no-tree-pta,no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
+  GQA_DETAIL_PRAGMA(GCC push_options)                               \
+  GQA_DETAIL_PRAGMA(GCC target(features))                           \
+  GQA_DETAIL_PRAGMA(GCC target(tuning))                             \
+  GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))                \
+  GQA_DETAIL_FEWER_PASSES()                                         \
+  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-loop-vectorize"))
 #define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options) GQA_DETAIL_PRAGMA(GCC diagnostic pop)
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC push_options) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
+#if GQA_DETAIL_X86  // elsewhere this is the path in use, and what it loses by that is not known
+#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_FEWER_PASSES()
+#else
+#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION()
+#endif
 #endif
 
 /// Kernel building blocks: always inlined into the stage that uses them.

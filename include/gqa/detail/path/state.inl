@@ -23,9 +23,7 @@ GQA_OP void pack_row(const std::byte* source, Index dim_stride, Index dim, float
 
 // to[0 … head_dim) ← scale · the query of a row, zeros up to a whole vector.
 inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, float* to) {
-  const Index at = source.first_row + row;
-  const std::byte* from =
-      source.data + at / source.group * source.token_stride + at % source.group * source.head_stride;
+  const std::byte* from = source.row(row);
   switch (source.type) {
     case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
     case ElementType::bf16: pack_row<Bf16>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
@@ -113,10 +111,8 @@ GQA_OP void store_row(const float* o, float factor, Index dim, std::byte* out, I
 // out ← o / l, zeros where nothing was visible; lse ← natural logarithm of the sum of exp(score).
 inline void store(const RowTile& tile, const OutputTarget& target) {
   for (Index row = 0; row < tile.rows; ++row) {
-    const Index at = target.first_row + row;
-    const Index token = at / target.group;
-    const Index head = at % target.group;
-    std::byte* out = target.data + token * target.token_stride + head * target.head_stride;
+    const RowPlace at(target.first_row + row, target.group);
+    std::byte* out = target.data + at.token * target.token_stride + at.head * target.head_stride;
     const float* o = tile.o + row * tile.o_stride;
     const float l = tile.l_stride == 1 ? tile.l[row] : reduce_add(load(tile.l + row * kLanes));
     const float factor = l == 0.0f ? 0.0f : 1.0f / l;
@@ -128,7 +124,7 @@ inline void store(const RowTile& tile, const OutputTarget& target) {
     if (target.lse != nullptr) {
       const double scaled = static_cast<double>(tile.m[row]) * 0.693147180559945309417;
       const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));
-      target.lse[token * target.lse_token_stride + head] = static_cast<float>(scaled + log_l);
+      target.lse[at.token * target.lse_token_stride + at.head] = static_cast<float>(scaled + log_l);
     }
   }
 }
