@@ -83,8 +83,7 @@ struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
-  // bf16 with f32 queries would gain a twentieth by it, and its functor compile a thirtieth longer.
-  static constexpr bool kWhole = LooksAhead && Codec::type != ElementType::bf16;
+  static constexpr bool kWhole = LooksAhead;
   static constexpr bool kWholeTwice = LooksAhead && Codec::bytes == 4;  // others are widened, and gain nothing by it
   static constexpr bool kStreams = LooksAhead || kHeldQueries == 0;
   const std::byte* row;
