@@ -98,7 +98,7 @@ constexpr void add_codec(Kernels& table) {
   table.accumulate[type] = accumulate<Codec>;
   if constexpr (Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
   else table.nonfinite[type] = avx512::nonfinite<Codec>;
-  table.stream_rows[type] = kReadable<Codec> ? Kernels::StreamRows{6, 4} : avx512::kStreamRows<Codec>;
+  table.stream_rows[type] = kReadable<Codec> ? Kernels::StreamRows{8, 4} : avx512::kStreamRows<Codec>;
 }
 constexpr Kernels common_kernels() {
   return {

@@ -55,10 +55,11 @@ GQA_OP void ask_next(Asked& asked) {
   asked.next();
 }
 // Asks for what is due while tokens [from, to) go by.
+template <Index Usual = 0>
 GQA_OP void ask_rows(Asked& asked, Index from, Index to) {
   if (asked.row == nullptr) return;
   const Index pace = Index{1} << asked.shift;
-  for (Index t = (from + pace - 1) & -pace; t < to; t += pace) ask_next(asked);
+  for (Index t = (from + pace - 1) & -pace; t < to; t += pace) ask_next<Usual>(asked);
 }
 
 // How far ahead of a touched line another is asked for.
