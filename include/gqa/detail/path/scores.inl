@@ -267,8 +267,6 @@ template <class Dot, int R, int N>
 GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
                             Index strip) {
   constexpr int T = kScoreTile / R;
-  constexpr int U =
-      Dot::kDims > kLanes ? N : 1;  // unrolled, or a compiler loads, and converts, all keys before the first product
   static_assert(R == 4 && T == 4, "sums of four rows and four tokens are added over lanes together");
   const bool last = row + R <= tile.rows;
   const std::byte* q[R];
