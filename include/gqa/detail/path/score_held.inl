@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores of a few rows whose queries are at hand, in registers or the first-level cache: head dims 64, 128 and 256. Part of scores.inl.
+
+// R rows with their queries at hand, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
+// instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
+// over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
+// over lanes T tokens at a time.
+template <class Dot, int R, int N>
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
+                           Index strip) {
+  constexpr Index T = kSideTokens<Dot::kKeyBytes>;
+  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
+  static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
+  const bool last = R != 4 || row + R <= tile.rows;
+  const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
+  typename Dot::Operand query[R * N];
+  GQA_UNROLL
+  for (int i = 0; i < R * N; ++i) {
+    const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
+    query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
+  }
+  Asked asked = asker.stream.part(strip, tokens);
+  Ahead* const ahead = asker.ahead;
+  const bool evenly = ahead != nullptr && ahead->evenly();
+  const bool paced = asker.stream.heads > 1 && asked.bytes >= kPacedBytes;
+  float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
+  for (Index s = t0; s < t0 + tokens; to += T) {
+    constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
+    alignas(64) float left[T + F][kLanes];
+    GQA_NO_UNROLL
+    for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
+      if (asked.is_due(s + t)) {
+        if (paced && t > 0) asked.row = once_known(asked.row, left[t - 1][0]);
+        if (paced) ask_next(asked);
+        else ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
+      }
+      if (evenly) ahead->done(R);
+      typename Dot::Sum acc[R];
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = zero();
+      GQA_UNROLL
+      for (int d = 0; d < N; ++d) {
+        const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
+        GQA_UNROLL
+        for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
+      }
+      if constexpr (R == 1) store(left[t], acc[0]);
+      else if constexpr (R >= 4)
+        store(left[t], reduce_halves(reduce_pair(acc[0], acc[2]), reduce_pair(acc[1], acc[3])));
+      else store(left[t], reduce_pair(acc[0], acc[1]));
+      if constexpr (R == 5) store(left[F + t], acc[4]);
+    }
+    if (ahead != nullptr && !evenly) ahead->done(R * T);
+    // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
+    if constexpr (R >= 4) {
+      GQA_UNROLL
+      for (int t = 0; t < T; t += 4) {
+        const typename Dot::Sum four[4] = {load(left[t]), load(left[t + 1]), load(left[t + 2]), load(left[t + 3])};
+        const auto sums = Dot::finish(reduce_quarters(four), tile);
+        store_quarter<0>(to + t, sums);
+        store_quarter<1>(to + t + kBlock, sums);
+        store_quarter<2>(to + t + 2 * kBlock, sums);
+        if (last) store_quarter<3>(to + t + 3 * kBlock, sums);
+      }
+    }
+    if constexpr (R != 4) {
+      typename Dot::Sum pair[R == 2 ? T : T / 2];
+      GQA_UNROLL
+      for (int i = 0; i < (R == 2 ? T : T / 2); ++i)
+        pair[i] = R == 2 ? load(left[i]) : reduce_pair(load(left[F + i]), load(left[F + i + T / 2]));
+      const auto sums = Dot::finish(reduce_pairs(pair), tile);
+      store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
+      if (R == 2) store_second<T>(to + kBlock, sums);
+    }
+    if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
+    s += T;
+    if (s % kBlock == 0) to += tile.weight_floats - kBlock;
+  }
+}
+
+// The same, T tokens at a time, each vector of a query read once for all of them: a fifth less arithmetic, and too many load instructions
+// for a processor's prefetching.
+template <class Dot, int R, int N>
+GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
+                            Index strip) {
+  constexpr int T = kScoreTile / R;
+  static_assert(R == 4 && T == 4, "sums of four rows and four tokens are added over lanes together");
+  const bool last = row + R <= tile.rows;
+  const std::byte* q[R];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Index at = r + 1 < R || last ? row + r : row + r - 1;
+    q[r] = static_cast<const std::byte*>(tile.q) + at * tile.q_stride * Dot::kQueryBytes;
+  }
+  Asked asked = asker.stream.part(strip, tokens);
+  float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
+  for (Index s = t0; s < t0 + tokens; to += T, keys.base += T * keys.stride) {
+    ask_rows<N * Dot::kDims * Dot::kKeyBytes>(asked, s, s + T);
+    typename Dot::Sum acc[R * T];
+    GQA_UNROLL
+    for (int i = 0; i < R * T; ++i) acc[i] = zero();
+    GQA_UNROLL
+    for (int d = 0; d < N; ++d) {
+      typename Dot::Operand key[T];
+      GQA_UNROLL
+      for (int t = 0; t < T; ++t) key[t] = Dot::key(keys.base + t * keys.stride + d * Dot::kDims * Dot::kKeyBytes);
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const auto query = Dot::query(q[r] + d * Dot::kDims * Dot::kQueryBytes);
+        GQA_UNROLL
+        for (int t = 0; t < T; ++t) acc[r * T + t] = Dot::add(query, key[t], acc[r * T + t]);
+      }
+    }
+    alignas(64) float sums[R * T];
+    reduce_tile(acc, sums);
+    const auto finished = Dot::finish(load(sums), tile);
+    store_quarter<0>(to, finished);
+    store_quarter<1>(to + kBlock, finished);
+    store_quarter<2>(to + 2 * kBlock, finished);
+    if (last) store_quarter<3>(to + 3 * kBlock, finished);
+    if (asker.ahead != nullptr) look_ahead(*asker.ahead, R * T);
+    s += T;
+    if (s % kBlock == 0) to += tile.weight_floats - kBlock;
+  }
+}
+// Whether that is used for `rows` rows, where keys are asked for: for several strips, all but the first of which read the first-level
+// cache, or for one whose rows are so short that there is something to be gained. Not for f32, which memory limits.
+template <class Dot>
+inline constexpr bool kTiles = Dot::kDims > kLanes;
+template <class Dot>
+GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Stream& stream) {
+  return stream.asks() && (rows > kScoreRows || (tile.head_dim <= 128 && stream.heads == 1));
+}
+
+// Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
+template <class Dot, int R, int N>
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
+                              Index strip = 0) {
+  if constexpr (R == 4 && kFiveRows<Dot, N>)
+    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, asker, strip);
+  constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
+  if constexpr (R == 4 && kTiles<Dot>) {
+    if (in_tiles<Dot>(tile, tile.rows - row, asker.stream))
+      for (; row + least <= tile.rows; row += R) score_tiles<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
+  }
+  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, asker, strip);
+}
+template <class Dot, int R, int N>
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Asker& asker) {
+  const Index rows = tile.rows - row;
+  const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
+  const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
+  const bool asks = asker.stream.asks();
+  if (asks) asker.stream.share(strips, few);
+  for (Index count; tokens > 0; t0 += count, tokens -= count, keys.base += count * keys.stride) {
+    count = few < tokens ? few : tokens;
+    if (asks) count = asker.stream.until(0, count);
+    score_strips_held<Dot, R, N>(tile, row, keys, t0, count, asker);
+    if (asks) pass(asker.stream, count);
+  }
+}
