@@ -199,7 +199,7 @@ struct RowPlace {
 
 /// Where a tile's queries come from: those of row r are at RowPlace(first_row + r, group).
 struct QuerySource {
-  const std::byte* data = nullptr;  ///< query token 0, query head `head`
+  const std::byte* data = nullptr;  ///< query token 0, the KV head's first query head
   ElementType type = ElementType::f32;
   Index token_stride = 0;  ///< bytes
   Index head_stride = 0;   ///< bytes
@@ -222,7 +222,7 @@ struct OutputTarget {
   Index dim_stride = 0;    ///< elements
   Index group = 1;
   Index first_row = 0;
-  float* lse = nullptr;  ///< query token 0, query head `head`; or null
+  float* lse = nullptr;  ///< query token 0, the KV head's first query head; or null
   Index lse_token_stride = 0;
 };
 

@@ -85,6 +85,8 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
                             Index strip) {
   constexpr int T = kScoreTile / R;
   static_assert(R == 4 && T == 4, "sums of four rows and four tokens are added over lanes together");
+  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0 && Stream::kGrain % T == 0,
+                "`tokens` is a multiple of T");
   const bool last = row + R <= tile.rows;
   const std::byte* q[R];
   GQA_UNROLL
@@ -118,13 +120,13 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
     store_quarter<1>(to + kBlock, finished);
     store_quarter<2>(to + 2 * kBlock, finished);
     if (last) store_quarter<3>(to + 3 * kBlock, finished);
-    if (asker.ahead != nullptr) look_ahead(*asker.ahead, R * T);
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
 }
 // Whether that is used for `rows` rows, where keys are asked for: for several strips, all but the first of which read the first-level
-// cache, or for one whose rows are so short that there is something to be gained. Not for f32, which memory limits.
+// cache, or for one whose rows are so short that there is something to be gained. Not for products in f32: memory limits f32 keys, and others
+// gain a fortieth by it.
 template <class Dot>
 inline constexpr bool kTiles = Dot::kDims > kLanes;
 template <class Dot>
