@@ -73,8 +73,7 @@ class Task {
     run_spans(first, 1);
     for (Index span = first + 1; span * kSpan < range_.hull.end; ++span) {
       run_spans(span, 1);
-      for (Index j = 0; j < range_.heads; ++j)
-        kernels_.merge(head_tile(scratch_.total, j), head_tile(scratch_.tile, j));
+      merge(scratch_.total, scratch_.tile);
     }
   }
 
@@ -98,6 +97,11 @@ class Task {
     if (end > range_.hull.end) end = range_.hull.end;
     const Index step = (streams_ || range_.heads > 1 ? plan_.stage_blocks : 1) * kBlock;
     for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
+  }
+
+  /// The state of the tokens of `into`, then those of `from`.
+  void merge(const RowTile& into, const RowTile& from) const {
+    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(into, j), head_tile(from, j));
   }
 
   void store(const RowTile& state) const {
@@ -298,8 +302,7 @@ class Task {
     for (Index row = 0; row < range_.rows; ++row) {
       std::uint64_t bits = row_range(row, block_begin) & all;
       if (call_.variant.refine != nullptr)
-        bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row],
-                                    kv_head * call_.group + RowPlace(range_.first_row + row, call_.group).head,
+        bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row], query_head(kv_head, row),
                                     block_begin);
       visible[row] = bits;
       differ |= bits != all;
@@ -307,9 +310,12 @@ class Task {
     return differ;
   }
 
+  Index query_head(Index kv_head, Index row) const noexcept {
+    return kv_head * call_.group + RowPlace(range_.first_row + row, call_.group).head;
+  }
+
   const Index* mark_heads(Index kv_head) const {
-    for (Index row = 0; row < range_.rows; ++row)
-      scratch_.row_head[row] = kv_head * call_.group + RowPlace(range_.first_row + row, call_.group).head;
+    for (Index row = 0; row < range_.rows; ++row) scratch_.row_head[row] = query_head(kv_head, row);
     return scratch_.row_head;
   }
 
@@ -388,10 +394,7 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
   // Whoever finishes last merges; the order of merging is that of the sequence, whoever it is.
   if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
   const RowTile total = task.state_of(plan.first_span);
-  for (Index span = 1; span < plan.spans; ++span) {
-    const RowTile state = task.state_of(plan.first_span + span);
-    for (Index j = 0; j < range.heads; ++j) plan.kernels->merge(head_tile(total, j), head_tile(state, j));
-  }
+  for (Index span = 1; span < plan.spans; ++span) task.merge(total, task.state_of(plan.first_span + span));
   task.store(total);
 }
 

@@ -38,7 +38,6 @@
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(on))
 #endif
-#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION()
 #else
 // Passes that find nothing to improve in code unrolled by hand, and take a quarter of the time that a unit takes to compile; some make it
 // slower.
@@ -61,11 +60,11 @@
 #define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options) GQA_DETAIL_PRAGMA(GCC diagnostic pop)
 #define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC push_options) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
-#if GQA_DETAIL_X86  // elsewhere this is the path in use, and what it loses by that is not known
-#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_FEWER_PASSES()
-#else
-#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION()
 #endif
+#if GQA_DETAIL_X86 && !defined(__clang__)
+#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_FEWER_PASSES()
+#else  // elsewhere than on x86 this is the path in use, and what it loses by fewer passes is not known
+#define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION()
 #endif
 
 /// Kernel building blocks: always inlined into the stage that uses them.

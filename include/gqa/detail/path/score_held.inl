@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of a few rows whose queries are at hand, in registers or the first-level cache: head dims 64, 128 and 256. Part of scores.inl.
 
+// Sums of four rows and four tokens, a row a quarter, at their places in a unit; the last row's only if there is one.
+template <class Sums>
+GQA_OP void store_four(float* to, const Sums& sums, bool last) {
+  store_quarter<0>(to, sums);
+  store_quarter<1>(to + kBlock, sums);
+  store_quarter<2>(to + 2 * kBlock, sums);
+  if (last) store_quarter<3>(to + 3 * kBlock, sums);
+}
+
 // R rows with their queries at hand, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
@@ -56,11 +65,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       GQA_UNROLL
       for (int t = 0; t < T; t += 4) {
         const typename Dot::Sum four[4] = {load(left[t]), load(left[t + 1]), load(left[t + 2]), load(left[t + 3])};
-        const auto sums = Dot::finish(reduce_quarters(four), tile);
-        store_quarter<0>(to + t, sums);
-        store_quarter<1>(to + t + kBlock, sums);
-        store_quarter<2>(to + t + 2 * kBlock, sums);
-        if (last) store_quarter<3>(to + t + 3 * kBlock, sums);
+        store_four(to + t, Dot::finish(reduce_quarters(four), tile), last);
       }
     }
     if constexpr (R != 4) {
@@ -115,11 +120,7 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
     }
     alignas(64) float sums[R * T];
     reduce_tile(acc, sums);
-    const auto finished = Dot::finish(load(sums), tile);
-    store_quarter<0>(to, finished);
-    store_quarter<1>(to + kBlock, finished);
-    store_quarter<2>(to + 2 * kBlock, finished);
-    if (last) store_quarter<3>(to + 3 * kBlock, finished);
+    store_four(to, Dot::finish(load(sums), tile), last);
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
@@ -129,7 +130,6 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
 // gain a fortieth by it.
 template <class Dot>
 inline constexpr bool kTiles = Dot::kDims > kLanes;
-template <class Dot>
 GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Stream& stream) {
   return stream.asks() && (rows > kScoreRows || (tile.head_dim <= 128 && stream.heads == 1));
 }
@@ -142,7 +142,7 @@ GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Ind
     if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, asker, strip);
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
   if constexpr (R == 4 && kTiles<Dot>) {
-    if (in_tiles<Dot>(tile, tile.rows - row, asker.stream))
+    if (in_tiles(tile, tile.rows - row, asker.stream))
       for (; row + least <= tile.rows; row += R) score_tiles<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
   }
   for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
