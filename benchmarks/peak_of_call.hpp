@@ -14,7 +14,7 @@ namespace gqa::bench {
 inline Limit peak_of_call(Path path, ElementType query_type, ElementType kv_type,
                           Products products = Products::as_stored) {
   const int terms = detail::bf16_terms(query_type, kv_type, kv_type, products);
-  return peak_of(detail::kernels_for<AnyCache::types>(path, terms).path, terms > 0);
+  return peak_of(detail::kernels_for<AnyCache::types, dynamic, dynamic>(path, terms).path, terms > 0);
 }
 
 }  // namespace gqa::bench

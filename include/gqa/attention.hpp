@@ -104,7 +104,9 @@ class GroupedQueryAttention {
 
  private:
   GQA_ALWAYS_INLINE detail::FunctorRef functor() const noexcept {
-    return {shape_, Cache::types, &detail::kernels_for<Cache::types>};
+    return {
+        shape_, Cache::types,
+        &detail::kernels_for<Cache::types, detail::compiled_head_dim(HeadDim), detail::compiled_value_dim(ValueDim)>};
   }
 
   HeadShape shape_{QueryHeads, KvHeads, HeadDim, ValueDim};

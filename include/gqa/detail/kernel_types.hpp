@@ -5,6 +5,7 @@
 
 #include "gqa/cpu.hpp"
 #include "gqa/element.hpp"
+#include "gqa/heads.hpp"
 
 namespace gqa::detail {
 
@@ -33,6 +34,20 @@ static_assert(kSpan % kBlock == 0);
 
 GQA_ALWAYS_INLINE constexpr Index round_up(Index value, Index multiple) noexcept {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+/// What a functor's scores and outputs are compiled for: one of the extents that there are kernels for, any (gqa::dynamic), or any but
+/// those (kOtherDim).
+inline constexpr int kOtherDim = 0;
+GQA_ALWAYS_INLINE constexpr int compiled_head_dim(int extent) noexcept {
+  return extent == dynamic || extent == 64 || extent == 128 || extent == 256 ? extent : kOtherDim;
+}
+GQA_ALWAYS_INLINE constexpr int compiled_value_dim(int extent) noexcept {
+  return extent == dynamic || extent == 128 || extent == 256 ? extent : kOtherDim;
+}
+/// Whether what is compiled for an extent may be called with `dim`.
+GQA_ALWAYS_INLINE constexpr bool may_be(int compiled, int dim) noexcept {
+  return compiled == dim || compiled == dynamic;
 }
 
 /// Rows from which a group of 16, a row a lane, is worth its idle lanes.

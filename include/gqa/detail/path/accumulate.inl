@@ -19,169 +19,7 @@ inline constexpr Index kFewTokens = 16;
 template <class Codec>
 inline constexpr Index kBlockRows = Codec::bytes < 4 ? 6 : kGroupRows;
 
-// Weights of R rows in a block: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
-template <int R>
-struct Weights {
-  static constexpr int kEven = kLanes % R == 0 ? R : 1;  // rows that lie evenly: strips of so many end with the group
-  const float* first[R / kEven];
-  Index stride;
-  Index step;
-  GQA_OP const float* of(int r) const { return first[r / kEven] + r % kEven * stride; }
-  GQA_OP void skip(Index floats) {
-    GQA_UNROLL
-    for (int i = 0; i < R / kEven; ++i) first[i] += floats;
-  }
-};
-template <int R>
-GQA_OP Weights<R> strip_weights(const RowTile& tile, Index row) {
-  Weights<R> weights{{}, kBlock, 1};
-  GQA_UNROLL
-  for (int r = 0; r < R; r += Weights<R>::kEven)
-    weights.first[r / Weights<R>::kEven] = tile.weights + (row + r) * kBlock;
-  return weights;
-}
-// The same where the first `grouped` rows are in groups, those of one strip all or none.
-template <int R>
-GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
-  Weights<R> weights{{}, row < grouped ? 1 : kBlock, weight_step(row, grouped)};
-  GQA_UNROLL
-  for (int r = 0; r < R; r += Weights<R>::kEven)
-    weights.first[r / Weights<R>::kEven] = weights_at(tile, row + r, grouped);
-  return weights;
-}
-
-// What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
-// most of the time, and the evener it comes, the faster.
-inline constexpr Index kAskedBytes = 1024;
-inline constexpr Index kEvenBytes = 512;
-inline constexpr Index kMostAsked = 16;
-inline constexpr Index kAheadTokens = 4;
-
-inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
-
-// Tokens [from, to) of a block or of a run of blocks, for one head.
-struct Part {
-  const Stage& stage;
-  Asker& asker;
-  Index asked;                // rows of a stream at once, a power of two
-  Index stretch = kBlock;     // tokens from looking ahead to looking ahead, likewise
-  mutable Index strip = 0;    // the next strip's number, of those that take these tokens
-  mutable Index reached = 0;  // by all strips
-  Index from = 0;
-  Index to = 0;
-  Index few = 0;       // tokens that a strip takes before the next strip has its turn
-  Index grouped = 0;   // rows of the head that are in groups
-  bool touch = false;  // see Stage::touches
-  bool whole = false;  // rows as wide as values, see whole_rows
-
-  // All strips have taken the tokens before `end`.
-  GQA_OP void next_turn(Index end) const {
-    strip = 0;
-    if (asker.stream.asks()) pass(asker.stream, end - reached);
-    reached = end;
-  }
-};
-
-// R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
-// row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
-// touches rows, unless its loads are followed: a handful, whole rows of several. Where rows are asked for, strips share that.
-template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
-GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
-                         Index from, Index to, const Part& part) {
-  constexpr int N = C * Product::kVectors;
-  constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
-  const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
-  Ahead* const ahead = part.asker.ahead;
-  if constexpr (!Values::kLooksAhead)
-    if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
-  Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
-  Asked asked = part.asker.stream.part(part.strip, to - from);
-  if (asked.row != nullptr) stretch = part.asked << asked.shift;
-  if (stretch < Product::kTokens) stretch = Product::kTokens;
-  const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
-  const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
-  ++part.strip;
-  float* o[R];
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    o[r] = tile.o + (row + r) * tile.o_stride + column;
-    asm("" : "+r"(o[r]));  // or a compiler keeps an address for every vector
-  }
-  const float* alpha = tile.alpha + row;
-  if constexpr (Run) {
-    alpha += from / kBlock * part.stage.alpha_floats;
-    weights.skip(from / kBlock * part.stage.weight_floats);
-  }
-  weights.skip(((from & (kBlock - 1)) >> kStepShift) * weights.step);
-  Vec acc[R * Held];
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GQA_UNROLL
-    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o[r] + n * kLanes);
-  }
-  for (Index end; from < to; from = end) {
-    end = (from | (stretch - 1)) + 1;
-    if (end > to) end = to;
-    if constexpr (Values::kLooksAhead && !Run) {  // heads in turn ask step by step, not for a strip's rows at once
-      if (part.asker.stream.heads > 1) {
-        alignas(64) float sums[kLanes];
-        store(sums, acc[0]);
-        asked.row = once_known(asked.row, sums[0]);
-      }
-    }
-    ask_rows(asked, from, end);
-    if constexpr (Values::kLooksAhead)
-      if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
-    // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
-    if ((from & (kBlock - 1)) == 0) {
-      GQA_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Vec factor = set1(alpha[r]);
-        GQA_UNROLL
-        for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
-        GQA_UNROLL
-        for (int n = Held; n < N; ++n) {
-          float* const sum = o[r] + n * kLanes;
-          store(sum, mul(load(sum), factor));
-        }
-      }
-    }
-    for (Index step = from >> kStepShift; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
-      if constexpr (Values::kStreams) {
-        if (touch) values.touch(tile.value_dim);
-      }
-      GQA_UNROLL
-      for (int c = 0; c < N; c += S * Product::kVectors) {
-        Product::Operand value[S * Product::kVectors];
-        if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
-        else values(column, width, value);
-        GQA_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const auto weight = Product::weight(weights.of(r));
-          GQA_UNROLL
-          for (int i = 0; i < S * Product::kVectors; ++i) {
-            if (c + i < Held) {
-              acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
-            } else {
-              float* const sum = o[r] + (c + i) * kLanes;
-              store(sum, Product::add(weight, value[i], load(sum)));
-            }
-          }
-        }
-      }
-    }
-    if constexpr (Run) {
-      if ((end & (kBlock - 1)) != 0) continue;
-      alpha += part.stage.alpha_floats;
-      weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
-    }
-  }
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GQA_UNROLL
-    for (int n = 0; n < Held; ++n) store(o[r] + n * kLanes, acc[r * Held + n]);
-  }
-}
+#include "gqa/detail/path/output_strip.inl"
 
 // Steps of dims of a strip of R rows: as many accumulators as registers allow, a power of two for each row.
 template <int R>
@@ -191,12 +29,19 @@ inline constexpr int kStripVectors = kOutputTile / R >= 8   ? 8
 template <int R>
 inline constexpr int kStripSteps = kStripVectors<R> < Product::kVectors ? 1 : kStripVectors<R> / Product::kVectors;
 
-// All columns of R rows, `few` tokens at a time: strips of kStripSteps steps, then one step after the other.
-template <int R, class Values>
+// Values of a row, or twice as many, that strips may be as wide as; narrower ones divide them.
+inline constexpr Index kRunDims = 128;
+// Whether rows may end within a strip.
+template <int ValueDim>
+inline constexpr bool kEndsAnywhere = ValueDim <= 0 || ValueDim % kRunDims != 0;
+
+// All columns of R rows, `few` tokens at a time: strips of kStripSteps steps, then one step after the other, if any are left.
+template <int R, class Values, bool EndsAnywhere>
 GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
   const Index few = part.few;
   constexpr int C = kStripSteps<R>;
   constexpr Index wide = C * Product::kDims;
+  static_assert(kRunDims % wide == 0);
   constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
   const Weights<R> weights = ungrouped ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.grouped);
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
@@ -205,10 +50,12 @@ GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, co
     if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
         output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, part);
-    for (; column < tile.value_dim; column += Product::kDims) {
-      const Index rest = tile.value_dim - column;
-      const Index width = rest < Product::kDims ? rest : Product::kDims;
-      output_strip<R, 1>(tile, row, weights, column, width, values, from, end, part);
+    if constexpr (C == 1 || EndsAnywhere) {
+      for (; column < tile.value_dim; column += Product::kDims) {
+        const Index rest = tile.value_dim - column;
+        const Index width = rest < Product::kDims ? rest : Product::kDims;
+        output_strip<R, 1>(tile, row, weights, column, width, values, from, end, part);
+      }
     }
   }
 }
@@ -242,38 +89,41 @@ GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& valu
 // A block or a run of blocks. Five rows of pairs are one strip. If one strip does not have all rows, the first ones take a few tokens from
 // memory, then the others from the first-level cache.
 inline constexpr Index kTurnBytes = 8192;
-inline constexpr Index kRunDims = 128;  // values of a row, or twice as many
-template <class Values>
+template <class Values, int ValueDim>
 GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
   constexpr int R = kOutputRows;
-  const bool twice = tile.value_dim > kRunDims;
+  constexpr bool may_be_once = may_be(ValueDim, kRunDims);
+  constexpr bool may_be_twice = Values::kWholeTwice && may_be(ValueDim, 2 * kRunDims);
+  const bool twice = may_be_twice && (!may_be_once || tile.value_dim > kRunDims);
   const Index high = twice ? R / 2 : R;
   const bool five = Product::kTokens > 1 && tile.rows == 5 && !twice;
   part.asker.stream.share(five ? 1 : (tile.rows + high - 1) / high, Stream::kGrain);
-  if constexpr (Product::kTokens > 1)
+  if constexpr (Product::kTokens > 1 && may_be_once)
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
   const Index few = tile.rows <= high    ? part.to - part.from
                     : !part.stage.runs() ? part.few
                                          : kTurnBytes / part.stage.v_row_bytes;
   for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
     end = part.asker.stream.until(from, from + few < part.to ? from + few : part.to);
-    if constexpr (Values::kWholeTwice) {
+    if constexpr (may_be_twice) {
       if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
     }
-    if (!twice) output_whole_rows<R, N>(tile, 0, values, from, end, part);
+    if constexpr (may_be_once) {
+      if (!twice) output_whole_rows<R, N>(tile, 0, values, from, end, part);
+    }
     part.next_turn(end);
   }
 }
 
 // Rows from `row` on, R at a time, then fewer; groups are multiples of 4.
-template <int R, class Values>
+template <int R, int ValueDim, class Values>
 GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
-  if constexpr (Values::kWhole && R == kOutputRows)
-    if (part.whole) return output_run(tile, values, part);
+  if constexpr (Values::kWhole && R == kOutputRows && ValueDim != kOtherDim)
+    if (part.whole) return output_run<Values, ValueDim>(tile, values, part);
   const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
-  for (; row + R <= end(); row += R) output_columns<R>(tile, row, values, part);
-  if constexpr (R > 1) output_rows<(R > 4 ? 4 : Values::kAnyRows ? R - 1 : 1)>(tile, row, values, part);
+  for (; row + R <= end(); row += R) output_columns<R, Values, kEndsAnywhere<ValueDim>>(tile, row, values, part);
+  if constexpr (R > 1) output_rows<(R > 4 ? 4 : Values::kAnyRows ? R - 1 : 1), ValueDim>(tile, row, values, part);
 }
 
 // Values from the cache that are left in staging, step by step.
@@ -308,11 +158,11 @@ struct Copied {
 };
 
 // Rows in groups: the first few copy values to staging on their way.
-template <class Codec>
+template <class Codec, int ValueDim>
 GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, const Part& part) {
   const Index stride = staged_stride(tile);
-  output_columns<kOutputRows>(tile, 0, Copied<Codec>{cached, tile.staging, stride}, part);
-  output_rows<kOutputRows>(tile, kOutputRows, Staged{tile.staging, stride}, part);
+  output_columns<kOutputRows, Copied<Codec>, kEndsAnywhere<ValueDim>>(tile, 0, {cached, tile.staging, stride}, part);
+  output_rows<kOutputRows, ValueDim>(tile, kOutputRows, Staged{tile.staging, stride}, part);
 }
 
 // All tokens at once: staging is in the first-level cache.
@@ -324,7 +174,7 @@ GQA_OP Part for_staging(const Part& part) {
 }
 
 // One unit, the tokens of `part`.
-template <class Codec>
+template <class Codec, int ValueDim>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
@@ -335,18 +185,21 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
     if (!block.careful && block.v_stride != 0 && whole_steps) {
       const Cached<Codec> cached{block.v + from * block.v_stride, block.v_stride};
       if constexpr (!kStaged<Codec>)
-        if (tile.rows >= 2 * kLanes) return output_rows<kOutputRows>(tile, 0, Staged{cached.row, cached.stride}, part);
-      if (!kStaged<Codec> || tile.rows <= kDirectRows<Codec>) return output_rows<kOutputRows>(tile, 0, cached, part);
-      if constexpr (kCopied<Codec>) return output_copied<Codec>(tile, cached, for_staging(part));
+        if (tile.rows >= 2 * kLanes)
+          return output_rows<kOutputRows, ValueDim>(tile, 0, Staged{cached.row, cached.stride}, part);
+      if (!kStaged<Codec> || tile.rows <= kDirectRows<Codec>)
+        return output_rows<kOutputRows, ValueDim>(tile, 0, cached, part);
+      if constexpr (kCopied<Codec>) return output_copied<Codec, ValueDim>(tile, cached, for_staging(part));
     }
   }
   const Part staged = for_staging(part);
   if (!block.careful)
-    return output_rows<kOutputRows>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), staged);
+    return output_rows<kOutputRows, ValueDim>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), staged);
   RowTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
   for (Index row = 0; row < tile.rows; ++row) {
     upto.rows = row + 1;
-    output_rows<kOutputRows>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), staged);
+    output_rows<kOutputRows, ValueDim>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to),
+                                       staged);
   }
 }
 
@@ -361,7 +214,7 @@ GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
 }
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
-template <class Codec>
+template <class Codec, int ValueDim>
 inline void accumulate(const RowTile& tile, const Stage& stage) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
@@ -404,7 +257,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
       part.to = asker.stream.until(part.from, part.to < last ? part.to : last);
       for (Index j = 0; j < stage.heads; ++j) {
         part.reached = part.from;
-        add_values<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
+        add_values<Codec, ValueDim>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
         part.next_turn(part.to);
       }
     }

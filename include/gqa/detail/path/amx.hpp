@@ -223,7 +223,7 @@ constexpr Kernels common_kernels() {
 
 namespace one_term {
 constexpr Kernels common_kernels() { return amx::common_kernels<1>(); }
-template <class Codec>
+template <class Codec, int, int>
 constexpr void add_codec(Kernels& table) {
   amx::add_codec<Codec, 1>(table);
 }
@@ -231,7 +231,7 @@ constexpr void add_codec(Kernels& table) {
 }  // namespace one_term
 namespace two_terms {
 constexpr Kernels common_kernels() { return amx::common_kernels<2>(); }
-template <class Codec>
+template <class Codec, int, int>
 constexpr void add_codec(Kernels& table) {
   amx::add_codec<Codec, 2>(table);
 }

@@ -91,11 +91,11 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return kBlock * round_up(widest, kLanes2) * Index{sizeof(bf16)};
 }
 
-template <class Codec>
+template <class Codec, int HeadDim, int ValueDim>
 constexpr void add_codec(Kernels& table) {
   constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec>;
-  table.accumulate[type] = accumulate<Codec>;
+  table.scores[type] = scores<Codec, HeadDim>;
+  table.accumulate[type] = accumulate<Codec, ValueDim>;
   if constexpr (Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
   else table.nonfinite[type] = avx512::nonfinite<Codec>;
   table.stream_rows[type] = kReadable<Codec> ? Kernels::StreamRows{8, 4} : avx512::kStreamRows<Codec>;

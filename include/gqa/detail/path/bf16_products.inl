@@ -243,13 +243,16 @@ inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
   }
 }
 
-inline void score_pairs(const RowTile& tile, const Stage& stage) { score_stage<Dot>(tile, stage); }
+template <int HeadDim>
+inline void score_pairs(const RowTile& tile, const Stage& stage) {
+  score_stage<Dot, HeadDim>(tile, stage);
+}
 
 // weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
-template <class Codec>
+template <class Codec, int HeadDim>
 inline void scores(const RowTile& tile, const Stage& stage) {
   if constexpr (Codec::type == ElementType::bf16) {
-    score_pairs(tile, stage);
+    score_pairs<HeadDim>(tile, stage);
   } else {
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
@@ -263,7 +266,7 @@ inline void scores(const RowTile& tile, const Stage& stage) {
         one.long_turns = false;
         one.ahead = kBlock;
         one.k_surplus = 0;
-        score_pairs(unit, one);
+        score_pairs<HeadDim>(unit, one);
       }
     }
   }

@@ -22,20 +22,20 @@
 #include "gqa/detail/path/state.inl"
 
 // weights[row][t] ← q[row] · k[t]; q carries the scale.
-template <class Codec>
+template <class Codec, int HeadDim>
 inline void scores(const RowTile& tile, const Stage& stage) {
-  score_stage<Dot<Codec>>(tile, stage);
+  score_stage<Dot<Codec>, HeadDim>(tile, stage);
 }
 
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return kBlock * round_up(head_dim > value_dim ? head_dim : value_dim, 2 * kLanes) * Index{sizeof(float)};
 }
 
-template <class Codec>
+template <class Codec, int HeadDim, int ValueDim>
 constexpr void add_codec(Kernels& table) {
   constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec>;
-  table.accumulate[type] = accumulate<Codec>;
+  table.scores[type] = scores<Codec, HeadDim>;
+  table.accumulate[type] = accumulate<Codec, ValueDim>;
   table.nonfinite[type] = nonfinite<Codec>;
   table.stream_rows[type] = kStreamRows<Codec>;
 }

@@ -192,18 +192,21 @@ GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& ke
   for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, asker, strip++);
   if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, asker, strip);
 }
-template <class Dot>
+template <class Dot, int HeadDim>
 GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, const Stage& stage,
                        Asker& asker) {
-  if constexpr (kHeldQueries > 0) {
+  if constexpr (kHeldQueries > 0 && HeadDim != kOtherDim) {
     if (evenly_spaced(block, t0, tokens)) {
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
       constexpr int R = kHeldQueries / N < kScoreRows ? kHeldQueries / N : kScoreRows;
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
-      if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, asker);
-      if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, asker);
       constexpr int half = kHeldQueries / N / 2 < kScoreRows ? kHeldQueries / N / 2 : kScoreRows;
-      if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, asker);
+      if constexpr (may_be(HeadDim, 128))
+        if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, asker);
+      if constexpr (may_be(HeadDim, 64))
+        if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, asker);
+      if constexpr (may_be(HeadDim, 256))
+        if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, asker);
     }
   }
   const Index bytes = tile.head_dim * Dot::kKeyBytes;
@@ -230,16 +233,16 @@ GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped,
 }
 
 // One unit without groups: keys are widened once, instead of for every row.
-template <class Dot>
+template <class Dot, int HeadDim>
 GQA_OP void score_widened(const RowTile& tile, const Block& unit, const Stage& stage, Asker& asker) {
   Index offsets[kBlock];
   const Block block = Dot::group_block(tile, unit, offsets);
-  score_rows<typename Dot::Grouped>(tile, 0, block, 0, kBlock, stage, asker);
+  score_rows<typename Dot::Grouped, HeadDim>(tile, 0, block, 0, kBlock, stage, asker);
 }
 
 // weights[row][t] ← q[row] · k[t] for every unit of the stage. One head's strips take a block at a time, or a run; else all
 // heads take a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
-template <class Dot>
+template <class Dot, int HeadDim>
 GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
   const Index grouped = grouped_rows(tile.rows);
   const bool widened = kRowTokens == 0 && !Dot::kPlainKeys && tile.rows > kWidenRows;
@@ -262,7 +265,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
         score_grouped<Dot>(unit_tile(tile, stage, b, j), unit_of(j), grouped, asker);
         if (asker.stream.asks()) pass(asker.stream, any.last - any.first);
       } else {
-        score_widened<Dot>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
+        score_widened<Dot, HeadDim>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
       }
     }
     if (grouped >= tile.rows || widened) continue;
@@ -275,7 +278,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
                                             : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j)
-        score_rows<Dot>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);
+        score_rows<Dot, HeadDim>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);
     }
   }
 }

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// Outputs of a few rows and dims over some tokens: the inner loop of accumulate.inl, and part of it.
+
+// Weights of R rows in a block: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
+template <int R>
+struct Weights {
+  static constexpr int kEven = kLanes % R == 0 ? R : 1;  // rows that lie evenly: strips of so many end with the group
+  const float* first[R / kEven];
+  Index stride;
+  Index step;
+  GQA_OP const float* of(int r) const { return first[r / kEven] + r % kEven * stride; }
+  GQA_OP void skip(Index floats) {
+    GQA_UNROLL
+    for (int i = 0; i < R / kEven; ++i) first[i] += floats;
+  }
+};
+template <int R>
+GQA_OP Weights<R> strip_weights(const RowTile& tile, Index row) {
+  Weights<R> weights{{}, kBlock, 1};
+  GQA_UNROLL
+  for (int r = 0; r < R; r += Weights<R>::kEven)
+    weights.first[r / Weights<R>::kEven] = tile.weights + (row + r) * kBlock;
+  return weights;
+}
+// The same where the first `grouped` rows are in groups, those of one strip all or none.
+template <int R>
+GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
+  Weights<R> weights{{}, row < grouped ? 1 : kBlock, weight_step(row, grouped)};
+  GQA_UNROLL
+  for (int r = 0; r < R; r += Weights<R>::kEven)
+    weights.first[r / Weights<R>::kEven] = weights_at(tile, row + r, grouped);
+  return weights;
+}
+
+// What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
+// most of the time, and the evener it comes, the faster.
+inline constexpr Index kAskedBytes = 1024;
+inline constexpr Index kEvenBytes = 512;
+inline constexpr Index kMostAsked = 16;
+inline constexpr Index kAheadTokens = 4;
+
+inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
+
+// Tokens [from, to) of a block or of a run of blocks, for one head.
+struct Part {
+  const Stage& stage;
+  Asker& asker;
+  Index asked;                // rows of a stream at once, a power of two
+  Index stretch = kBlock;     // tokens from looking ahead to looking ahead, likewise
+  mutable Index strip = 0;    // the next strip's number, of those that take these tokens
+  mutable Index reached = 0;  // by all strips
+  Index from = 0;
+  Index to = 0;
+  Index few = 0;       // tokens that a strip takes before the next strip has its turn
+  Index grouped = 0;   // rows of the head that are in groups
+  bool touch = false;  // see Stage::touches
+  bool whole = false;  // rows as wide as values, see whole_rows
+
+  // All strips have taken the tokens before `end`.
+  GQA_OP void next_turn(Index end) const {
+    strip = 0;
+    if (asker.stream.asks()) pass(asker.stream, end - reached);
+    reached = end;
+  }
+};
+
+// R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
+// row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
+// touches rows, unless its loads are followed: a handful, whole rows of several. Where rows are asked for, strips share that.
+template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
+GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
+                         Index from, Index to, const Part& part) {
+  constexpr int N = C * Product::kVectors;
+  constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
+  const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
+  Ahead* const ahead = part.asker.ahead;
+  if constexpr (!Values::kLooksAhead)
+    if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
+  Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
+  Asked asked = part.asker.stream.part(part.strip, to - from);
+  if (asked.row != nullptr) stretch = part.asked << asked.shift;
+  if (stretch < Product::kTokens) stretch = Product::kTokens;
+  const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
+  const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
+  ++part.strip;
+  float* o[R];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    o[r] = tile.o + (row + r) * tile.o_stride + column;
+    asm("" : "+r"(o[r]));  // or a compiler keeps an address for every vector
+  }
+  const float* alpha = tile.alpha + row;
+  if constexpr (Run) {
+    alpha += from / kBlock * part.stage.alpha_floats;
+    weights.skip(from / kBlock * part.stage.weight_floats);
+  }
+  weights.skip(((from & (kBlock - 1)) >> kStepShift) * weights.step);
+  Vec acc[R * Held];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o[r] + n * kLanes);
+  }
+  for (Index end; from < to; from = end) {
+    end = (from | (stretch - 1)) + 1;
+    if (end > to) end = to;
+    if constexpr (Values::kLooksAhead && !Run) {  // heads in turn ask step by step, not for a strip's rows at once
+      if (part.asker.stream.heads > 1) {
+        alignas(64) float sums[kLanes];
+        store(sums, acc[0]);
+        asked.row = once_known(asked.row, sums[0]);
+      }
+    }
+    ask_rows(asked, from, end);
+    if constexpr (Values::kLooksAhead)
+      if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
+    // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
+    if ((from & (kBlock - 1)) == 0) {
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Vec factor = set1(alpha[r]);
+        GQA_UNROLL
+        for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
+        GQA_UNROLL
+        for (int n = Held; n < N; ++n) {
+          float* const sum = o[r] + n * kLanes;
+          store(sum, mul(load(sum), factor));
+        }
+      }
+    }
+    for (Index step = from >> kStepShift; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
+      if constexpr (Values::kStreams) {
+        if (touch) values.touch(tile.value_dim);
+      }
+      GQA_UNROLL
+      for (int c = 0; c < N; c += S * Product::kVectors) {
+        Product::Operand value[S * Product::kVectors];
+        if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
+        else values(column, width, value);
+        GQA_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const auto weight = Product::weight(weights.of(r));
+          GQA_UNROLL
+          for (int i = 0; i < S * Product::kVectors; ++i) {
+            if (c + i < Held) {
+              acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
+            } else {
+              float* const sum = o[r] + (c + i) * kLanes;
+              store(sum, Product::add(weight, value[i], load(sum)));
+            }
+          }
+        }
+      }
+    }
+    if constexpr (Run) {
+      if ((end & (kBlock - 1)) != 0) continue;
+      alpha += part.stage.alpha_floats;
+      weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
+    }
+  }
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) store(o[r] + n * kLanes, acc[r * Held + n]);
+  }
+}
