@@ -126,10 +126,9 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
   }
 }
 // Whether that is used for `rows` rows, where keys are asked for: for several strips, all but the first of which read the first-level
-// cache, or for one whose rows are so short that there is something to be gained. Not for products in f32: memory limits f32 keys, and others
-// gain a fortieth by it.
+// cache, or for one whose rows are so short that there is something to be gained. Not for keys in f32, which memory limits.
 template <class Dot>
-inline constexpr bool kTiles = Dot::kDims > kLanes;
+inline constexpr bool kTiles = Dot::kKeyBytes < 4;
 GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Stream& stream) {
   return stream.asks() && (rows > kScoreRows || (tile.head_dim <= 128 && stream.heads == 1));
 }
