@@ -10,11 +10,12 @@ namespace gqa::detail::inline GQA_ABI {
 /// Runs the tasks of one worker, then those that other workers have not come to.
 inline void run_worker(const CallPlan& call, Index worker) {
   std::byte* const slot = call.slots + static_cast<std::size_t>(worker) * call.slot_bytes;
+  LeftBehind left;
   for (Index i = 0, of = worker; i < call.workers; ++i, of = of + 1 < call.workers ? of + 1 : 0) {
     WorkerTasks& tasks = call.queues[of];
     if (tasks.next.load(std::memory_order_relaxed) >= tasks.end) continue;  // shared, not taken from another core
     const auto claim = [&] { return tasks.next.fetch_add(1, std::memory_order_relaxed); };
-    for (Index task = claim(); task < tasks.end; task = claim()) run_task(call, task, slot);
+    for (Index task = claim(); task < tasks.end; task = claim()) run_task(call, task, slot, left);
   }
 }
 

@@ -19,6 +19,14 @@ struct TaskRange {
   PositionRange hull;
 };
 
+/// What a worker's last task has left for its next one, where both are parts of one split sequence.
+struct LeftBehind {
+  const SequencePlan* plan = nullptr;  ///< that sequence's; or null
+  Index head_group = 0;                ///< whose packed queries are in the slot
+  Index next_part = 0;                 ///< whose first keys have been asked for, if `asked`
+  bool asked = false;
+};
+
 }  // namespace gqa::detail
 
 namespace gqa::detail::inline GQA_ABI {
@@ -37,14 +45,15 @@ inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, con
 class Task {
  public:
   Task(const CallPlan& call, const Sequence& sequence, const SequencePlan& plan, const TaskRange& range,
-       const TaskScratch& scratch)
+       const TaskScratch& scratch, bool packed = false, bool asked = false)
       : call_(call),
         sequence_(sequence),
         plan_(plan),
         kernels_(*plan.kernels),
         range_(range),
         scratch_(scratch),
-        addresses_(sequence.kv, scratch.tables, plan.stage_blocks) {
+        addresses_(sequence.kv, scratch.tables, plan.stage_blocks),
+        asked_(asked) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
@@ -52,7 +61,7 @@ class Task {
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
     mark_ranges();
-    for (Index j = 0; j < range.heads; ++j) {
+    for (Index j = 0; j < range.heads && !packed; ++j) {
       QuerySource source;
       const Index bytes = element_bytes(sequence.q.type);
       source.data = static_cast<const std::byte*>(sequence.q.data) +
@@ -126,6 +135,9 @@ class Task {
   }
 
   const RowTile& total() const noexcept { return scratch_.total; }
+
+  /// Whether the first keys behind the last stage have been asked for.
+  bool asked() const noexcept { return asked_; }
 
  private:
   /// What each row sees; the rows of a query token, the same.
@@ -203,11 +215,14 @@ class Task {
       const BlockAddress here = address(begin);
       if (here.first >= here.last) continue;
       add_block(here, stage.blocks++);
-      if (asks) ask_lines(keys.take(kPlanLines), kPlanLines);
+      if (!asks) continue;
+      if (asked_ && stage.blocks == 1) keys.skip(stage.ahead);
+      const Index lines = asked_ ? kFewPlanLines : kPlanLines;
+      ask_lines(keys.take(lines), lines);
     }
     if (stage.blocks == 0) return;
-    if (asks) stage.k_surplus = keys.tokens() - stage.ahead;
-    link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
+    if (asks) stage.k_surplus = asked_ ? keys.tokens() : keys.tokens() - stage.ahead;
+    asked_ = link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
     const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
     kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
@@ -249,7 +264,9 @@ class Task {
     kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
   }
 
-  static constexpr Index kPlanLines = 16;  // as many as come while a block is planned
+  // As many lines as come while a block is planned: 32 KiB in all, or the first ones are gone from the first-level cache again.
+  static constexpr Index kPlanLines = 16;
+  static constexpr Index kFewPlanLines = 12;  // behind those that were asked for before
   static void ask_lines(const std::byte* first, Index count) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
     for (Index line = 0; first != nullptr && line < count; ++line)
@@ -285,15 +302,16 @@ class Task {
     }
   }
 
-  /// Tells the last units where their heads go on, `after` being the block behind the stage: kernels prefetch it.
-  void link_blocks(const Stage& stage, const BlockAddress& after) {
-    if (after.first >= after.last) return;
+  /// Tells the last units where their heads go on, `after` being the block behind the stage: kernels prefetch it. False if there is none.
+  bool link_blocks(const Stage& stage, const BlockAddress& after) {
+    if (after.first >= after.last) return false;
     const Index stride = after.uniform ? addresses_.k_strides().token : 0;
     for (Index j = 0; j < stage.heads; ++j) {
       const std::byte* const rows = k_rows(after, range_.first_head + j);
       scratch_.units[(stage.blocks - 1) * stage.heads + j].next_k = {
           rows, after.k_offset, after.first, after.last, stage.k_head_stride, stage.k_row_bytes, stride};
     }
+    return true;
   }
 
   /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
@@ -328,6 +346,7 @@ class Task {
   AddressBook addresses_;
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
+  bool asked_;            // the first `ahead` keys of the next stage
   Index latest_begin_ = 0;
   Index earliest_end_ = 0;
   bool gaps_ = false;  // positions in the hull that may be in no row's range
@@ -350,8 +369,8 @@ class ThreadSetup {
   const Kernels& kernels_;
 };
 
-/// Runs task number `index` of a call in a slot of scratch.
-inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
+/// Runs task number `index` of a call in a slot of scratch. `left` is what the task before left there.
+inline void run_task(const CallPlan& call, Index index, std::byte* slot, LeftBehind& left) {
   Index low = 0;  // the last sequence whose first task is not after `index`, skipping those without tasks
   for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
     const Index middle = (low + high + 1) / 2;
@@ -374,6 +393,7 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
       call.shape.kv_heads - range.first_head < plan.heads ? call.shape.kv_heads - range.first_head : plan.heads;
 
   if (plan.spans == 0) {
+    left = {};
     const Index tile = plan.tiles - 1 - part;  // under a causal mask the last tile is the longest: start with it
     range.first_row = tile * plan.tile_rows;
     range.rows = plan.rows - range.first_row < plan.tile_rows ? plan.rows - range.first_row : plan.tile_rows;
@@ -387,10 +407,12 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot) {
 
   range.rows = plan.rows;
   range.hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
-  Task task(call, sequence, plan, range, scratch);
+  const bool packed = left.plan == &plan && left.head_group == head_group;
+  Task task(call, sequence, plan, range, scratch, packed, packed && left.next_part == part && left.asked);
   const Index first = part * plan.part_spans;
   const Index count = plan.spans - first < plan.part_spans ? plan.spans - first : plan.part_spans;
   task.run_spans(plan.first_span + first, count);
+  left = {&plan, head_group, part + 1, task.asked()};
   // Whoever finishes last merges; the order of merging is that of the sequence, whoever it is.
   if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
   const RowTile total = task.state_of(plan.first_span);
