@@ -4,17 +4,30 @@
 // 2^x for x <= 0, and exactly 0 below −126; 2^0 is exactly 1. NaN stays NaN. Relative error below 2^-22.4.
 // Adding the magic number leaves round(x) + 127 in the low bits of t, one shift away from being an exponent. The polynomial is
 // a minimax fit of 2^r − 1 over [−1/2, 1/2] divided by r, error 2^-28.9.
-GQA_LONG_OP Vec exp2_nonpositive(const Vec& x) {
+// Of N vectors step by step: what waits for the step before is then not what a processor has to look through.
+template <int N>
+GQA_LONG_OP void exp2_nonpositive(Vec (&x)[N]) {
   const Vec magic = set1(0x1.8p23f + 127.0f);
-  const Vec t = add(x, magic);
-  const Vec r = sub(x, sub(t, magic));
-  Vec p = fma(set1(0x1.41fbcap-13f), r, set1(0x1.5f3e5ep-10f));
-  p = fma(p, r, set1(0x1.3b2d4cp-7f));
-  p = fma(p, r, set1(0x1.c6aee8p-5f));
-  p = fma(p, r, set1(0x1.ebfbdcp-3f));
-  p = fma(p, r, set1(0x1.62e430p-1f));
-  p = fma(p, r, set1(1.0f));
-  return zero_below(x, set1(-126.0f), mul(p, shift_left<23>(t)));
+  constexpr float coefficients[] = {0x1.5f3e5ep-10f, 0x1.3b2d4cp-7f, 0x1.c6aee8p-5f, 0x1.ebfbdcp-3f, 0x1.62e430p-1f, 1.0f};
+  Vec t[N], r[N], p[N];
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) t[i] = add(x[i], magic);
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) r[i] = sub(x[i], sub(t[i], magic));
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) p[i] = set1(0x1.41fbcap-13f);
+  GQA_UNROLL
+  for (const float c : coefficients) {
+    GQA_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], r[i], set1(c));
+  }
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = zero_below(x[i], set1(-126.0f), mul(p[i], shift_left<23>(t[i])));
+}
+GQA_OP Vec exp2_nonpositive(const Vec& x) {
+  Vec one[1] = {x};
+  exp2_nonpositive(one);
+  return one[0];
 }
 
 inline constexpr float kMinusInfinity = -__builtin_inff();
@@ -92,14 +105,20 @@ GQA_OP void hide(float* scores, const std::uint64_t* visible, Index rows) {
   }
 }
 
+// As many at once as there are registers for.
+inline constexpr int kExponentials = kRowsSideBySide ? 4 : 1;
 // exp2(score − base) of tokens c, c + 16, c + 32, c + 48, and their sum: what softmax_row has in lane c.
 GQA_OP Vec class_weights(float* scores, Index c, const Vec& base) {
   float* const s = scores + c * kLanes;
   Vec w[kBlock / kLanes];
   GQA_UNROLL
-  for (int i = 0; i < kBlock / kLanes; ++i) {
-    w[i] = exp2_nonpositive(sub(load(s + i * kLanes * kLanes), base));
-    store(s + i * kLanes * kLanes, w[i]);
+  for (int i = 0; i < kBlock / kLanes; i += kExponentials) {
+    Vec some[kExponentials];
+    GQA_UNROLL
+    for (int n = 0; n < kExponentials; ++n) some[n] = sub(load(s + (i + n) * kLanes * kLanes), base);
+    exp2_nonpositive(some);
+    GQA_UNROLL
+    for (int n = 0; n < kExponentials; ++n) store(s + (i + n) * kLanes * kLanes, w[i + n] = some[n]);
   }
   return add(add(w[0], w[1]), add(w[2], w[3]));
 }
