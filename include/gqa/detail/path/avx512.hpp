@@ -21,8 +21,9 @@ template <class Codec, class Whole>
 using StripDot = Whole;
 inline constexpr int kHeldQueries =
     32;  // vectors of queries at hand: in registers, the last of them in the first-level cache
-inline constexpr int kRowTokens = 8;           // accumulators where lanes are rows: groups of 16 rows × tokens
-inline constexpr int kRowGroups = 2;           // the most groups
+inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows
+inline constexpr int kRowGroups = 2;  // groups of 16 rows that take them in turn
+inline constexpr int kUnits = 2;  // lanes of a row there, so that two vectors of queries share what is read of a key
 inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
 inline constexpr int kOutputTile = 16;         // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 4;          // the most rows of an output tile
@@ -150,6 +151,29 @@ GQA_OP void transpose(Vec (&r)[kLanes]) {
     r[i + 8] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
     r[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
   }
+}
+// kUnits floats again and again.
+GQA_OP Vec repeat_units(const std::byte* p) {
+  double two;
+  __builtin_memcpy(&two, p, sizeof two);
+  return _mm512_castpd_ps(_mm512_set1_pd(two));
+}
+// Vectors of 16 rows, one for each unit → kUnits for as many: of rows 0 … 7, both units of a row side by side, then of rows 8 … 15.
+GQA_OP void order_units(Vec (&r)[kLanes]) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  GQA_UNROLL
+  for (int i = 0; i < kLanes; i += 2) {
+    const Vec first = _mm512_permutex2var_ps(r[i], low, r[i + 1]);
+    r[i + 1] = _mm512_permutex2var_ps(r[i], high, r[i + 1]);
+    r[i] = first;
+  }
+}
+// Sums of such vectors → of 16 rows: lanes + 1.
+GQA_OP Vec join_units(const Vec (&a)[kUnits]) {
+  const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i second = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return add(_mm512_permutex2var_ps(a[0], first, a[1]), _mm512_permutex2var_ps(a[0], second, a[1]));
 }
 GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // quiet, signalling NaN, ±infinity
 

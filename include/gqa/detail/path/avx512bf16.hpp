@@ -28,6 +28,7 @@ namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 using avx512::add;
 using avx512::ask_next;
 using avx512::ask_rows;
+using avx512::join_units;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
 using avx512::kOutputRows;
@@ -38,6 +39,7 @@ using avx512::kRowTokens;
 using avx512::kScoreRows;
 using avx512::kScoreTile;
 using avx512::kStripParts;
+using avx512::kUnits;
 using avx512::load;
 using avx512::look_ahead;
 using avx512::mul;

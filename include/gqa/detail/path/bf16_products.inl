@@ -27,7 +27,7 @@ inline void pack_query(const RowTile& tile, const QuerySource& source, Index row
   }
 }
 
-// tile.q ← queries as bf16, unscaled: groups of 16 rows as [pair of dims][row], then the other rows one by one. A row takes
+// tile.q ← queries as bf16, unscaled: groups of 16 rows as transpose_group leaves pairs of dims, then the other rows one by one. A row takes
 // 2 · q_stride bytes either way.
 inline void pack(const RowTile& tile, const QuerySource& source) {
   auto* q = static_cast<std::byte*>(tile.q);
@@ -75,15 +75,11 @@ struct Dot {
   static GQA_OP __m512bh key_part(const std::byte* p, Index count) { return as_pairs(load_pairs_part(p, count)); }
   static GQA_OP Vec add(__m512bh q, __m512bh k, Vec acc) { return _mm512_dpbf16_ps(acc, q, k); }
   static GQA_OP __m512bh rows_at(const std::byte* q, Index unit) { return as_pairs(load_pairs(q + unit * 64)); }
-  static GQA_OP __m512bh one(const std::byte* p) {
-    int pair;
-    __builtin_memcpy(&pair, p, sizeof pair);
-    return as_pairs(_mm512_set1_epi32(pair));
-  }
+  static GQA_OP __m512bh units(const std::byte* p) { return as_pairs(_mm512_castps_si512(avx512::repeat_units(p))); }
   static GQA_OP Vec finish(Vec sums, const RowTile& tile) { return mul(sums, set1(tile.score_scale)); }
-  // A last dim without a partner must not be paired with what lies behind the row.
+  // The last dims must not be paired with what lies behind the row.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
-    return tile.head_dim % 2 == 0 ? block : narrow_keys<Bf16>(tile, block, offset);
+    return tile.head_dim % (2 * kUnits) == 0 ? block : narrow_keys<Bf16>(tile, block, offset);
   }
 };
 

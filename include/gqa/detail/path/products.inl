@@ -37,16 +37,12 @@ struct Dot {
   static GQA_OP Vec rows_at(const std::byte* q, Index unit) {
     return load(reinterpret_cast<const float*>(q) + unit * kLanes);
   }
-  static GQA_OP Vec one(const std::byte* p) {
-    float value;
-    __builtin_memcpy(&value, p, sizeof value);
-    return set1(value);
-  }
+  static GQA_OP Vec units(const std::byte* p) { return repeat_units(p); }
   static GQA_OP Vec finish(const Vec& sums, const RowTile&) { return sums; }  // queries carry the scale
-  // f32 keys are read where they are; others are widened, once for all groups.
+  // f32 keys are read where they are; others are widened, once for all groups, and those whose last unit would have one behind the row.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
     Block wide = block;
-    if constexpr (Codec::bytes != 4) {
+    if (Codec::bytes != 4 || tile.head_dim % kUnits != 0) {
       const Index stride = round_up(tile.head_dim, kLanes) * 4;
       for (Index t = block.first; t < block.last; ++t) offset[t] = (t - block.first) * stride;
       widen_rows<Codec>(block.k, block.k_offset, kEveryToken, reinterpret_cast<float*>(tile.staging), tile.head_dim,

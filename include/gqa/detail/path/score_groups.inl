@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of rows in groups of 16: a lane is a row. Part of scores.inl.
 
-// acc += unit u of V groups of rows × T tokens.
-template <class Dot, int V, int T>
-GQA_OP void add_unit(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index u,
-                     Vec (&acc)[V * T]) {
-  typename Dot::Operand query[V];
+// acc += units [u · kUnits, (u + 1) · kUnits) of a group of rows × T tokens.
+template <class Dot, int T>
+GQA_OP void add_units(const std::byte* q, const std::byte* const (&k)[T], Index u, Vec (&acc)[T * kUnits]) {
+  typename Dot::Operand query[kUnits];
   GQA_UNROLL
-  for (int v = 0; v < V; ++v) query[v] = Dot::rows_at(q + v * group_bytes, u);
+  for (int v = 0; v < kUnits; ++v) query[v] = Dot::rows_at(q, u * kUnits + v);
   GQA_UNROLL
   for (int t = 0; t < T; ++t) {
-    const auto key = Dot::one(k[t] + u * Dot::kUnitBytes);
+    const auto key = Dot::units(k[t] + u * kUnits * Dot::kUnitBytes);
     GQA_UNROLL
-    for (int v = 0; v < V; ++v) acc[t * V + v] = Dot::add(query[v], key, acc[t * V + v]);
+    for (int v = 0; v < kUnits; ++v) acc[t * kUnits + v] = Dot::add(query[v], key, acc[t * kUnits + v]);
   }
 }
 
@@ -22,57 +21,66 @@ GQA_OP void add_to(Vec (&a)[N], const Vec (&b)[N]) {
   for (int i = 0; i < N; ++i) a[i] = add(a[i], b[i]);
 }
 
-// What lanes `lane` and `lane` + 8 of a strip's accumulators hold, added: side by side where there are registers for both.
-template <class Dot, int V, int T>
-GQA_OP void lane_sums(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index lane, Index units,
-                      Vec (&acc)[V * T]) {
-  Vec other[V * T];
+// What lanes `lane` and `lane` + 8 of a strip's accumulators hold, kUnits of both, added: side by side where there are registers for that.
+inline constexpr Index kUnitLanes = kLanes / kUnits;
+template <class Dot, int T>
+GQA_OP void lane_sums(const std::byte* q, const std::byte* const (&k)[T], Index lane, Index steps,
+                      Vec (&acc)[T * kUnits]) {
+  Vec other[T * kUnits];
   GQA_UNROLL
-  for (int i = 0; i < V * T; ++i) acc[i] = other[i] = zero();
-  for (Index u = lane; u < units; u += kLanes) {
-    add_unit<Dot, V, T>(q, group_bytes, k, u, acc);
-    if (kRowsSideBySide && u + kLanes / 2 < units) add_unit<Dot, V, T>(q, group_bytes, k, u + kLanes / 2, other);
+  for (int i = 0; i < T * kUnits; ++i) acc[i] = other[i] = zero();
+  for (Index u = lane; u < steps; u += kUnitLanes) {
+    add_units<Dot, T>(q, k, u, acc);
+    if (kRowsSideBySide && u + kUnitLanes / 2 < steps) add_units<Dot, T>(q, k, u + kUnitLanes / 2, other);
   }
-  for (Index u = lane + kLanes / 2; !kRowsSideBySide && u < units; u += kLanes)
-    add_unit<Dot, V, T>(q, group_bytes, k, u, other);
+  for (Index u = lane + kUnitLanes / 2; !kRowsSideBySide && u < steps; u += kUnitLanes)
+    add_units<Dot, T>(q, k, u, other);
   add_to(acc, other);
 }
 
-// V groups of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those four sums wait in memory, because
-// registers are for what is being added. What is due is asked for in between, not all at once.
-template <class Dot, int V, int T>
-GQA_OP void score_group(const std::byte* q, Index group_bytes, const std::byte* const (&k)[T], Index units, Asked asked,
-                        Vec (&sum)[V * T]) {
-  alignas(64) float quarter[4][V * T][kLanes];
+// A group of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those sums wait in memory, because registers are
+// for what is being added; then i + 2, i + 1. What is due is asked for in between, not all at once.
+template <class Dot, int T>
+GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Index steps, Asked asked, Vec (&sum)[T]) {
+  constexpr int N = T * kUnits;
+  constexpr int kWaiting = kUnitLanes / 4;
+  alignas(64) float waiting[kWaiting][N][kLanes];
   GQA_NO_UNROLL
-  for (Index i = 0; i < 4; ++i) {
-    for (int n = 0; n < T / 4; ++n) ask_next(asked);
-    Vec a[V * T], b[V * T];
-    lane_sums<Dot, V, T>(q, group_bytes, k, i, units, a);
-    lane_sums<Dot, V, T>(q, group_bytes, k, i + 4, units, b);
+  for (Index i = 0; i < kWaiting; ++i) {
+    for (int n = 0; n < T / kWaiting; ++n) ask_next(asked);
+    Vec a[N], b[N];
+    lane_sums<Dot, T>(q, k, i, steps, a);
+    lane_sums<Dot, T>(q, k, i + kWaiting, steps, b);
     GQA_UNROLL
-    for (int n = 0; n < V * T; ++n) store(quarter[i][n], add(a[n], b[n]));
+    for (int n = 0; n < N; ++n) store(waiting[i][n], add(a[n], b[n]));
   }
   GQA_UNROLL
-  for (int n = 0; n < V * T; ++n)
-    sum[n] = add(add(load(quarter[0][n]), load(quarter[2][n])), add(load(quarter[1][n]), load(quarter[3][n])));
+  for (int t = 0; t < T; ++t) {
+    Vec units[kUnits];
+    GQA_UNROLL
+    for (int v = 0; v < kUnits; ++v) {
+      const auto at = [&](int i) { return load(waiting[i][t * kUnits + v]); };
+      if constexpr (kWaiting == 2) units[v] = add(at(0), at(1));
+      else units[v] = add(add(at(0), at(2)), add(at(1), at(3)));
+    }
+    sum[t] = join_units(units);
+  }
 }
 
-// V groups of rows from `row` on, over the tokens of the block: [group][token][row].
-template <class Dot, int V>
-GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block, const Asker& asker) {
-  constexpr int T = kRowTokens / V;
+// Groups of rows from `row` on, over the tokens of the block, T at a time of one group after the other: [group][token][row].
+template <class Dot, int T>
+GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const Block& block, const Asker& asker) {
   const Index begin = block.first / kTileTokens * kTileTokens;
   Asked asked = asker.stream.part(row / (kRowGroups * kLanes), round_up(block.last - begin, kTileTokens));
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
-  const auto* q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
-  const Index units = (tile.head_dim * Dot::kKeyBytes + Dot::kUnitBytes - 1) / Dot::kUnitBytes;
+  const auto* const q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
+  constexpr Index step = kUnits * Dot::kUnitBytes;
+  const Index steps = (tile.head_dim * Dot::kKeyBytes + step - 1) / step;
   for (Index t0 = begin; t0 < block.last; t0 += kTileTokens) {
     const bool even = evenly_spaced(block, t0, kTileTokens);
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
-      if (asker.ahead != nullptr) asker.ahead->done(V * kLanes * T);
-      Vec sum[V * T];
+      if (asker.ahead != nullptr) asker.ahead->done(groups * kLanes * T);
       const std::byte* k[T];
       if (even) {
         GQA_UNROLL
@@ -81,10 +89,14 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, const Block& block,
         GQA_UNROLL
         for (int t = 0; t < T; ++t) k[t] = block.k + key_offset(block, t0 + s + t);
       }
-      score_group<Dot, V, T>(q, kLanes * row_bytes, k, units, asked.due(s, T), sum);
-      GQA_UNROLL
-      for (int i = 0; i < V * T; ++i)
-        store(tile.weights + (row + i % V * kLanes) * kBlock + (t0 + s + i / V) * kLanes, Dot::finish(sum[i], tile));
+      Asked due = asked.due(s, T);
+      float* to = tile.weights + row * kBlock + (t0 + s) * kLanes;
+      for (Index g = 0; g < (kRowGroups > 1 ? groups : 1); ++g, to += kLanes * kBlock, due.row = nullptr) {
+        Vec sum[T];
+        score_group<Dot, T>(q + g * kLanes * row_bytes, k, steps, due, sum);
+        GQA_UNROLL
+        for (int t = 0; t < T; ++t) store(to + t * kLanes, Dot::finish(sum[t], tile));
+      }
     }
   }
 }

@@ -4,11 +4,12 @@
 //   kDims, kQueryBytes, kKeyBytes    dims of a vector of keys; bytes of a dim, packed and as `key` reads it
 //   key, key_part, query             kDims of a key; fewer, and zeros behind them; kDims of a packed query
 //   add                              acc + query · key, lane by lane
-//   rows_at, one                     for lanes that are rows: unit u of 16 packed queries; a unit of a key, in every lane
+//   rows_at, units                   for lanes that are rows: vector u of 16 packed queries, see order_units; kUnits units of a key,
+//                                    again and again
 //   kUnitBytes                       of a unit of a key: what one lane takes at a time
 //   finish                           what is left to do to sums, where a path has 16 of them at a time
-//   Grouped, group_block             a Dot and a block whose rows `one` can read
-//   kPlainKeys                       that is this Dot and the block itself, for even numbers of dims at least
+//   Grouped, group_block             a Dot and a block whose rows `units` can read
+//   kPlainKeys                       that is this Dot and the block itself, for whole numbers of `units` at least
 //
 // Two ways of holding a tile, with the same additions in the same order:
 //
@@ -225,11 +226,12 @@ template <class Dot>
 GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped, Asker& asker) {
   Index offsets[kBlock];
   const Block block = Dot::group_block(tile, unit, offsets);
-  asker.stream.share(grouped / (kRowGroups * kLanes), kTileTokens);
-  Index row = 0;
-  for (; kRowGroups == 2 && row + 2 * kLanes <= grouped; row += 2 * kLanes)
-    score_groups<typename Dot::Grouped, kRowGroups>(tile, row, block, asker);
-  for (; row < grouped; row += kLanes) score_groups<typename Dot::Grouped, 1>(tile, row, block, asker);
+  constexpr Index rows = kRowGroups * kLanes;
+  asker.stream.share((grouped + rows - 1) / rows, kTileTokens);
+  for (Index row = 0; row < grouped; row += rows) {
+    const Index groups = grouped - row < rows ? (grouped - row) / kLanes : kRowGroups;
+    score_groups<typename Dot::Grouped, kRowTokens>(tile, row, groups, block, asker);
+  }
 }
 
 // One unit without groups: keys are widened once, instead of for every row.

@@ -8,7 +8,8 @@
 template <int N>
 GQA_LONG_OP void exp2_nonpositive(Vec (&x)[N]) {
   const Vec magic = set1(0x1.8p23f + 127.0f);
-  constexpr float coefficients[] = {0x1.5f3e5ep-10f, 0x1.3b2d4cp-7f, 0x1.c6aee8p-5f, 0x1.ebfbdcp-3f, 0x1.62e430p-1f, 1.0f};
+  constexpr float coefficients[] = {0x1.5f3e5ep-10f, 0x1.3b2d4cp-7f, 0x1.c6aee8p-5f,
+                                    0x1.ebfbdcp-3f,  0x1.62e430p-1f, 1.0f};
   Vec t[N], r[N], p[N];
   GQA_UNROLL
   for (int i = 0; i < N; ++i) t[i] = add(x[i], magic);

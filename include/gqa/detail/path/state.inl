@@ -31,19 +31,20 @@ inline void pack_query(const RowTile& tile, const QuerySource& source, Index row
   }
 }
 
-// Sixteen packed rows of `floats` floats each → [float][row].
+// Sixteen packed rows of `floats` floats each → [float][row], or as order_units leaves them.
 inline void transpose_group(const float* rows, Index stride, Index count, Index floats, float* out) {
   for (Index f = 0; f < floats; f += kLanes) {
     Vec part[kLanes];
     GQA_UNROLL
     for (int r = 0; r < kLanes; ++r) part[r] = r < count ? load(rows + r * stride + f) : zero();
     transpose(part);
+    order_units(part);
     GQA_UNROLL
     for (int i = 0; i < kLanes; ++i) store(out + (f + i) * kLanes, part[i]);
   }
 }
 
-// tile.q ← queries: groups of 16 rows as [dim][row], zeros for rows beyond the last; then the other rows one by one.
+// tile.q ← queries: groups of 16 rows as transpose_group leaves them, zeros for rows beyond the last; then the other rows one by one.
 inline void pack(const RowTile& tile, const QuerySource& source) {
   float* q = static_cast<float*>(tile.q);
   const Index grouped = grouped_rows(tile.rows);
