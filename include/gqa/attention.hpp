@@ -30,7 +30,8 @@ namespace gqa {
 /// @tparam ValueDim   Dv, width of a value and output row, or gqa::dynamic; D unless given
 /// @tparam Cache      gqa::CacheOf<the types of keys and values>; any type unless given. No bit of a result depends on it.
 ///
-/// Extents that are dynamic here and in the constructor's shape come from each call's views.
+/// Extents that are dynamic here and in the constructor's shape come from each call's views. What is static is checked against them,
+/// and a unit compiles no kernels for other head dims.
 ///
 /// Thread safety: calls on one functor may run at the same time. Copies share nothing.
 /// Aliasing: an output must not overlap any input, or another output. No alignment is needed beyond the elements' own.
@@ -104,9 +105,9 @@ class GroupedQueryAttention {
 
  private:
   GQA_ALWAYS_INLINE detail::FunctorRef functor() const noexcept {
-    return {
-        shape_, Cache::types,
-        &detail::kernels_for<Cache::types, detail::compiled_head_dim(HeadDim), detail::compiled_value_dim(ValueDim)>};
+    constexpr int head_dim = detail::compiled_head_dim(HeadDim);
+    constexpr int value_dim = detail::compiled_value_dim(ValueDim);
+    return {shape_, Cache::types, &detail::kernels_for<Cache::types, head_dim, value_dim>};
   }
 
   HeadShape shape_{QueryHeads, KvHeads, HeadDim, ValueDim};

@@ -115,7 +115,7 @@ GQA_ALWAYS_INLINE constexpr bool is_among(unsigned types, ElementType type) noex
 }  // namespace detail
 
 /// The types that keys and values may have in the caches a functor is given. A functor is compiled for these alone: for one type in two
-/// thirds of the time and of the size that all of them take. Queries and outputs may have any type.
+/// thirds of the time, and of the size, that all of them take. Queries and outputs may have any type.
 template <Element... T>
 requires(sizeof...(T) > 0) struct CacheOf {
   /// Bit t: ElementType t is among them.
