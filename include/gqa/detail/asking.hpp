@@ -47,12 +47,13 @@ class Lines {
  public:
   static constexpr Index kBytes = 64;  ///< of a line
 
-  /// Rows of `row_bytes` for each head, without gaps.
-  GQA_ALWAYS_INLINE Lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes) noexcept
-      : stage_(stage), rows_(rows), token_bytes_(stage.heads * row_bytes) {}
-  /// The next `count` lines; or null, where there are not so many.
-  GQA_ALWAYS_INLINE const std::byte* take(Index count) noexcept {
-    const Index bytes = count * kBytes;
+  /// Rows of `row_bytes` for each head, without gaps; `count` lines at a time.
+  GQA_ALWAYS_INLINE Lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes, Index count) noexcept
+      : stage_(stage), rows_(rows), token_bytes_(stage.heads * row_bytes), count_(count) {}
+  GQA_ALWAYS_INLINE Index count() const noexcept { return count_; }
+  /// The next count() lines; or null, where there are not so many.
+  GQA_ALWAYS_INLINE const std::byte* take() noexcept {
+    const Index bytes = count_ * kBytes;
     if (left_ < bytes && !reach(bytes)) return nullptr;
     taken_ += bytes;
     next_ += bytes;
@@ -90,6 +91,7 @@ class Lines {
   const Stage& stage_;
   const std::byte* Block::*rows_;
   Index token_bytes_;
+  Index count_;
   Index block_ = 0;
   const std::byte* next_ = nullptr;
   Index left_ = 0;   // bytes

@@ -210,15 +210,14 @@ class Task {
     stage.alpha_floats = round_up(range_.rows, kLanes);
     set_distances(stage, range_.rows, kernels_.short_turn(sequence_.kv.head_dim));
     const bool asks = asks_between(stage);
-    Lines keys(stage, &Block::k, stage.k_row_bytes);
+    Lines keys(stage, &Block::k, stage.k_row_bytes, asked_ ? kFewPlanLines : kPlanLines);
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
       if (here.first >= here.last) continue;
       add_block(here, stage.blocks++);
       if (!asks) continue;
       if (asked_ && stage.blocks == 1) keys.skip(stage.ahead);
-      const Index lines = asked_ ? kFewPlanLines : kPlanLines;
-      ask_lines(keys.take(lines), lines);
+      ask_lines(keys.take(), keys.count());
     }
     if (stage.blocks == 0) return;
     if (asks) stage.k_surplus = asked_ ? keys.tokens() : keys.tokens() - stage.ahead;
@@ -248,7 +247,7 @@ class Task {
            addresses_.v_strides().head == stage.v_row_bytes;
   }
   void add_to_state(const RowTile& tile, Stage& stage, bool asks) {
-    Lines values(stage, &Block::v, stage.v_row_bytes);
+    Lines values(stage, &Block::v, stage.v_row_bytes, softmax_lines(stage.heads * range_.rows));
     if (asks) values.skip(stage.ahead);
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
@@ -267,6 +266,8 @@ class Task {
   // As many lines as come while a block is planned: 32 KiB in all, or the first ones are gone from the first-level cache again.
   static constexpr Index kPlanLines = 16;
   static constexpr Index kFewPlanLines = 12;  // behind those that were asked for before
+  /// The same for a row's softmax: the fewer rows, the more for each.
+  static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : 12; }
   static void ask_lines(const std::byte* first, Index count) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
     for (Index line = 0; first != nullptr && line < count; ++line)

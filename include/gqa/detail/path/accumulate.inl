@@ -94,7 +94,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
   constexpr int R = kOutputRows;
   constexpr bool may_be_once = may_be(ValueDim, kRunDims);
-  constexpr bool may_be_twice = Values::kWholeTwice && may_be(ValueDim, 2 * kRunDims);
+  constexpr bool may_be_twice = Values::kWholeTwice && may_be(ValueDim, 2 * kRunDims);  // else whole_rows says no
   const bool twice = may_be_twice && (!may_be_once || tile.value_dim > kRunDims);
   const Index high = twice ? R / 2 : R;
   const bool five = Product::kTokens > 1 && tile.rows == 5 && !twice;

@@ -77,9 +77,10 @@ struct Dot {
   static GQA_OP __m512bh rows_at(const std::byte* q, Index unit) { return as_pairs(load_pairs(q + unit * 64)); }
   static GQA_OP __m512bh units(const std::byte* p) { return as_pairs(_mm512_castps_si512(avx512::repeat_units(p))); }
   static GQA_OP Vec finish(Vec sums, const RowTile& tile) { return mul(sums, set1(tile.score_scale)); }
-  // The last dims must not be paired with what lies behind the row.
+  // The last units must not be read with what lies behind the row; there are zeros behind rows that have been narrowed.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
-    return tile.head_dim % (2 * kUnits) == 0 ? block : narrow_keys<Bf16>(tile, block, offset);
+    const bool whole = tile.head_dim % (2 * kUnits) == 0 || block.k == tile.staging;
+    return whole ? block : narrow_keys<Bf16>(tile, block, offset);
   }
 };
 

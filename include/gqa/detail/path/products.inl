@@ -39,7 +39,7 @@ struct Dot {
   }
   static GQA_OP Vec units(const std::byte* p) { return repeat_units(p); }
   static GQA_OP Vec finish(const Vec& sums, const RowTile&) { return sums; }  // queries carry the scale
-  // f32 keys are read where they are; others are widened, once for all groups, and those whose last unit would have one behind the row.
+  // f32 keys are read where they are; others are widened, once for all groups, and rows of which the last read would reach behind them.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
     Block wide = block;
     if (Codec::bytes != 4 || tile.head_dim % kUnits != 0) {

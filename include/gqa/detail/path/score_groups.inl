@@ -21,7 +21,8 @@ GQA_OP void add_to(Vec (&a)[N], const Vec (&b)[N]) {
   for (int i = 0; i < N; ++i) a[i] = add(a[i], b[i]);
 }
 
-// What lanes `lane` and `lane` + 8 of a strip's accumulators hold, kUnits of both, added: side by side where there are registers for that.
+// What kUnits lanes of a strip's accumulators hold, from lane · kUnits on, and those 8 behind them, added: side by side where there are
+// registers for that.
 inline constexpr Index kUnitLanes = kLanes / kUnits;
 template <class Dot, int T>
 GQA_OP void lane_sums(const std::byte* q, const std::byte* const (&k)[T], Index lane, Index steps,
@@ -44,6 +45,8 @@ template <class Dot, int T>
 GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Index steps, Asked asked, Vec (&sum)[T]) {
   constexpr int N = T * kUnits;
   constexpr int kWaiting = kUnitLanes / 4;
+  static_assert(kWaiting == 2 || kWaiting == 4);
+  static_assert(T % kWaiting == 0, "so many rows at a time are asked for");
   alignas(64) float waiting[kWaiting][N][kLanes];
   GQA_NO_UNROLL
   for (Index i = 0; i < kWaiting; ++i) {
@@ -67,15 +70,15 @@ GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Inde
   }
 }
 
-// Groups of rows from `row` on, over the tokens of the block, T at a time of one group after the other: [group][token][row].
+// Up to kRowGroups groups of rows from `row` on, over the tokens of the block, T at a time of one group after the other: [group][token][row].
 template <class Dot, int T>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const Block& block, const Asker& asker) {
   const Index begin = block.first / kTileTokens * kTileTokens;
   Asked asked = asker.stream.part(row / (kRowGroups * kLanes), round_up(block.last - begin, kTileTokens));
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* const q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
-  constexpr Index step = kUnits * Dot::kUnitBytes;
-  const Index steps = (tile.head_dim * Dot::kKeyBytes + step - 1) / step;
+  constexpr Index step_bytes = kUnits * Dot::kUnitBytes;
+  const Index steps = (tile.head_dim * Dot::kKeyBytes + step_bytes - 1) / step_bytes;
   for (Index t0 = begin; t0 < block.last; t0 += kTileTokens) {
     const bool even = evenly_spaced(block, t0, kTileTokens);
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};

@@ -51,10 +51,8 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   }
   return reduce_max(running);
 }
-// Lines that are asked for during a row's softmax: as many as come meanwhile.
-inline constexpr Index kSoftmaxLines = 12;
-// The row's weights; asks for the lines from `ask` on, evenly, unless it is null.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask) {
+// The row's weights; asks for so many lines from `ask` on, evenly, unless it is null.
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask, Index lines) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
@@ -64,9 +62,8 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
     s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
     if (ask == nullptr) continue;
-    constexpr Index kBytes = kSoftmaxLines * kLanes / kBlock * Lines::kBytes;
-    GQA_UNROLL
-    for (Index byte = 0; byte < kBytes; byte += Lines::kBytes) __builtin_prefetch(ask + i * kBytes + byte, 0, 3);
+    GQA_NO_UNROLL
+    for (Index line = lines * kLanes / kBlock; line > 0; --line, ask += Lines::kBytes) __builtin_prefetch(ask, 0, 3);
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
   float alpha = 1.0f;
@@ -82,10 +79,11 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
 GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {
   float m_new = 0.0f;
+  const Index count = lines == nullptr ? 0 : lines->count();
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
     const float m_next = next < tile.rows ? row_maximum(tile, block, next) : 0.0f;
-    if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(kSoftmaxLines));
+    if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(), count);
     m_new = m_next;
   }
 }
