@@ -46,6 +46,7 @@ struct Asked {
 class Lines {
  public:
   static constexpr Index kBytes = 64;  ///< of a line
+  static constexpr Index kUsual = 12;  ///< lines at a time during a row's softmax
 
   /// Rows of `row_bytes` for each head, without gaps; `count` lines at a time.
   GQA_ALWAYS_INLINE Lines(const Stage& stage, const std::byte* Block::*rows, Index row_bytes, Index count) noexcept

@@ -267,7 +267,7 @@ class Task {
   static constexpr Index kPlanLines = 16;
   static constexpr Index kFewPlanLines = 12;  // behind those that were asked for before
   /// The same for a row's softmax: the fewer rows, the more for each.
-  static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : 12; }
+  static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : Lines::kUsual; }
   static void ask_lines(const std::byte* first, Index count) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
     for (Index line = 0; first != nullptr && line < count; ++line)
