@@ -20,9 +20,8 @@ inline constexpr int kScoreTile = 8;    // accumulators of a score tile, each on
 inline constexpr int kScoreRows = 4;    // the most rows of a score tile
 inline constexpr int kStripParts = 2;   // parts of a vector that a strip adds up one after the other
 inline constexpr int kHeldQueries = 0;  // queries are not held
-inline constexpr int kRowTokens = 4;    // tokens at a time where lanes are rows: 8 registers, 2 for queries, 1 for a key
-inline constexpr int kRowGroups = 1;    // groups of 16 rows that take them in turn
-inline constexpr int kUnits = 1;        // lanes of a row there
+inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows: 8 registers, 2 for queries, 1 for a key
+inline constexpr int kRowGroups = 1;  // groups of 16 rows that take them in turn
 inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
 inline constexpr int kOutputRows = 6;  // the most rows of an output tile
@@ -124,13 +123,6 @@ GQA_OP void transpose_quarter(__m256 (&r)[8]) {
     r[i] = low;
   }
 }
-GQA_OP Vec repeat_units(const std::byte* p) {
-  float one;
-  __builtin_memcpy(&one, p, sizeof one);
-  return set1(one);
-}
-GQA_OP void order_units(Vec (&)[kLanes]) {}
-GQA_OP Vec join_units(const Vec (&a)[kUnits]) { return a[0]; }
 // Vector i, lane j ↔ vector j, lane i.
 GQA_OP void transpose(Vec (&r)[kLanes]) {
   __m256 corner[2][2][8];
@@ -222,6 +214,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
   }
 }
 #include "gqa/detail/path/memory.inl"
+#include "gqa/detail/path/one_unit.inl"
 
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)

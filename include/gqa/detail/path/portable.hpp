@@ -21,7 +21,6 @@ using StripDot = Whole;
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowGroups = 1;
-inline constexpr int kUnits = 1;
 inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;  // the most rows of an output tile
@@ -108,13 +107,6 @@ GQA_OP float reduce_add(Vec a) {
 GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
   for (int i = 0; i < kScoreTile; ++i) sums[i] = reduce_add(acc[i]);
 }
-GQA_OP Vec repeat_units(const std::byte* p) {
-  float one;
-  __builtin_memcpy(&one, p, sizeof one);
-  return set1(one);
-}
-GQA_OP void order_units(Vec (&)[kLanes]) {}
-GQA_OP Vec join_units(const Vec (&a)[kUnits]) { return a[0]; }
 // Vector i, lane j ↔ vector j, lane i.
 GQA_OP void transpose(Vec (&r)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) {
@@ -170,6 +162,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
   }
 }
 #include "gqa/detail/path/memory.inl"
+#include "gqa/detail/path/one_unit.inl"
 
 #define GQA_LONG_OP GQA_KERNEL  // lane by lane, too long to be inlined
 #define GQA_STRIP_LOOP
