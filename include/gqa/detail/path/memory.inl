@@ -42,16 +42,21 @@ GQA_KERNEL Stream stream_of(const Stage& stage, const Upcoming& now, Index count
 }
 GQA_KERNEL void pass(Stream& stream, Index tokens) { stream.passed(tokens); }
 
+// Asks for so many bytes from p on; for Usual ones without a loop.
+template <Index Usual>
+GQA_OP void ask_bytes(const std::byte* p, Index bytes) {
+  if (Usual > 0 && bytes == Usual) {
+    GQA_UNROLL
+    for (Index line = 0; line < Usual; line += 64) __builtin_prefetch(p + line, 0, 3);
+  } else {
+    for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, 3);
+  }
+}
 // Asks for the next row; of Usual bytes without a loop.
 template <Index Usual = 0>
 GQA_OP void ask_next(Asked& asked) {
   if (asked.row == nullptr) return;
-  if (Usual > 0 && asked.bytes == Usual) {
-    GQA_UNROLL
-    for (Index line = 0; line < Usual; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
-  } else {
-    for (Index line = 0; line < asked.bytes; line += 64) __builtin_prefetch(asked.row + line, 0, 3);
-  }
+  ask_bytes<Usual>(asked.row, asked.bytes);
   asked.next();
 }
 // Asks for what is due while tokens [from, to) go by.

@@ -70,7 +70,8 @@ GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Inde
   }
 }
 
-// Up to kRowGroups groups of rows from `row` on, over the tokens of the block, T at a time of one group after the other: [group][token][row].
+// Up to kRowGroups groups of rows from `row` on, over the tokens of the block, T at a time of one group after the other:
+// [group][token][row].
 template <class Dot, int T>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const Block& block, const Asker& asker) {
   const Index begin = block.first / kTileTokens * kTileTokens;

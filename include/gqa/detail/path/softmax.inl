@@ -51,28 +51,20 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   }
   return reduce_max(running);
 }
-// Asks for the next lines from p on; for Usual of them without a loop.
-template <Index Usual>
-GQA_OP void ask_lines(const std::byte*& p, Index lines) {
-  if (lines == Usual) {
-    GQA_UNROLL
-    for (Index line = 0; line < Usual; ++line) __builtin_prefetch(p + line * Lines::kBytes, 0, 3);
-  } else {
-    for (Index line = 0; line < lines; ++line) __builtin_prefetch(p + line * Lines::kBytes, 0, 3);
-  }
-  p += lines * Lines::kBytes;
-}
 // The row's weights; asks for so many lines from `ask` on, evenly, unless it is null.
 GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask, Index lines) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
+  constexpr Index kPart = Lines::kBytes * kLanes / kBlock;  // of a line, for each vector
   Vec s[kBlock / kLanes];
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
-    if (ask != nullptr) ask_lines<Lines::kUsual * kLanes / kBlock>(ask, lines * kLanes / kBlock);
+    if (ask == nullptr) continue;
+    ask_bytes<Lines::kUsual * kPart>(ask, lines * kPart);
+    ask += lines * kPart;
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
   float alpha = 1.0f;
