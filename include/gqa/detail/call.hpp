@@ -26,11 +26,18 @@ struct SequencePlan {
   Index heads = 1;         ///< KV heads that a task walks side by side: several where they are adjacent in memory
   Index head_groups = 0;
   Index first_span = 0;
-  Index spans = 0;          ///< visible spans, if split; else 0
-  Index part_spans = 1;     ///< split: spans of a task, the last may have fewer
-  Index parts = 0;          ///< split: tasks of a head group
-  std::size_t partial = 0;  ///< split: where the states of spans lie in CallPlan::partials, in bytes
-  Index counter = 0;        ///< split: the first of head_groups counters
+  Index spans = 1;          ///< of one tile: as many as are visible, or one
+  Index part_spans = 1;     ///< of one tile: spans of a task, the last may have fewer
+  Index parts = 1;          ///< of one tile: tasks of a head group
+  std::size_t partial = 0;  ///< of several parts: where the states of spans lie in CallPlan::partials, in bytes
+  Index progress = 0;       ///< of several parts: the first of head_groups in CallPlan::progress
+};
+
+/// How far the parts of a head group are.
+struct Progress {
+  std::atomic<Index> parts{0};  ///< how many are done
+  /// Spans, from the first on, whose states are in the first one's: for the worker that took them all in order, and for the last one.
+  Index merged = 0;
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.
@@ -62,18 +69,18 @@ struct CallPlan {
   float scale = 1.0f;
   SequencePlan* sequences = nullptr;
   Index task_count = 0;
-  std::byte* partials = nullptr;           ///< states of spans that are merged when all are there
-  std::atomic<Index>* counters = nullptr;  ///< how many parts of a head group are done
-  WorkerTasks* queues = nullptr;           ///< one for each worker
-  Index workers = 0;                       ///< as many as the executor runs at the same time, or fewer
-  std::byte* slots = nullptr;              ///< scratch, `slot_bytes` for each worker
+  std::byte* partials = nullptr;  ///< states of spans that are merged when all are there
+  Progress* progress = nullptr;   ///< one for each head group that has several parts
+  WorkerTasks* queues = nullptr;  ///< one for each worker
+  Index workers = 0;              ///< as many as the executor runs at the same time, or fewer
+  std::byte* slots = nullptr;     ///< scratch, `slot_bytes` for each worker
   std::size_t slot_bytes = 0;
 };
 
 /// Sizes that scratch follows from.
 struct ScratchSizes {
   Index sequences = 0;
-  Index counters = 0;
+  Index progress = 0;
   std::size_t partial_bytes = 0;
   std::size_t slot_bytes = 0;
   Index workers = 0;

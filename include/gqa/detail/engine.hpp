@@ -20,7 +20,7 @@ inline void run_worker(const CallPlan& call, Index worker) {
 }
 
 inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef& executor) {
-  for (Index i = 0; i < sizes.counters; ++i) ::new (&call.counters[i]) std::atomic<Index>(0);
+  for (Index i = 0; i < sizes.progress; ++i) ::new (&call.progress[i]) Progress;
   for (Index i = 0, begin = 0; i < call.workers; ++i) {
     WorkerTasks& tasks = *::new (&call.queues[i]) WorkerTasks;
     tasks.next.store(begin, std::memory_order_relaxed);

@@ -94,6 +94,11 @@ inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index
   return fit < 1 ? 1 : fit < kv.kv_heads ? fit : kv.kv_heads;
 }
 
+/// How many spans a range lies in; one at least.
+constexpr Index spans_of(const PositionRange& range) noexcept {
+  return range.begin < range.end ? (range.end - 1) / kSpan + 1 - range.begin / kSpan : 1;
+}
+
 /// Spans that a task of a split sequence takes: several where there are tasks enough for many threads, because longer stages read
 /// memory in longer runs. `spans` are those of all KV heads of all sequences of the call.
 inline Index spans_per_task(Index spans) noexcept {
@@ -119,11 +124,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
   if (plan.tiles == 1) {
     const PositionRange hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
-    if (hull.begin < hull.end) {
-      plan.first_span = hull.begin / kSpan;
-      const Index spans = (hull.end - 1) / kSpan + 1 - plan.first_span;
-      if (spans > 1) plan.spans = spans;
-    }
+    plan.first_span = hull.begin / kSpan;
+    plan.spans = spans_of(hull);
   }
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
@@ -140,11 +142,11 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   return plan;
 }
 
-/// Cuts a sequence's spans, if it is split, into tasks of `part_spans` spans.
+/// Cuts a sequence into tasks: its tiles, or if there is one, its spans, `part_spans` together.
 inline void plan_tasks(SequencePlan& plan, Index part_spans) noexcept {
   plan.part_spans = part_spans;
   plan.parts = (plan.spans + part_spans - 1) / part_spans;
-  plan.task_count = plan.head_groups * (plan.spans > 0 ? plan.parts : plan.tiles);
+  plan.task_count = plan.head_groups * (plan.tiles > 1 ? plan.tiles : plan.parts);
 }
 
 /// Counts a call's tasks, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
@@ -157,7 +159,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   Index spans = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     plan = plan_sequence(call, batch[i], options.products);
-    spans += plan.spans * plan.head_groups;
+    if (plan.tiles == 1) spans += plan.spans * plan.head_groups;
     if (plans != nullptr) plans[i] = plan;
   }
   const Index part_spans = spans_per_task(spans);
@@ -168,10 +170,10 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     plan_tasks(plan, part_spans);
     plan.first_task = call.task_count;
     call.task_count += plan.task_count;
-    if (plan.spans > 0) {
-      plan.counter = sizes.counters;
+    if (plan.parts > 1) {
+      plan.progress = sizes.progress;
       plan.partial = sizes.partial_bytes;
-      sizes.counters += plan.head_groups;
+      sizes.progress += plan.head_groups;
       RowTile strides;
       set_strides(strides, *plan.kernels, call.shape.value_dim);
       sizes.partial_bytes +=
@@ -193,7 +195,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
 /// Lays the call's scratch out from `carver`, or only measures it.
 inline void carve_call(Carver& carver, const ScratchSizes& sizes, CallPlan& plan) noexcept {
   plan.sequences = carver.take<SequencePlan>(sizes.sequences);
-  plan.counters = carver.take<std::atomic<Index>>(sizes.counters);
+  plan.progress = carver.take<Progress>(sizes.progress);
   plan.partials = carver.take<std::byte>(static_cast<Index>(sizes.partial_bytes));
   plan.queues = carver.take<WorkerTasks>(sizes.workers);
   plan.slots = carver.take<std::byte>(static_cast<Index>(sizes.slot_bytes) * sizes.workers);

@@ -19,33 +19,32 @@ struct TaskRange {
   PositionRange hull;
 };
 
-/// What a worker's last task has left for its next one, where both are parts of one split sequence.
+/// What a worker's last task has left for its next one.
 struct LeftBehind {
-  const SequencePlan* plan = nullptr;  ///< that sequence's; or null
-  Index head_group = 0;                ///< whose packed queries are in the slot
-  Index next_part = 0;                 ///< whose first keys have been asked for, if `asked`
-  bool asked = false;
+  const SequencePlan* plan = nullptr;  ///< the sequence's, for which the slot is carved as `scratch` says; or null
+  TaskScratch scratch;
+  Index head_group = -1;  ///< whose packed queries are in the slot; or none
+  Index next_part = 0;    ///< the one behind the last task's
+  bool asked = false;     ///< its first keys have been asked for
+  bool merged = false;    ///< the states of all spans before it are merged
+};
+
+/// What was done for a task before it begins.
+struct DoneBefore {
+  bool packed = false;  ///< the queries
+  bool asked = false;   ///< the first keys asked for
+  bool merged = false;  ///< the states of all spans before the task's, if there are any, are in the total
 };
 
 }  // namespace gqa::detail
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The state of a span of a split sequence, at its place in the partials.
-inline RowTile partial_state(const CallPlan& call, const SequencePlan& plan, const RowTile& like, Index head_group,
-                             Index span) noexcept {
-  RowTile state = like;
-  const std::size_t bytes = state_bytes(like, plan.heads, plan.rows);
-  Carver carver(call.partials + plan.partial + static_cast<std::size_t>(head_group * plan.spans + span) * bytes);
-  carve_state(carver, state, plan.heads, plan.rows);
-  return state;
-}
-
 /// One task: its inputs, its place in the plan, its scratch.
 class Task {
  public:
   Task(const CallPlan& call, const Sequence& sequence, const SequencePlan& plan, const TaskRange& range,
-       const TaskScratch& scratch, bool packed = false, bool asked = false)
+       const TaskScratch& scratch, const DoneBefore& before)
       : call_(call),
         sequence_(sequence),
         plan_(plan),
@@ -53,15 +52,18 @@ class Task {
         range_(range),
         scratch_(scratch),
         addresses_(sequence.kv, scratch.tables, plan.stage_blocks),
-        asked_(asked) {
+        first_span_(range.hull.begin / kSpan),
+        in_order_(before.merged),
+        asked_(before.asked) {
     scratch_.tile.rows = scratch_.total.rows = range.rows;
+    if (plan.parts > 1) scratch_.total = partial(0);
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
     mark_ranges();
-    for (Index j = 0; j < range.heads && !packed; ++j) {
+    for (Index j = 0; j < range.heads && !before.packed; ++j) {
       QuerySource source;
       const Index bytes = element_bytes(sequence.q.type);
       source.data = static_cast<const std::byte*>(sequence.q.data) +
@@ -76,44 +78,27 @@ class Task {
     }
   }
 
-  /// Computes the state of every span of the task's hull and merges them in ascending order. The result is `total()`.
-  void run() {
-    const Index first = range_.hull.begin / kSpan;
-    run_spans(first, 1);
-    for (Index span = first + 1; span * kSpan < range_.hull.end; ++span) {
-      run_spans(span, 1);
-      merge(scratch_.total, scratch_.tile);
-    }
-  }
-
-  /// Where the state of a span is: of a split sequence, among the partials; else that of the first one is the total, the others take
-  /// turns.
-  RowTile state_of(Index span) const noexcept {
-    if (plan_.spans > 0)
-      return partial_state(call_, plan_, scratch_.tile, range_.first_head / plan_.heads, span - plan_.first_span);
-    return span == range_.hull.begin / kSpan ? scratch_.total : scratch_.tile;
-  }
-
-  /// The states of `count` spans, each from its own tokens alone.
+  /// The states of `count` spans, each from its own tokens alone. Where all before them are in the total, each goes there as soon as it is
+  /// complete, and its place is free for the next one; else they stay among the partials.
   void run_spans(Index first, Index count) {
-    for (Index span = first; span < first + count; ++span) {
-      const RowTile state = state_of(span);
-      for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
-    }
+    begin_span(open_ = first);
     Index begin = first * kSpan;
     Index end = begin + count * kSpan;
     if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
     const Index step = (streams_ || range_.heads > 1 ? plan_.stage_blocks : 1) * kBlock;
     for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
+    go_on_to(first + count - 1);
+    end_span(open_);
   }
 
-  /// The state of the tokens of `into`, then those of `from`.
-  void merge(const RowTile& into, const RowTile& from) const {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(into, j), head_tile(from, j));
+  /// Adds the spans [from, to), counted from the sequence's first, which are among the partials, to the total.
+  void merge_partials(Index from, Index to) const {
+    for (; from < to; ++from) merge(partial(from));
   }
 
-  void store(const RowTile& state) const {
+  /// Stores the total.
+  void store() const {
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target;
       const TensorView& out = sequence_.out;
@@ -130,16 +115,48 @@ class Task {
         target.lse = sequence_.lse.data() + first_head;
         target.lse_token_stride = call_.shape.query_heads;
       }
-      kernels_.store(head_tile(state, j), target);
+      kernels_.store(head_tile(scratch_.total, j), target);
     }
   }
-
-  const RowTile& total() const noexcept { return scratch_.total; }
 
   /// Whether the first keys behind the last stage have been asked for.
   bool asked() const noexcept { return asked_; }
 
  private:
+  /// The state of a span, counted from the sequence's first, at its place among the partials.
+  RowTile partial(Index span) const noexcept {
+    RowTile state = scratch_.tile;
+    const std::size_t bytes = state_bytes(state, plan_.heads, plan_.rows);
+    const Index group = range_.first_head / plan_.heads;
+    Carver carver(call_.partials + plan_.partial + static_cast<std::size_t>(group * plan_.spans + span) * bytes);
+    carve_state(carver, state, plan_.heads, plan_.rows);
+    return state;
+  }
+
+  /// Where the state of a span is. In order, that of the first is the total, the others take turns.
+  RowTile state_of(Index span) const noexcept {
+    if (!in_order_) return partial(span - first_span_);
+    return span == first_span_ ? scratch_.total : scratch_.tile;
+  }
+  void begin_span(Index span) const {
+    const RowTile state = state_of(span);
+    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
+  }
+  void end_span(Index span) const {
+    if (in_order_ && span > first_span_) merge(scratch_.tile);
+  }
+  /// The spans before this one are complete.
+  void go_on_to(Index span) {
+    while (open_ < span) {
+      end_span(open_);
+      begin_span(++open_);
+    }
+  }
+  /// The state of the total's tokens, then those of `from`.
+  void merge(const RowTile& from) const {
+    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(scratch_.total, j), head_tile(from, j));
+  }
+
   /// What each row sees; the rows of a query token, the same.
   void mark_ranges() {
     PositionRange covered;
@@ -232,6 +249,7 @@ class Task {
       while (b + part.blocks < stage.blocks && stage.units[(b + part.blocks) * stage.heads].begin / kSpan == span)
         ++part.blocks;
       part.after = b + part.blocks < stage.blocks ? values_of(stage, b + part.blocks) : after;
+      go_on_to(span);
       RowTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
@@ -346,8 +364,11 @@ class Task {
   TaskScratch scratch_;
   AddressBook addresses_;
   VariantRef::Transform transform_ = nullptr;
-  bool streams_ = false;  // see Stage
-  bool asked_;            // the first `ahead` keys of the next stage
+  bool streams_ = false;    // see Stage
+  const Index first_span_;  // of the sequence; where tiles take all spans, of the tile
+  const bool in_order_;     // all spans before the task's are in the total
+  Index open_ = 0;          // the span that is being computed
+  bool asked_;              // the first `ahead` keys of the next stage
   Index latest_begin_ = 0;
   Index earliest_end_ = 0;
   bool gaps_ = false;  // positions in the hull that may be in no row's range
@@ -382,43 +403,54 @@ inline void run_task(const CallPlan& call, Index index, std::byte* slot, LeftBeh
   const SequencePlan& plan = call.sequences[low];
   const ThreadSetup setup(*plan.kernels);
   const Index local = index - plan.first_task;
-  const Index parts = plan.spans > 0 ? plan.parts : plan.tiles;
+  const bool tiled = plan.tiles > 1;  // else the spans are cut
+  const Index parts = tiled ? plan.tiles : plan.parts;
   const Index head_group = local / parts;
   const Index part = local % parts;
+  if (left.plan != &plan) {
+    Carver carver(slot);
+    left = {&plan, carve_task(carver, plan, call.shape)};
+  }
 
-  Carver carver(slot);
-  TaskScratch scratch = carve_task(carver, plan, call.shape);
   TaskRange range;
   range.first_head = head_group * plan.heads;
   range.heads =
       call.shape.kv_heads - range.first_head < plan.heads ? call.shape.kv_heads - range.first_head : plan.heads;
-
-  if (plan.spans == 0) {
-    left = {};
+  if (tiled) {
     const Index tile = plan.tiles - 1 - part;  // under a causal mask the last tile is the longest: start with it
     range.first_row = tile * plan.tile_rows;
     range.rows = plan.rows - range.first_row < plan.tile_rows ? plan.rows - range.first_row : plan.tile_rows;
     range.hull = visible_hull(call.variant, sequence, range.first_row / call.group,
                               (range.first_row + range.rows - 1) / call.group + 1);
-    Task task(call, sequence, plan, range, scratch);
-    task.run();
-    task.store(task.total());
+    Task task(call, sequence, plan, range, left.scratch, {.merged = true});
+    task.run_spans(range.hull.begin / kSpan, spans_of(range.hull));
+    task.store();
     return;
   }
 
   range.rows = plan.rows;
   range.hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
-  const bool packed = left.plan == &plan && left.head_group == head_group;
-  Task task(call, sequence, plan, range, scratch, packed, packed && left.next_part == part && left.asked);
+  DoneBefore before;
+  before.packed = left.head_group == head_group;
+  const bool follows = before.packed && left.next_part == part;
+  before.asked = follows && left.asked;
+  before.merged = part == 0 || (follows && left.merged);
+  Task task(call, sequence, plan, range, left.scratch, before);
   const Index first = part * plan.part_spans;
   const Index count = plan.spans - first < plan.part_spans ? plan.spans - first : plan.part_spans;
   task.run_spans(plan.first_span + first, count);
-  left = {&plan, head_group, part + 1, task.asked()};
-  // Whoever finishes last merges; the order of merging is that of the sequence, whoever it is.
-  if (call.counters[plan.counter + head_group].fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
-  const RowTile total = task.state_of(plan.first_span);
-  for (Index span = 1; span < plan.spans; ++span) task.merge(total, task.state_of(plan.first_span + span));
-  task.store(total);
+  left.head_group = head_group;
+  left.next_part = part + 1;
+  left.asked = task.asked();
+  left.merged = before.merged;
+  if (plan.parts > 1) {
+    // Whoever finishes last merges what is left; the order of merging is that of the sequence, whoever it is.
+    Progress& progress = call.progress[plan.progress + head_group];
+    if (before.merged) progress.merged = first + count;
+    if (progress.parts.fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
+    task.merge_partials(progress.merged, plan.spans);
+  }
+  task.store();
 }
 
 }  // namespace gqa::detail::inline GQA_ABI
