@@ -5,12 +5,11 @@
 
 #include "gqa/detail/asking.hpp"
 #include "gqa/detail/float_environment.hpp"
-#include "gqa/detail/plan.hpp"
+#include "gqa/detail/row_ranges.hpp"
 
 namespace gqa::detail {
 
-/// The part of a sequence that one task computes: rows [first_row, first_row + rows) of KV heads [first_head, first_head + heads)
-/// over the positions in `hull`.
+/// What a task computes: rows [first_row, first_row + rows) of KV heads [first_head, first_head + heads) over the positions in `hull`.
 struct TaskRange {
   Index first_row = 0;
   Index rows = 0;
@@ -19,82 +18,144 @@ struct TaskRange {
   PositionRange hull;
 };
 
-/// What a worker's last task has left for its next one.
-struct LeftBehind {
-  const SequencePlan* plan = nullptr;  ///< the sequence's, for which the slot is carved as `scratch` says; or null
-  TaskScratch scratch;
-  Index head_group = -1;  ///< whose packed queries are in the slot; or none
-  Index next_part = 0;    ///< the one behind the last task's
-  bool asked = false;     ///< its first keys have been asked for
-  bool merged = false;    ///< the states of all spans before it are merged
-};
-
-/// What was done for a task before it begins.
-struct DoneBefore {
-  bool packed = false;  ///< the queries
-  bool asked = false;   ///< the first keys asked for
-  bool merged = false;  ///< the states of all spans before the task's, if there are any, are in the total
-};
-
 }  // namespace gqa::detail
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// One task: its inputs, its place in the plan, its scratch.
-class Task {
+/// The thread as the kernels need it, for a lifetime.
+class ThreadSetup {
  public:
-  Task(const CallPlan& call, const Sequence& sequence, const SequencePlan& plan, const TaskRange& range,
-       const TaskScratch& scratch, const DoneBefore& before)
-      : call_(call),
+  explicit ThreadSetup(const Kernels& kernels) noexcept : kernels_(kernels) {
+    if (kernels_.enter != nullptr) kernels_.enter();
+  }
+  ~ThreadSetup() {
+    if (kernels_.leave != nullptr) kernels_.leave();
+  }
+  ThreadSetup(const ThreadSetup&) = delete;
+  ThreadSetup& operator=(const ThreadSetup&) = delete;
+
+ private:
+  const FloatEnvironment environment_;
+  const Kernels& kernels_;
+};
+
+/// The tasks of a sequence that one worker takes, one after the other: their inputs, their place in the plan, their scratch. What a task
+/// finds as the last one left it is not done again.
+class SequenceTasks {
+ public:
+  SequenceTasks(const CallPlan& call, const Sequence& sequence, const SequencePlan& plan, std::byte* slot)
+      : setup_(*plan.kernels),
+        call_(call),
         sequence_(sequence),
         plan_(plan),
         kernels_(*plan.kernels),
-        range_(range),
-        scratch_(scratch),
-        addresses_(sequence.kv, scratch.tables, plan.stage_blocks),
-        first_span_(range.hull.begin / kSpan),
-        in_order_(before.merged),
-        asked_(before.asked) {
-    scratch_.tile.rows = scratch_.total.rows = range.rows;
-    if (plan.parts > 1) scratch_.total = partial(0);
+        scratch_(carve(call, plan, slot)),
+        addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
+        rows_(scratch_) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     scratch_.tile.score_scale = scratch_.total.score_scale =
         call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
     scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
-    mark_ranges();
-    for (Index j = 0; j < range.heads && !before.packed; ++j) {
-      QuerySource source;
-      const Index bytes = element_bytes(sequence.q.type);
-      source.data = static_cast<const std::byte*>(sequence.q.data) +
-                    (range.first_head + j) * call.group * sequence.q.strides.head * bytes;
-      source.type = sequence.q.type;
-      source.token_stride = sequence.q.strides.token * bytes;
-      source.head_stride = sequence.q.strides.head * bytes;
-      source.dim_stride = sequence.q.strides.dim;
-      source.group = call.group;
-      source.first_row = range.first_row;
+    if (plan.tiles <= 1) take_rows(0, plan.rows);
+  }
+
+  /// Whether task number `index` of the call is one of the sequence's.
+  bool has(Index index) const noexcept {
+    return index >= plan_.first_task && index < plan_.first_task + plan_.task_count;
+  }
+
+  /// Runs it.
+  void run(Index index) {
+    const Index local = index - plan_.first_task;
+    const Index parts = plan_.tiles > 1 ? plan_.tiles : plan_.parts;
+    const Index head_group = local / parts;
+    const Index part = local % parts;
+    if (plan_.tiles > 1) run_tile(head_group, plan_.tiles - 1 - part);  // under a causal mask the last is the longest
+    else run_part(head_group, part);
+  }
+
+ private:
+  static TaskScratch carve(const CallPlan& call, const SequencePlan& plan, std::byte* slot) noexcept {
+    Carver carver(slot);
+    return carve_task(carver, plan, call.shape);
+  }
+
+  /// All spans of a tile of rows.
+  void run_tile(Index head_group, Index tile) {
+    const Index first_row = tile * plan_.tile_rows;
+    const Index rows = plan_.rows - first_row;
+    take_rows(first_row, rows < plan_.tile_rows ? rows : plan_.tile_rows);
+    take_heads(head_group);
+    in_order_ = true;
+    run_spans(0, spans_of(range_.hull));
+    store();
+  }
+
+  /// Some spans of all rows. Whoever finishes a head group last merges what is left; the order of merging is that of the sequence, whoever
+  /// it is.
+  void run_part(Index head_group, Index part) {
+    const bool follows = head_group == head_group_ && part == part_ + 1;
+    if (head_group != head_group_) take_heads(head_group);
+    in_order_ = part == 0 || (follows && in_order_);
+    asked_ = follows && asked_;
+    part_ = part;
+    const Index first = part * plan_.part_spans;
+    const Index count = plan_.spans - first < plan_.part_spans ? plan_.spans - first : plan_.part_spans;
+    run_spans(first, count);
+    if (plan_.parts > 1) {
+      Progress& progress = call_.progress[plan_.progress + head_group];
+      if (in_order_) progress.merged = first + count;
+      if (progress.parts.fetch_add(1, std::memory_order_acq_rel) + 1 != plan_.parts) return;
+      for (Index span = progress.merged; span < plan_.spans; ++span) merge(partial(span));
+    }
+    store();
+  }
+
+  /// Goes on to other rows.
+  void take_rows(Index first_row, Index rows) {
+    range_.first_row = first_row;
+    range_.rows = scratch_.tile.rows = scratch_.total.rows = rows;
+    range_.hull =
+        visible_hull(call_.variant, sequence_, first_row / call_.group, (first_row + rows - 1) / call_.group + 1);
+    first_span_ = range_.hull.begin / kSpan;
+    rows_.mark(call_, sequence_, first_row, rows);
+  }
+
+  /// Goes on to other heads, and packs their queries.
+  void take_heads(Index head_group) {
+    head_group_ = head_group;
+    range_.first_head = head_group * plan_.heads;
+    const Index heads = call_.shape.kv_heads - range_.first_head;
+    range_.heads = heads < plan_.heads ? heads : plan_.heads;
+    if (plan_.parts > 1) scratch_.total = partial(0);
+    QuerySource source;
+    const Index bytes = element_bytes(sequence_.q.type);
+    source.type = sequence_.q.type;
+    source.token_stride = sequence_.q.strides.token * bytes;
+    source.head_stride = sequence_.q.strides.head * bytes;
+    source.dim_stride = sequence_.q.strides.dim;
+    source.group = call_.group;
+    source.first_row = range_.first_row;
+    for (Index j = 0; j < range_.heads; ++j) {
+      source.data =
+          static_cast<const std::byte*>(sequence_.q.data) + (range_.first_head + j) * call_.group * source.head_stride;
       kernels_.pack(head_tile(scratch_.tile, j), source);
     }
   }
 
-  /// The states of `count` spans, each from its own tokens alone. Where all before them are in the total, each goes there as soon as it is
-  /// complete, and its place is free for the next one; else they stay among the partials.
+  /// The states of `count` spans, counted from the first that is seen, each from its own tokens alone. Where all before them are in the
+  /// total, each goes there as soon as it is complete, and its place is free for the next one; else they stay among the partials.
   void run_spans(Index first, Index count) {
-    begin_span(open_ = first);
-    Index begin = first * kSpan;
+    begin_span(span_ = first);
+    Index begin = (first_span_ + first) * kSpan;
     Index end = begin + count * kSpan;
     if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
     const Index step = (streams_ || range_.heads > 1 ? plan_.stage_blocks : 1) * kBlock;
     for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
     go_on_to(first + count - 1);
-    end_span(open_);
-  }
-
-  /// Adds the spans [from, to), counted from the sequence's first, which are among the partials, to the total.
-  void merge_partials(Index from, Index to) const {
-    for (; from < to; ++from) merge(partial(from));
+    end_span(span_);
   }
 
   /// Stores the total.
@@ -119,37 +180,32 @@ class Task {
     }
   }
 
-  /// Whether the first keys behind the last stage have been asked for.
-  bool asked() const noexcept { return asked_; }
-
- private:
-  /// The state of a span, counted from the sequence's first, at its place among the partials.
+  /// The state of a span at its place among the partials.
   RowTile partial(Index span) const noexcept {
     RowTile state = scratch_.tile;
     const std::size_t bytes = state_bytes(state, plan_.heads, plan_.rows);
-    const Index group = range_.first_head / plan_.heads;
-    Carver carver(call_.partials + plan_.partial + static_cast<std::size_t>(group * plan_.spans + span) * bytes);
+    Carver carver(call_.partials + plan_.partial + static_cast<std::size_t>(head_group_ * plan_.spans + span) * bytes);
     carve_state(carver, state, plan_.heads, plan_.rows);
     return state;
   }
 
   /// Where the state of a span is. In order, that of the first is the total, the others take turns.
   RowTile state_of(Index span) const noexcept {
-    if (!in_order_) return partial(span - first_span_);
-    return span == first_span_ ? scratch_.total : scratch_.tile;
+    if (!in_order_) return partial(span);
+    return span == 0 ? scratch_.total : scratch_.tile;
   }
   void begin_span(Index span) const {
     const RowTile state = state_of(span);
     for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
   }
   void end_span(Index span) const {
-    if (in_order_ && span > first_span_) merge(scratch_.tile);
+    if (in_order_ && span > 0) merge(scratch_.tile);
   }
   /// The spans before this one are complete.
   void go_on_to(Index span) {
-    while (open_ < span) {
-      end_span(open_);
-      begin_span(++open_);
+    while (span_ < span) {
+      end_span(span_);
+      begin_span(++span_);
     }
   }
   /// The state of the total's tokens, then those of `from`.
@@ -157,49 +213,8 @@ class Task {
     for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(scratch_.total, j), head_tile(from, j));
   }
 
-  /// What each row sees; the rows of a query token, the same.
-  void mark_ranges() {
-    PositionRange covered;
-    for (Index row = 0; row < range_.rows;) {
-      const Index token = RowPlace(range_.first_row + row, call_.group).token;
-      const Index last = (token + 1) * call_.group - range_.first_row;
-      const Index position = query_position(sequence_, token);
-      const PositionRange seen = visible_range(call_.variant, position, sequence_.kv.length);
-      // Rows far apart may leave positions between them that no row sees.
-      if (seen.begin < seen.end) {
-        gaps_ = gaps_ || (covered.end > 0 && (seen.begin > covered.end || seen.end < covered.begin));
-        if (covered.end == 0 || seen.begin < covered.begin) covered.begin = seen.begin;
-        if (seen.end > covered.end) covered.end = seen.end;
-      }
-      if (row == 0 || seen.begin > latest_begin_) latest_begin_ = seen.begin;
-      if (row == 0 || seen.end < earliest_end_) earliest_end_ = seen.end;
-      for (; row < last && row < range_.rows; ++row) {
-        scratch_.row_begin[row] = seen.begin;
-        scratch_.row_end[row] = seen.end;
-        scratch_.row_position[row] = position;
-      }
-    }
-  }
-
   /// The part of the block at `begin` that the task's rows see.
-  BlockAddress address(Index begin) {
-    const Index first = range_.hull.begin - begin;
-    const Index last = range_.hull.end - begin;
-    const std::uint64_t hull = bit_range(first < 0 ? 0 : first, last > kBlock ? kBlock : last);
-    return addresses_.block(begin, gaps_ ? hull & seen_by_any(begin) : hull);
-  }
-
-  /// The tokens of the block at `begin` that lie in a row's range.
-  std::uint64_t row_range(Index row, Index begin) const noexcept {
-    const Index first = scratch_.row_begin[row] - begin;
-    const Index last = scratch_.row_end[row] - begin;
-    return bit_range(first < 0 ? 0 : first, last > kBlock ? kBlock : last);
-  }
-  std::uint64_t seen_by_any(Index begin) const noexcept {
-    std::uint64_t seen = 0;
-    for (Index row = 0; row < range_.rows; ++row) seen |= row_range(row, begin);
-    return seen;
-  }
+  BlockAddress address(Index begin) { return addresses_.block(begin, rows_.of_any(range_.hull, begin)); }
 
   const std::byte* k_rows(const BlockAddress& at, Index head) const noexcept {
     return static_cast<const std::byte*>(sequence_.kv.k) + at.k_base + head * addresses_.k_strides().head;
@@ -227,7 +242,7 @@ class Task {
     stage.alpha_floats = round_up(range_.rows, kLanes);
     set_distances(stage, range_.rows, kernels_.short_turn(sequence_.kv.head_dim));
     const bool asks = asks_between(stage);
-    Lines keys(stage, &Block::k, stage.k_row_bytes, asked_ ? kFewPlanLines : kPlanLines);
+    Lines keys(stage, &Block::k, stage.k_row_bytes, asked_ ? kFewPlanLines : plan_lines(end - begin));
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
       if (here.first >= here.last) continue;
@@ -242,20 +257,47 @@ class Task {
     const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
     kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
-      const Index span = stage.units[b * stage.heads].begin / kSpan;
+      const Index span = span_of(stage, b);
       Stage part = stage;
       part.units += b * stage.heads;
       part.blocks = 0;
-      while (b + part.blocks < stage.blocks && stage.units[(b + part.blocks) * stage.heads].begin / kSpan == span)
-        ++part.blocks;
+      while (b + part.blocks < stage.blocks && span_of(stage, b + part.blocks) == span) ++part.blocks;
       part.after = b + part.blocks < stage.blocks ? values_of(stage, b + part.blocks) : after;
       go_on_to(span);
       RowTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
-      add_to_state(tile, part, asks);
       b += part.blocks;
+      if (b == stage.blocks && end == range_.hull.end) ask_ends();
+      add_to_state(tile, part, asks);
     }
+  }
+
+  /// Asks for what comes behind the last values: where outputs go, and the next heads' queries.
+  void ask_ends() const {
+    ask_rows<1>(sequence_.out, range_.first_head, range_.heads);
+    const Index next = range_.first_head + range_.heads;
+    const Index left = call_.shape.kv_heads - next;
+    if (plan_.tiles <= 1) ask_rows<0>(sequence_.q, next, left < plan_.heads ? left : plan_.heads);
+  }
+  /// The task's rows in `heads` KV heads, to be written (1) or read (0).
+  template <int Written, class View>
+  void ask_rows(const View& view, Index first_head, Index heads) const {
+    asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
+    const Index bytes = element_bytes(view.type);
+    const Index line_end = view.strides.dim == 1 ? view.dim * bytes : 0;
+    for (Index row = 0; row < range_.rows; ++row) {
+      const RowPlace at(range_.first_row + row, call_.group);
+      for (Index j = first_head; j < first_head + heads; ++j) {
+        const Index element = at.token * view.strides.token + (j * call_.group + at.head) * view.strides.head;
+        const std::byte* const data = static_cast<const std::byte*>(view.data) + element * bytes;
+        for (Index line = 0; line < line_end; line += Lines::kBytes) __builtin_prefetch(data + line, Written, 3);
+      }
+    }
+  }
+
+  Index span_of(const Stage& stage, Index b) const noexcept {
+    return stage.units[b * stage.heads].begin / kSpan - first_span_;
   }
 
   /// Whether lines are asked for while a stage is planned, and during its softmax: memory need not be idle then.
@@ -272,7 +314,7 @@ class Task {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
         if (transform_ != nullptr)
-          transform_(unit, block, call_.variant.variant, scratch_.row_position, mark_heads(range_.first_head + j),
+          transform_(unit, block, call_.variant.variant, rows_.positions(), mark_heads(range_.first_head + j),
                      block.begin);
         kernels_.softmax(unit, block, asks ? &values : nullptr);
       }
@@ -281,8 +323,12 @@ class Task {
     kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
   }
 
-  // As many lines as come while a block is planned: 32 KiB in all, or the first ones are gone from the first-level cache again.
-  static constexpr Index kPlanLines = 16;
+  /// As many lines as come while a block is planned: 32 KiB in all, or the first ones are gone from the first-level cache again; and of few
+  /// blocks more, for scores to begin with.
+  static Index plan_lines(Index tokens) noexcept {
+    constexpr Index least = Stream::kAhead / Lines::kBytes * kBlock;
+    return tokens * 16 < least ? least / tokens : 16;
+  }
   static constexpr Index kFewPlanLines = 12;  // behind those that were asked for before
   /// The same for a row's softmax: the fewer rows, the more for each.
   static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : Lines::kUsual; }
@@ -294,8 +340,7 @@ class Task {
 
   /// The units of block number b of a stage.
   void add_block(const BlockAddress& here, Index b) {
-    const bool whole = here.last - here.first == kBlock && latest_begin_ <= here.begin &&
-                       earliest_end_ >= here.begin + kBlock && call_.variant.refine == nullptr;
+    const bool whole = here.last - here.first == kBlock && rows_.whole(here.begin) && call_.variant.refine == nullptr;
     bool rows_differ = false;
     const std::uint64_t* visible = nullptr;
     for (Index j = 0; j < range_.heads; ++j) {
@@ -337,9 +382,9 @@ class Task {
   bool mark_visible(std::uint64_t* visible, Index block_begin, Index kv_head, std::uint64_t all) const {
     bool differ = false;
     for (Index row = 0; row < range_.rows; ++row) {
-      std::uint64_t bits = row_range(row, block_begin) & all;
+      std::uint64_t bits = rows_.of(row, block_begin) & all;
       if (call_.variant.refine != nullptr)
-        bits = call_.variant.refine(call_.variant.variant, bits, scratch_.row_position[row], query_head(kv_head, row),
+        bits = call_.variant.refine(call_.variant.variant, bits, rows_.positions()[row], query_head(kv_head, row),
                                     block_begin);
       visible[row] = bits;
       differ |= bits != all;
@@ -356,101 +401,35 @@ class Task {
     return scratch_.row_head;
   }
 
+  const ThreadSetup setup_;
   const CallPlan& call_;
   const Sequence& sequence_;
   const SequencePlan& plan_;
   const Kernels& kernels_;
-  const TaskRange range_;
   TaskScratch scratch_;
   AddressBook addresses_;
+  RowRanges rows_;
   VariantRef::Transform transform_ = nullptr;
-  bool streams_ = false;    // see Stage
-  const Index first_span_;  // of the sequence; where tiles take all spans, of the tile
-  const bool in_order_;     // all spans before the task's are in the total
-  Index open_ = 0;          // the span that is being computed
-  bool asked_;              // the first `ahead` keys of the next stage
-  Index latest_begin_ = 0;
-  Index earliest_end_ = 0;
-  bool gaps_ = false;  // positions in the hull that may be in no row's range
+  bool streams_ = false;  // see Stage
+  TaskRange range_;
+  Index first_span_ = 0;  // that is seen; spans are counted from it on
+  // How far the worker is:
+  Index head_group_ = -1;  // whose queries are packed
+  Index part_ = 0;
+  Index span_ = 0;         // that is being computed
+  bool in_order_ = false;  // all spans before the task's are in the total
+  bool asked_ = false;     // the first `ahead` keys of the next stage have been asked for
 };
 
-/// The thread as the kernels need it, for the length of a task.
-class ThreadSetup {
- public:
-  explicit ThreadSetup(const Kernels& kernels) noexcept : kernels_(kernels) {
-    if (kernels_.enter != nullptr) kernels_.enter();
-  }
-  ~ThreadSetup() {
-    if (kernels_.leave != nullptr) kernels_.leave();
-  }
-  ThreadSetup(const ThreadSetup&) = delete;
-  ThreadSetup& operator=(const ThreadSetup&) = delete;
-
- private:
-  const FloatEnvironment environment_;
-  const Kernels& kernels_;
-};
-
-/// Runs task number `index` of a call in a slot of scratch. `left` is what the task before left there.
-inline void run_task(const CallPlan& call, Index index, std::byte* slot, LeftBehind& left) {
-  Index low = 0;  // the last sequence whose first task is not after `index`, skipping those without tasks
+/// The number of the sequence that task number `index` of a call is of.
+inline Index sequence_of(const CallPlan& call, Index index) noexcept {
+  Index low = 0;  // the last one whose first task is not after `index`, skipping those without tasks
   for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
     const Index middle = (low + high + 1) / 2;
     if (call.sequences[middle].first_task <= index) low = middle;
     else high = middle - 1;
   }
-  const Sequence& sequence = call.batch[static_cast<std::size_t>(low)];
-  const SequencePlan& plan = call.sequences[low];
-  const ThreadSetup setup(*plan.kernels);
-  const Index local = index - plan.first_task;
-  const bool tiled = plan.tiles > 1;  // else the spans are cut
-  const Index parts = tiled ? plan.tiles : plan.parts;
-  const Index head_group = local / parts;
-  const Index part = local % parts;
-  if (left.plan != &plan) {
-    Carver carver(slot);
-    left = {&plan, carve_task(carver, plan, call.shape)};
-  }
-
-  TaskRange range;
-  range.first_head = head_group * plan.heads;
-  range.heads =
-      call.shape.kv_heads - range.first_head < plan.heads ? call.shape.kv_heads - range.first_head : plan.heads;
-  if (tiled) {
-    const Index tile = plan.tiles - 1 - part;  // under a causal mask the last tile is the longest: start with it
-    range.first_row = tile * plan.tile_rows;
-    range.rows = plan.rows - range.first_row < plan.tile_rows ? plan.rows - range.first_row : plan.tile_rows;
-    range.hull = visible_hull(call.variant, sequence, range.first_row / call.group,
-                              (range.first_row + range.rows - 1) / call.group + 1);
-    Task task(call, sequence, plan, range, left.scratch, {.merged = true});
-    task.run_spans(range.hull.begin / kSpan, spans_of(range.hull));
-    task.store();
-    return;
-  }
-
-  range.rows = plan.rows;
-  range.hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
-  DoneBefore before;
-  before.packed = left.head_group == head_group;
-  const bool follows = before.packed && left.next_part == part;
-  before.asked = follows && left.asked;
-  before.merged = part == 0 || (follows && left.merged);
-  Task task(call, sequence, plan, range, left.scratch, before);
-  const Index first = part * plan.part_spans;
-  const Index count = plan.spans - first < plan.part_spans ? plan.spans - first : plan.part_spans;
-  task.run_spans(plan.first_span + first, count);
-  left.head_group = head_group;
-  left.next_part = part + 1;
-  left.asked = task.asked();
-  left.merged = before.merged;
-  if (plan.parts > 1) {
-    // Whoever finishes last merges what is left; the order of merging is that of the sequence, whoever it is.
-    Progress& progress = call.progress[plan.progress + head_group];
-    if (before.merged) progress.merged = first + count;
-    if (progress.parts.fetch_add(1, std::memory_order_acq_rel) + 1 != plan.parts) return;
-    task.merge_partials(progress.merged, plan.spans);
-  }
-  task.store();
+  return low;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI
