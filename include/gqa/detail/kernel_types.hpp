@@ -21,7 +21,7 @@ inline constexpr float kLog2E = 1.44269504088896340736f;
 /// Rows, (query token, query head) pairs, that share one pass over a KV head.
 inline constexpr Index kTileRows = 128;
 /// Spans, and blocks, that one stage of a task takes at most.
-inline constexpr Index kStageSpans = 4;
+inline constexpr Index kStageSpans = 8;
 inline constexpr Index kStageBlocks = kStageSpans * kSpan / kBlock;
 /// Blocks of a stage of several heads side by side with few rows each: a span's, or half of them where they have many rows together.
 GQA_ALWAYS_INLINE constexpr Index side_blocks(Index rows) noexcept {
