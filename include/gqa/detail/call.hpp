@@ -26,16 +26,14 @@ struct SequencePlan {
   Index heads = 1;         ///< KV heads that a task walks side by side: several where they are adjacent in memory
   Index head_groups = 0;
   Index first_span = 0;
-  Index spans = 1;          ///< of one tile: as many as are visible, or one
-  Index part_spans = 1;     ///< of one tile: spans of a task, the last may have fewer
-  Index parts = 1;          ///< of one tile: tasks of a head group
-  std::size_t partial = 0;  ///< of several parts: where the states of spans lie in CallPlan::partials, in bytes
-  Index progress = 0;       ///< of several parts: the first of head_groups in CallPlan::progress
+  Index spans = 1;          ///< of one tile, which is cut there: as many as are visible, or one
+  std::size_t partial = 0;  ///< of several spans: where their states lie in CallPlan::partials, in bytes
+  Index progress = 0;       ///< of several spans: the first of head_groups in CallPlan::progress
 };
 
-/// How far the parts of a head group are.
+/// How far the spans of a head group are.
 struct Progress {
-  std::atomic<Index> parts{0};  ///< how many are done
+  std::atomic<Index> spans{0};  ///< how many are done
   /// Spans, from the first on, whose states are in the first one's: for the worker that took them all in order, and for the last one.
   Index merged = 0;
 };
@@ -55,6 +53,15 @@ struct FunctorRef {
 struct alignas(kScratchAlignment) WorkerTasks {
   std::atomic<Index> next{0};  ///< the next task to claim
   Index end = 0;
+
+  /// A task; or none, if it is not before `end`.
+  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, std::memory_order_relaxed); }
+  /// How many behind the one that was claimed are, too: no more than `most`, and a worker's share of what is left.
+  GQA_ALWAYS_INLINE Index claim_more(Index first, Index most, Index workers) noexcept {
+    const Index share = (end - first) / workers;
+    const Index more = most < share ? most : share;
+    return more > 0 && next.compare_exchange_strong(first, first + more, std::memory_order_relaxed) ? more : 0;
+  }
 };
 
 /// A checked and planned call.
@@ -70,7 +77,7 @@ struct CallPlan {
   SequencePlan* sequences = nullptr;
   Index task_count = 0;
   std::byte* partials = nullptr;  ///< states of spans that are merged when all are there
-  Progress* progress = nullptr;   ///< one for each head group that has several parts
+  Progress* progress = nullptr;   ///< one for each head group that has several spans
   WorkerTasks* queues = nullptr;  ///< one for each worker
   Index workers = 0;              ///< as many as the executor runs at the same time, or fewer
   std::byte* slots = nullptr;     ///< scratch, `slot_bytes` for each worker

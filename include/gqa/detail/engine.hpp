@@ -13,18 +13,18 @@ namespace gqa::detail::inline GQA_ABI {
 inline void run_worker(const CallPlan& call, Index worker) {
   std::byte* const slot = call.slots + static_cast<std::size_t>(worker) * call.slot_bytes;
   std::optional<SequenceTasks> sequence;
-  const auto run = [&](Index task) {
-    if (!sequence.has_value() || !sequence->has(task)) {
-      const Index i = sequence_of(call, task);
-      sequence.emplace(call, call.batch[static_cast<std::size_t>(i)], call.sequences[i], slot);
-    }
-    sequence->run(task);
+  const auto enter = [&](Index task) {
+    if (sequence.has_value() && sequence->has(task)) return;
+    const Index i = sequence_of(call, task);
+    sequence.emplace(call, call.batch[static_cast<std::size_t>(i)], call.sequences[i], slot);
   };
   for (Index i = 0, of = worker; i < call.workers; ++i, of = of + 1 < call.workers ? of + 1 : 0) {
     WorkerTasks& tasks = call.queues[of];
     if (tasks.next.load(std::memory_order_relaxed) >= tasks.end) continue;  // shared, not taken from another core
-    const auto claim = [&] { return tasks.next.fetch_add(1, std::memory_order_relaxed); };
-    for (Index task = claim(); task < tasks.end; task = claim()) run(task);
+    for (Index task; (task = tasks.claim()) < tasks.end;) {
+      enter(task);
+      sequence->run(task, 1 + tasks.claim_more(task + 1, sequence->joins(task), call.workers));
+    }
   }
 }
 

@@ -99,14 +99,6 @@ constexpr Index spans_of(const PositionRange& range) noexcept {
   return range.begin < range.end ? (range.end - 1) / kSpan + 1 - range.begin / kSpan : 1;
 }
 
-/// Spans that a task of a split sequence takes: several where there are tasks enough for many threads, because longer stages read
-/// memory in longer runs. `spans` are those of all KV heads of all sequences of the call.
-inline Index spans_per_task(Index spans) noexcept {
-  constexpr Index enough = 32;  // tasks of a call
-  const Index fit = spans / enough;
-  return fit < 1 ? 1 : fit < kStageSpans ? fit : kStageSpans;
-}
-
 /// As how many bf16 numbers a call takes one of its inputs, see kernels_for.
 constexpr int bf16_terms(ElementType q, ElementType k, ElementType v, Products products) noexcept {
   if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) return 1;
@@ -139,14 +131,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const bool streams = plan.heads == 1 && plan.tile_rows <= most;
   const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
+  plan.task_count = plan.head_groups * (plan.tiles > 1 ? plan.tiles : plan.spans);
   return plan;
-}
-
-/// Cuts a sequence into tasks: its tiles, or if there is one, its spans, `part_spans` together.
-inline void plan_tasks(SequencePlan& plan, Index part_spans) noexcept {
-  plan.part_spans = part_spans;
-  plan.parts = (plan.spans + part_spans - 1) / part_spans;
-  plan.task_count = plan.head_groups * (plan.tiles > 1 ? plan.tiles : plan.parts);
 }
 
 /// Counts a call's tasks, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
@@ -156,21 +142,12 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   SequencePlan* const plans = call.sequences;
   sizes.sequences = static_cast<Index>(batch.size());
   SequencePlan plan;
-  Index spans = 0;
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    plan = plan_sequence(call, batch[i], options.products);
-    if (plan.tiles == 1) spans += plan.spans * plan.head_groups;
-    if (plans != nullptr) plans[i] = plan;
-  }
-  const Index part_spans = spans_per_task(spans);
   call.task_count = 0;
   for (std::size_t i = 0; i < batch.size(); ++i) {
-    if (plans != nullptr) plan = plans[i];
-    else if (batch.size() > 1) plan = plan_sequence(call, batch[i], options.products);
-    plan_tasks(plan, part_spans);
+    plan = plan_sequence(call, batch[i], options.products);
     plan.first_task = call.task_count;
     call.task_count += plan.task_count;
-    if (plan.parts > 1) {
+    if (plan.tiles == 1 && plan.spans > 1) {
       plan.progress = sizes.progress;
       plan.partial = sizes.partial_bytes;
       sizes.progress += plan.head_groups;

@@ -65,14 +65,21 @@ class SequenceTasks {
     return index >= plan_.first_task && index < plan_.first_task + plan_.task_count;
   }
 
-  /// Runs it.
-  void run(Index index) {
+  /// How many tasks behind this one are best done together with it: those of the head group, as long as a stage.
+  Index joins(Index index) const noexcept {
+    if (plan_.tiles > 1) return 0;
+    const Index left = plan_.spans - 1 - (index - plan_.first_task) % plan_.spans;
+    return left < kStageSpans - 1 ? left : kStageSpans - 1;
+  }
+
+  /// Runs `count` tasks of a head group.
+  void run(Index index, Index count) {
     const Index local = index - plan_.first_task;
-    const Index parts = plan_.tiles > 1 ? plan_.tiles : plan_.parts;
+    const Index parts = plan_.tiles > 1 ? plan_.tiles : plan_.spans;
     const Index head_group = local / parts;
     const Index part = local % parts;
     if (plan_.tiles > 1) run_tile(head_group, plan_.tiles - 1 - part);  // under a causal mask the last is the longest
-    else run_part(head_group, part);
+    else run_spans_of(head_group, part, count);
   }
 
  private:
@@ -92,21 +99,19 @@ class SequenceTasks {
     store();
   }
 
-  /// Some spans of all rows. Whoever finishes a head group last merges what is left; the order of merging is that of the sequence, whoever
-  /// it is.
-  void run_part(Index head_group, Index part) {
-    const bool follows = head_group == head_group_ && part == part_ + 1;
+  /// Spans [first, first + count) of all rows. Whoever finishes a head group last merges what is left; the order of merging is that of the
+  /// sequence, whoever it is.
+  void run_spans_of(Index head_group, Index first, Index count) {
+    const bool follows = head_group == head_group_ && first == next_span_;
     if (head_group != head_group_) take_heads(head_group);
-    in_order_ = part == 0 || (follows && in_order_);
+    in_order_ = first == 0 || (follows && in_order_);
     asked_ = follows && asked_;
-    part_ = part;
-    const Index first = part * plan_.part_spans;
-    const Index count = plan_.spans - first < plan_.part_spans ? plan_.spans - first : plan_.part_spans;
+    next_span_ = first + count;
     run_spans(first, count);
-    if (plan_.parts > 1) {
+    if (plan_.spans > 1) {
       Progress& progress = call_.progress[plan_.progress + head_group];
-      if (in_order_) progress.merged = first + count;
-      if (progress.parts.fetch_add(1, std::memory_order_acq_rel) + 1 != plan_.parts) return;
+      if (in_order_) progress.merged = next_span_;
+      if (progress.spans.fetch_add(count, std::memory_order_acq_rel) + count != plan_.spans) return;
       for (Index span = progress.merged; span < plan_.spans; ++span) merge(partial(span));
     }
     store();
@@ -128,7 +133,7 @@ class SequenceTasks {
     range_.first_head = head_group * plan_.heads;
     const Index heads = call_.shape.kv_heads - range_.first_head;
     range_.heads = heads < plan_.heads ? heads : plan_.heads;
-    if (plan_.parts > 1) scratch_.total = partial(0);
+    if (plan_.spans > 1) scratch_.total = partial(0);
     QuerySource source;
     const Index bytes = element_bytes(sequence_.q.type);
     source.type = sequence_.q.type;
@@ -415,7 +420,7 @@ class SequenceTasks {
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:
   Index head_group_ = -1;  // whose queries are packed
-  Index part_ = 0;
+  Index next_span_ = 0;    // behind the last task's
   Index span_ = 0;         // that is being computed
   bool in_order_ = false;  // all spans before the task's are in the total
   bool asked_ = false;     // the first `ahead` keys of the next stage have been asked for
