@@ -23,9 +23,9 @@ inline constexpr Index kTileRows = 128;
 /// Spans, and blocks, that one stage of a task takes at most.
 inline constexpr Index kStageSpans = 8;
 inline constexpr Index kStageBlocks = kStageSpans * kSpan / kBlock;
-/// Blocks of a stage of several heads side by side with few rows each: a span's, or half of them where they have many rows together.
+/// Blocks of a stage of several heads side by side with few rows each: two spans', or one's where they have many rows together.
 GQA_ALWAYS_INLINE constexpr Index side_blocks(Index rows) noexcept {
-  return rows <= 2 * kLanes ? kSpan / kBlock : kSpan / kBlock / 2;
+  return (rows <= 2 * kLanes ? 2 : 1) * kSpan / kBlock;
 }
 /// Every token of a block, as bits.
 inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
