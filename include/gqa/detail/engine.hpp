@@ -9,6 +9,17 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
+/// The number of the sequence that task number `index` of a call is of.
+inline Index sequence_of(const CallPlan& call, Index index) noexcept {
+  Index low = 0;  // the last one whose first task is not after `index`, skipping those without tasks
+  for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
+    const Index middle = (low + high + 1) / 2;
+    if (call.sequences[middle].first_task <= index) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
 /// Runs the tasks of one worker, then those that other workers have not come to.
 inline void run_worker(const CallPlan& call, Index worker) {
   std::byte* const slot = call.slots + static_cast<std::size_t>(worker) * call.slot_bytes;

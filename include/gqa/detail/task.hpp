@@ -4,8 +4,8 @@
 #pragma once
 
 #include "gqa/detail/asking.hpp"
-#include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/row_ranges.hpp"
+#include "gqa/detail/thread_setup.hpp"
 
 namespace gqa::detail {
 
@@ -21,23 +21,6 @@ struct TaskRange {
 }  // namespace gqa::detail
 
 namespace gqa::detail::inline GQA_ABI {
-
-/// The thread as the kernels need it, for a lifetime.
-class ThreadSetup {
- public:
-  explicit ThreadSetup(const Kernels& kernels) noexcept : kernels_(kernels) {
-    if (kernels_.enter != nullptr) kernels_.enter();
-  }
-  ~ThreadSetup() {
-    if (kernels_.leave != nullptr) kernels_.leave();
-  }
-  ThreadSetup(const ThreadSetup&) = delete;
-  ThreadSetup& operator=(const ThreadSetup&) = delete;
-
- private:
-  const FloatEnvironment environment_;
-  const Kernels& kernels_;
-};
 
 /// The tasks of a sequence that one worker takes, one after the other: their inputs, their place in the plan, their scratch. What a task
 /// finds as the last one left it is not done again.
@@ -425,16 +408,5 @@ class SequenceTasks {
   bool in_order_ = false;  // all spans before the task's are in the total
   bool asked_ = false;     // the first `ahead` keys of the next stage have been asked for
 };
-
-/// The number of the sequence that task number `index` of a call is of.
-inline Index sequence_of(const CallPlan& call, Index index) noexcept {
-  Index low = 0;  // the last one whose first task is not after `index`, skipping those without tasks
-  for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
-    const Index middle = (low + high + 1) / 2;
-    if (call.sequences[middle].first_task <= index) low = middle;
-    else high = middle - 1;
-  }
-  return low;
-}
 
 }  // namespace gqa::detail::inline GQA_ABI
