@@ -67,7 +67,7 @@ inline Place locate(const KvCacheView& kv, Index position) noexcept {
   return {};
 }
 
-/// Finds the rows of a sequence's blocks. One per task: it keeps the table of offsets that every block in one run shares, and
+/// Finds the rows of a sequence's blocks. One for the tasks of a sequence that a worker takes: it keeps the table of offsets that every block in one run shares, and
 /// tables of their own for the last `kept` blocks that are not in one run: those of a stage and the one after it.
 class AddressBook {
  public:

@@ -25,7 +25,6 @@ struct SequencePlan {
   Index stage_blocks = 1;  ///< blocks of a stage
   Index heads = 1;         ///< KV heads that a task walks side by side: several where they are adjacent in memory
   Index head_groups = 0;
-  Index first_span = 0;
   Index spans = 1;          ///< of one tile, which is cut there: as many as are visible, or one
   std::size_t partial = 0;  ///< of several spans: where their states lie in CallPlan::partials, in bytes
   Index progress = 0;       ///< of several spans: the first of head_groups in CallPlan::progress
@@ -76,7 +75,7 @@ struct CallPlan {
   float scale = 1.0f;
   SequencePlan* sequences = nullptr;
   Index task_count = 0;
-  std::byte* partials = nullptr;  ///< states of spans that are merged when all are there
+  std::byte* partials = nullptr;  ///< states of spans: the first is the total, others wait for those before them
   Progress* progress = nullptr;   ///< one for each head group that has several spans
   WorkerTasks* queues = nullptr;  ///< one for each worker
   Index workers = 0;              ///< as many as the executor runs at the same time, or fewer

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Round to nearest and no flushing of denormals while a task runs, whatever the calling thread has set.
+/// Round to nearest and no flushing of denormals while tasks run, whatever the calling thread has set.
 #pragma once
 
 #include "gqa/detail/path/region.hpp"

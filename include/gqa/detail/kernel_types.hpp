@@ -270,7 +270,7 @@ struct Kernels {
     }
   };
   StreamRows stream_rows[3] = {};
-  void (*enter)() = nullptr;  ///< before and after a task, where the path has state of the thread to set up; or null
+  void (*enter)() = nullptr;  ///< before and after tasks, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 };
 

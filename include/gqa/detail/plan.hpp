@@ -114,11 +114,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
-  if (plan.tiles == 1) {
-    const PositionRange hull = visible_hull(call.variant, sequence, 0, sequence.q.tokens);
-    plan.first_span = hull.begin / kSpan;
-    plan.spans = spans_of(hull);
-  }
+  if (plan.tiles == 1) plan.spans = spans_of(visible_hull(call.variant, sequence, 0, sequence.q.tokens));
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.

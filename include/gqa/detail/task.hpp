@@ -230,7 +230,8 @@ class SequenceTasks {
     stage.alpha_floats = round_up(range_.rows, kLanes);
     set_distances(stage, range_.rows, kernels_.short_turn(sequence_.kv.head_dim));
     const bool asks = asks_between(stage);
-    Lines keys(stage, &Block::k, stage.k_row_bytes, asked_ ? kFewPlanLines : plan_lines(end - begin));
+    Lines keys(stage, &Block::k, stage.k_row_bytes,
+               asked_ ? kFewPlanLines : plan_lines(end - begin, stage.k_row_bytes));
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
       if (here.first >= here.last) continue;
@@ -273,13 +274,14 @@ class SequenceTasks {
   void ask_rows(const View& view, Index first_head, Index heads) const {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
     const Index bytes = element_bytes(view.type);
-    const Index line_end = view.strides.dim == 1 ? view.dim * bytes : 0;
+    const Index row_bytes = view.strides.dim == 1 ? view.dim * bytes : 0;
     for (Index row = 0; row < range_.rows; ++row) {
       const RowPlace at(range_.first_row + row, call_.group);
       for (Index j = first_head; j < first_head + heads; ++j) {
         const Index element = at.token * view.strides.token + (j * call_.group + at.head) * view.strides.head;
         const std::byte* const data = static_cast<const std::byte*>(view.data) + element * bytes;
-        for (Index line = 0; line < line_end; line += Lines::kBytes) __builtin_prefetch(data + line, Written, 3);
+        for (Index line = 0; line < row_bytes; line += Lines::kBytes) __builtin_prefetch(data + line, Written, 3);
+        if (row_bytes > 0) __builtin_prefetch(data + row_bytes - 1, Written, 3);
       }
     }
   }
@@ -313,9 +315,10 @@ class SequenceTasks {
 
   /// As many lines as come while a block is planned: 32 KiB in all, or the first ones are gone from the first-level cache again; and of few
   /// blocks more, for scores to begin with.
-  static Index plan_lines(Index tokens) noexcept {
-    constexpr Index least = Stream::kAhead / Lines::kBytes * kBlock;
-    return tokens * 16 < least ? least / tokens : 16;
+  static Index plan_lines(Index tokens, Index row_bytes) noexcept {
+    const Index bytes = tokens * row_bytes < Stream::kAhead ? tokens * row_bytes : Stream::kAhead;
+    const Index lines = bytes / Lines::kBytes / ((tokens + kBlock - 1) / kBlock);
+    return lines > 16 ? lines : 16;
   }
   static constexpr Index kFewPlanLines = 12;  // behind those that were asked for before
   /// The same for a row's softmax: the fewer rows, the more for each.

@@ -3,7 +3,7 @@
 /// The AMX path: bf16 tile products for both halves of attention; between them, a lane of AVX-512 for each row.
 ///
 /// One block of 64 tokens, for groups of 16 rows:
-///   1. Sᵀ = K·Qᵀ        16 tokens × 16 rows a tile; K straight from the cache (operand A), Q packed once per task (B)
+///   1. Sᵀ = K·Qᵀ        16 tokens × 16 rows a tile; K straight from the cache (operand A), Q packed once per head (B)
 ///   2. m, α             a lane is a row: maximum over the tokens, no step across lanes
 ///   3. P = exp2(c·S−m)  by a cubic, rounded to bf16, in place of the scores; transposed to row-major as operand A
 ///   4. V                token pairs interleaved once per block for all groups, as operand B
@@ -17,7 +17,7 @@
 /// | tdpbf16ps   | C (16×16 f32) += A (16×32 bf16) · B (32×16)    | 16, 52                                   |
 /// | tileloadd   | 16 rows of 64 bytes, any stride                | 8, 45 from L1                            |
 /// | tilestored  | 16 rows of 64 bytes                            | 16                                       |
-/// | ldtilecfg   | shapes of the eight tiles                      | once per task                            |
+/// | ldtilecfg   | shapes of the eight tiles                      | once a worker and sequence               |
 /// | vaddps {rd} | rounds down to a multiple of 128               | 1/2, 4                                   |
 ///
 /// Tile geometry. All eight tiles are 16 rows × 64 bytes. Scores: C 0–3 = 2 token tiles × 2 groups, A 4–5 = K, B 6–7
