@@ -230,8 +230,7 @@ class SequenceTasks {
     stage.alpha_floats = round_up(range_.rows, kLanes);
     set_distances(stage, range_.rows, kernels_.short_turn(sequence_.kv.head_dim));
     const bool asks = asks_between(stage);
-    Lines keys(stage, &Block::k, stage.k_row_bytes,
-               asked_ ? kFewPlanLines : plan_lines(end - begin, stage.k_row_bytes));
+    Lines keys(stage, &Block::k, stage.k_row_bytes, plan_lines(end - begin, stage.k_row_bytes, asked_));
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = address(begin);
       if (here.first >= here.last) continue;
@@ -313,14 +312,17 @@ class SequenceTasks {
     kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
   }
 
-  /// As many lines as come while a block is planned: 32 KiB in all, or the first ones are gone from the first-level cache again; and of few
-  /// blocks more, for scores to begin with.
-  static Index plan_lines(Index tokens, Index row_bytes) noexcept {
+  /// As many lines as come while a block is planned, behind those that were asked for before, or if none were, of few blocks more, for
+  /// scores to begin with; no more than 32 KiB in all, or the first ones are gone from the first-level cache again.
+  static Index plan_lines(Index tokens, Index row_bytes, bool asked) noexcept {
+    const Index blocks = (tokens + kBlock - 1) / kBlock;
+    const Index most = ((Index{32} << 10) - (asked ? Stream::kAhead : 0)) / Lines::kBytes / blocks;
+    const Index usual = asked ? 12 : 16;
+    if (most < usual) return most;
     const Index bytes = tokens * row_bytes < Stream::kAhead ? tokens * row_bytes : Stream::kAhead;
-    const Index lines = bytes / Lines::kBytes / ((tokens + kBlock - 1) / kBlock);
-    return lines > 16 ? lines : 16;
+    const Index first = bytes / Lines::kBytes / blocks;
+    return asked || first < usual ? usual : first;
   }
-  static constexpr Index kFewPlanLines = 12;  // behind those that were asked for before
   /// The same for a row's softmax: the fewer rows, the more for each.
   static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : Lines::kUsual; }
   static void ask_lines(const std::byte* first, Index count) noexcept {
