@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels ask memory for before they need it: every row, a few times at most, and nothing behind the cache. No result shows whether
+// What is asked of memory before it is needed: every row of a cache, a few times at most, and nothing behind the cache. No result shows whether
 // they do, and a row that nobody has asked for is waited for.
 #undef GQA_COMPILED_KERNELS  // these are kernels whose prefetch instructions are counted
 
@@ -223,6 +223,36 @@ TEST_P(Asking, EveryRowOfHeadsSideBySideIsAskedFor) {
             EXPECT_EQ(asked_behind(k, tokens * step.k_stride()), 0);
             EXPECT_EQ(asked_behind(v, tokens * step.v_stride()), 0);
           }
+}
+
+// Before the last values of a head: where its outputs go, and the next head's queries; none behind them.
+TEST_P(Asking, OutputsAndTheNextQueriesAreAskedFor) {
+  constexpr Index heads = 3;
+  for (const Index dim : {128, 20})  // whole lines, and rows that begin and end within lines
+    for (const Index group : {1, 4, 40})
+      for (const Index tokens : {10, 100, 1100}) {
+        const Index row_bytes = dim * static_cast<Index>(sizeof(float));
+        const Index bytes = heads * group * row_bytes;
+        Lines q(static_cast<std::size_t>(2 * bytes));
+        Lines out(static_cast<std::size_t>(2 * bytes));
+        const std::vector<float> kv(static_cast<std::size_t>(heads * tokens * dim));
+        KvCacheView cache = KvCacheView::contiguous(kv.data(), kv.data(), {tokens, heads, dim, dim});
+        cache.k_strides = cache.v_strides = KvStrides::head_major(heads, tokens, dim);
+        Options options;
+        options.path = GetParam();
+        const DynamicAttention attention;
+        keys = &q;
+        values = &out;
+        attention({reinterpret_cast<const float*>(q.begin()), 1, heads * group, dim}, cache,
+                  {reinterpret_cast<float*>(out.begin()), 1, heads * group, dim}, Causal{}, options);
+        keys = values = nullptr;
+        SCOPED_TRACE(std::string(path_name(GetParam())) + ", D " + std::to_string(dim) + ", G " +
+                     std::to_string(group) + ", tokens " + std::to_string(tokens));
+        EXPECT_EQ(count_tokens(out, 0, heads * group, row_bytes, row_bytes).missed, 0);
+        EXPECT_EQ(count_tokens(q, group, heads * group, row_bytes, row_bytes).missed, 0);
+        EXPECT_EQ(asked_behind(out, bytes), 0);
+        EXPECT_EQ(asked_behind(q, bytes), 0);
+      }
 }
 
 std::vector<Path> paths_that_ask() {  // tiles have their own way
