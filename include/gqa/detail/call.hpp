@@ -25,7 +25,7 @@ struct SequencePlan {
   Index stage_blocks = 1;  ///< blocks of a stage
   Index heads = 1;         ///< KV heads that a task walks side by side: several where they are adjacent in memory
   Index head_groups = 0;
-  Index spans = 1;          ///< of one tile, which is cut there: as many as are visible, or one
+  Index spans = 1;          ///< where a sequence of one tile is cut: as many as are visible; else one
   std::size_t partial = 0;  ///< of several spans: where their states lie in CallPlan::partials, in bytes
   Index progress = 0;       ///< of several spans: the first of head_groups in CallPlan::progress
 };

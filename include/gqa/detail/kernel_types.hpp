@@ -226,6 +226,18 @@ struct QuerySource {
     const RowPlace at(first_row + r, group);
     return data + at.token * token_stride + at.head * head_stride;
   }
+  /// Asks for `dim` elements of rows [first, last), where they follow each other: to be read (0) or written (1), into the first-level cache
+  /// (3) or the second (2).
+  template <int Written, int Level>
+  GQA_ALWAYS_INLINE void ask(Index first, Index last, Index dim) const noexcept {
+    asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
+    const Index bytes = dim_stride == 1 ? dim * element_bytes(type) : 0;
+    for (Index r = first; r < last && bytes > 0; ++r) {
+      const std::byte* const from = row(r);
+      for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, Written, Level);
+      __builtin_prefetch(from + bytes - 1, Written, Level);
+    }
+  }
 };
 
 /// Where a tile's outputs go; rows as in QuerySource.

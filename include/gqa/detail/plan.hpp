@@ -127,7 +127,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const bool streams = plan.heads == 1 && plan.tile_rows <= most;
   const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
-  plan.task_count = plan.head_groups * (plan.tiles > 1 ? plan.tiles : plan.spans);
+  plan.task_count = plan.head_groups * plan.tiles * plan.spans;
   return plan;
 }
 
@@ -143,7 +143,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     plan = plan_sequence(call, batch[i], options.products);
     plan.first_task = call.task_count;
     call.task_count += plan.task_count;
-    if (plan.tiles == 1 && plan.spans > 1) {
+    if (plan.spans > 1) {
       plan.progress = sizes.progress;
       plan.partial = sizes.partial_bytes;
       sizes.progress += plan.head_groups;

@@ -13,8 +13,8 @@ class RowRanges {
   explicit RowRanges(const TaskScratch& scratch) noexcept
       : begin_(scratch.row_begin), end_(scratch.row_end), position_(scratch.row_position) {}
 
-  /// The rows [first_row, first_row + rows) of a sequence.
-  void mark(const CallPlan& call, const Sequence& sequence, Index first_row, Index rows) {
+  /// The rows [first_row, first_row + rows) of a sequence. Returns the hull of what they see.
+  PositionRange mark(const CallPlan& call, const Sequence& sequence, Index first_row, Index rows) {
     rows_ = rows;
     gaps_ = false;
     PositionRange covered;
@@ -37,6 +37,7 @@ class RowRanges {
         position_[row] = position;
       }
     }
+    return covered;
   }
 
   /// The tokens of the block at `begin` that lie in a row's range.

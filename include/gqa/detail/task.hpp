@@ -50,7 +50,6 @@ class SequenceTasks {
 
   /// How many tasks behind this one are best done together with it: those of the head group, as long as a stage.
   Index joins(Index index) const noexcept {
-    if (plan_.tiles > 1) return 0;
     const Index left = plan_.spans - 1 - (index - plan_.first_task) % plan_.spans;
     return left < kStageSpans - 1 ? left : kStageSpans - 1;
   }
@@ -58,7 +57,7 @@ class SequenceTasks {
   /// Runs `count` tasks of a head group.
   void run(Index index, Index count) {
     const Index local = index - plan_.first_task;
-    const Index parts = plan_.tiles > 1 ? plan_.tiles : plan_.spans;
+    const Index parts = plan_.tiles * plan_.spans;  // one of them is 1
     const Index head_group = local / parts;
     const Index part = local % parts;
     if (plan_.tiles > 1) run_tile(head_group, plan_.tiles - 1 - part);  // under a causal mask the last is the longest
@@ -104,10 +103,8 @@ class SequenceTasks {
   void take_rows(Index first_row, Index rows) {
     range_.first_row = first_row;
     range_.rows = scratch_.tile.rows = scratch_.total.rows = rows;
-    range_.hull =
-        visible_hull(call_.variant, sequence_, first_row / call_.group, (first_row + rows - 1) / call_.group + 1);
+    range_.hull = rows_.mark(call_, sequence_, first_row, rows);
     first_span_ = range_.hull.begin / kSpan;
-    rows_.mark(call_, sequence_, first_row, rows);
   }
 
   /// Goes on to other heads, and packs their queries.
@@ -117,19 +114,23 @@ class SequenceTasks {
     const Index heads = call_.shape.kv_heads - range_.first_head;
     range_.heads = heads < plan_.heads ? heads : plan_.heads;
     if (plan_.spans > 1) scratch_.total = partial(0);
-    QuerySource source;
-    const Index bytes = element_bytes(sequence_.q.type);
-    source.type = sequence_.q.type;
-    source.token_stride = sequence_.q.strides.token * bytes;
-    source.head_stride = sequence_.q.strides.head * bytes;
-    source.dim_stride = sequence_.q.strides.dim;
-    source.group = call_.group;
-    source.first_row = range_.first_row;
-    for (Index j = 0; j < range_.heads; ++j) {
-      source.data =
-          static_cast<const std::byte*>(sequence_.q.data) + (range_.first_head + j) * call_.group * source.head_stride;
-      kernels_.pack(head_tile(scratch_.tile, j), source);
-    }
+    for (Index j = 0; j < range_.heads; ++j)
+      kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+  }
+
+  /// The task's rows of queries, or of outputs, in a KV head.
+  template <class View>
+  QuerySource rows_in(const View& view, Index head) const noexcept {
+    QuerySource rows;
+    const Index bytes = element_bytes(view.type);
+    rows.type = view.type;
+    rows.token_stride = view.strides.token * bytes;
+    rows.head_stride = view.strides.head * bytes;
+    rows.dim_stride = view.strides.dim;
+    rows.group = call_.group;
+    rows.first_row = range_.first_row;
+    rows.data = static_cast<const std::byte*>(view.data) + head * call_.group * rows.head_stride;
+    return rows;
   }
 
   /// The states of `count` spans, counted from the first that is seen, each from its own tokens alone. Where all before them are in the
@@ -263,26 +264,12 @@ class SequenceTasks {
 
   /// Asks for what comes behind the last values: where outputs go, and the next heads' queries.
   void ask_ends() const {
-    ask_rows<1>(sequence_.out, range_.first_head, range_.heads);
     const Index next = range_.first_head + range_.heads;
-    const Index left = call_.shape.kv_heads - next;
-    if (plan_.tiles <= 1) ask_rows<0>(sequence_.q, next, left < plan_.heads ? left : plan_.heads);
-  }
-  /// The task's rows in `heads` KV heads, to be written (1) or read (0).
-  template <int Written, class View>
-  void ask_rows(const View& view, Index first_head, Index heads) const {
-    asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-    const Index bytes = element_bytes(view.type);
-    const Index row_bytes = view.strides.dim == 1 ? view.dim * bytes : 0;
-    for (Index row = 0; row < range_.rows; ++row) {
-      const RowPlace at(range_.first_row + row, call_.group);
-      for (Index j = first_head; j < first_head + heads; ++j) {
-        const Index element = at.token * view.strides.token + (j * call_.group + at.head) * view.strides.head;
-        const std::byte* const data = static_cast<const std::byte*>(view.data) + element * bytes;
-        for (Index line = 0; line < row_bytes; line += Lines::kBytes) __builtin_prefetch(data + line, Written, 3);
-        if (row_bytes > 0) __builtin_prefetch(data + row_bytes - 1, Written, 3);
-      }
-    }
+    for (Index head = range_.first_head; head < next; ++head)
+      rows_in(sequence_.out, head).ask<1, 3>(0, range_.rows, sequence_.out.dim);
+    if (plan_.tiles > 1) return;  // its next task has other rows
+    for (Index head = next; head < next + plan_.heads && head < call_.shape.kv_heads; ++head)
+      rows_in(sequence_.q, head).ask<0, 3>(0, range_.rows, sequence_.q.dim);
   }
 
   Index span_of(const Stage& stage, Index b) const noexcept {
@@ -318,10 +305,10 @@ class SequenceTasks {
     const Index blocks = (tokens + kBlock - 1) / kBlock;
     const Index most = ((Index{32} << 10) - (asked ? Stream::kAhead : 0)) / Lines::kBytes / blocks;
     const Index usual = asked ? 12 : 16;
-    if (most < usual) return most;
     const Index bytes = tokens * row_bytes < Stream::kAhead ? tokens * row_bytes : Stream::kAhead;
     const Index first = bytes / Lines::kBytes / blocks;
-    return asked || first < usual ? usual : first;
+    const Index wanted = asked || first < usual ? usual : first;
+    return wanted < most ? wanted : most;
   }
   /// The same for a row's softmax: the fewer rows, the more for each.
   static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : Lines::kUsual; }

@@ -23,12 +23,7 @@ GQA_KERNEL void look_ahead(Ahead& ahead, Index part) { ahead.done(part); }
 
 // Asks for the queries of rows [first, last), clipped to those there are.
 GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source, Index first, Index last) {
-  asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-  const Index bytes = source.dim_stride == 1 ? tile.head_dim * element_bytes(source.type) : 0;
-  for (Index row = first; row < last && row < tile.rows; ++row) {
-    const std::byte* q = source.row(row);
-    for (Index line = 0; line < bytes; line += 64) prefetch(q + line);
-  }
+  source.ask<0, 2>(first, last < tile.rows ? last : tile.rows, tile.head_dim);
 }
 
 // The stream of a stage whose rows `now` are worked on: `count` of them, then `after`, which must live as long; so many tokens' have been
