@@ -14,25 +14,40 @@
 namespace gqa::test {
 namespace {
 
-/// A variant as the only head of a call sees it that is head `head` of another.
+/// A variant as the only head of a call sees it that is head `head` of another. A variant has no member that it cannot be asked for, so what
+/// V lacks comes from bases that lack it, too.
 template <class V>
-struct AsHead {
+struct RangesAsHead {
   V variant;
   Index head;
   PositionRange visible_range(Index query_position, Index kv_length) const {
     return variant.visible_range(query_position, kv_length);
   }
-  bool is_visible(Index query_position, Index key_position, Index) const
-    requires MaskingVariant<V>
-  {
-    return variant.is_visible(query_position, key_position, head);
-  }
-  float score(float score, Index query_position, Index key_position, Index) const
-    requires ScoringVariant<V>
-  {
-    return variant.score(score, query_position, key_position, head);
+};
+template <class V>
+struct MaskAsHead : RangesAsHead<V> {};
+template <MaskingVariant V>
+struct MaskAsHead<V> : RangesAsHead<V> {
+  bool is_visible(Index query_position, Index key_position, Index) const {
+    return this->variant.is_visible(query_position, key_position, this->head);
   }
 };
+template <class V>
+struct AsHead : MaskAsHead<V> {};
+template <ScoringVariant V>
+struct AsHead<V> : MaskAsHead<V> {
+  float score(float score, Index query_position, Index key_position, Index) const {
+    return this->variant.score(score, query_position, key_position, this->head);
+  }
+};
+
+template <class V>
+AsHead<V> as_head(const V& variant, Index head) {
+  AsHead<V> alone;
+  alone.variant = variant;
+  alone.head = head;
+  return alone;
+}
 
 long from_environment(const char* name, long otherwise) {
   const char* text = std::getenv(name);
@@ -162,7 +177,7 @@ class RandomCase {
     how.out_layout = TensorLayout::packed;
     const Index at[] = {position(token)};
     const WithStreaming streaming(token % 2 == 0 ? detail::Streaming::prefetched : detail::Streaming::followed);
-    return attend(q.const_view(), kv.view(), how, AsHead<V>{variant, head}, at);
+    return attend(q.const_view(), kv.view(), how, as_head(variant, head), at);
   }
 
   template <class V>

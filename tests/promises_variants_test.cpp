@@ -64,6 +64,9 @@ TEST_P(Variants, CausalWindow) {
 TEST_P(Variants, UsersDocuments) { hold(PackedDocuments{100}, "packed documents"); }
 TEST_P(Variants, UsersMask) { hold(Sieve{}, "sieve"); }
 TEST_P(Variants, UsersSinksAndWindow) { hold(SinksAndWindow{4, 40}, "sinks and window"); }
+TEST_P(Variants, UsersSinksAndWindowAsRanges) {
+  for (const Index window : {1, 40, 100, 700}) hold(SinksAndWindowRanges{4, window}, "sinks and window as ranges");
+}
 TEST_P(Variants, UsersEmptyRows) { hold(StrictlyBeforeOdd{}, "nothing for even positions"); }
 TEST_P(Variants, UsersAlibi) { hold(Alibi{}, "ALiBi"); }
 TEST_P(Variants, UsersSoftCap) { hold(SoftCap{1.5f}, "soft cap"); }
@@ -126,6 +129,55 @@ TEST_P(Variants, WhatARangeHidesIsNotAskedAbout) {
   EXPECT_EQ(variant.asked->load(), 40 * 4 * 50) << "each visible pair of each query head once";
   EXPECT_EQ(variant.outside->load(), 0);
   EXPECT_TRUE(same_bits(result, solve(p, cache_of(type()), {path()}, gqa::CausalWindow{50})));
+}
+
+// First tokens and a window of a long sequence: the pages between may be gone.
+TEST_P(Variants, WhatLiesBetweenRangesIsNotTouched) {
+  constexpr Index length = 9 * detail::kSpan + 50;
+  constexpr Index page = 16;
+  const Types types = cache_of(type());
+  for (const Index queries : {Index{1}, Index{5}, Index{40}}) {
+    const Problem p = make_problem({4, 2, 24, 16, queries, length}, 145);
+    const Tensor q(p.q, types.q);
+    const StoredCaches kv = store_cache(p.kv, types.k, types.v, paged_place(page));
+    KvCacheView holes = kv.view();
+    std::vector<std::int32_t> table(holes.page_table, holes.page_table + holes.page_table_size);
+    const SinksAndWindowRanges ranges{4, 100};
+    for (Index i = 1; i < (length - queries - 100) / page; ++i) table[static_cast<std::size_t>(i)] = -1;
+    holes.page_table = table.data();
+    for (const Index workers : {1, 3}) {
+      ShuffledExecutor shuffled{5, workers};
+      How how{path()};
+      how.executor = shuffled;
+      EXPECT_TRUE(same_bits(attend(q.const_view(), kv.view(), {path()}, SinksAndWindow{4, 100}),
+                            attend(q.const_view(), holes, how, ranges)))
+          << on(path()) << ", " << types << ", " << queries << " query tokens";
+    }
+    table[0] = -1;
+    EXPECT_THROW(static_cast<void>(attend(q.const_view(), holes, {path()}, ranges)), ArgumentError);
+  }
+}
+
+/// Hides all of some blocks, and gives the number of times that it is asked.
+struct WholeBlocksHidden : gqa::Causal {
+  std::shared_ptr<std::atomic<Index>> asked = std::make_shared<std::atomic<Index>>(0);
+  bool is_visible(Index query_position, Index key_position, Index query_head) const {
+    asked->fetch_add(1);
+    return key_position == query_position || (key_position / detail::kBlock + query_head) % 3 == 0;
+  }
+};
+
+TEST_P(Variants, HiddenBlocksAreAskedAboutOnceAndLeftOut) {
+  constexpr Index length = 2 * detail::kSpan + 10;
+  for (const Index heads : {1, 2, 4}) {
+    const Problem p = make_problem({4, heads, 16, 16, 3, length}, 146);
+    const Tensor q(p.q, cache_of(type()).q);
+    const StoredCaches kv = store_cache(p.kv, type(), type(), paged_place(64));
+    const WholeBlocksHidden variant;
+    const Result result = attend(q.const_view(), kv.view(), {path()}, variant);
+    EXPECT_EQ(variant.asked->load(), 4 * (3 * length - 3));
+    EXPECT_TRUE(within_bound(q.const_view(), kv.view(), {path()}, variant, result)) << on(path()) << ", " << heads << " KV heads";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, Variants, Variants::cases(), Variants::name);

@@ -35,7 +35,10 @@ namespace gqa {
 ///
 /// Thread safety: calls on one functor may run at the same time. Copies share nothing.
 /// Aliasing: an output must not overlap any input, or another output. No alignment is needed beyond the elements' own.
-/// Allocation: none once scratch has been allocated by a first call of the same size, or if the caller gives scratch.
+/// Allocation: none once scratch has been allocated by a first call of the same size, or if the caller gives scratch. Scratch is of the size of
+/// what each thread works on; release_scratch() gives it back. Threads that call one functor at the same time have scratch of their own,
+/// and do not slow each other down.
+/// Fork: after fork() the child may call and destroy functors that the parent had, also if other threads were in a call.
 template <int QueryHeads, int KvHeads, int HeadDim, int ValueDim = HeadDim, detail::CacheTypes Cache = AnyCache>
 class GroupedQueryAttention {
   static_assert(detail::HeadExtent<QueryHeads>, "QueryHeads must be positive, or gqa::dynamic");
@@ -57,7 +60,8 @@ class GroupedQueryAttention {
   /// @param q   n_q × Hq × D, the last n_q positions of the sequence
   /// @param kv  the cache, the queries' own tokens included
   /// @param out n_q × Hq × Dv
-  /// @throws ArgumentError naming what is wrong; out is untouched then
+  /// @throws ArgumentError naming what is wrong; out is untouched then. Stopped, if options.control asks for it, and whatever the variant
+  ///         or the executor throws; out is undefined then.
   GQA_ALWAYS_INLINE void operator()(const ConstTensorView& q, const KvCacheView& kv, const TensorView& out,
                                     const Options& options = {}) const {
     (*this)(Sequence{q, kv, out}, Causal{}, options);
@@ -99,6 +103,9 @@ class GroupedQueryAttention {
                                               const Options& options = {}) const {
     return detail::scratch_needed(batch, functor(), detail::variant_ref(variant), options);
   }
+
+  /// Frees the scratch that earlier calls left for later ones. Thread safe; calls that are running keep theirs until they have ended.
+  GQA_ALWAYS_INLINE void release_scratch() const noexcept { scratch_.release(); }
 
   /// The extents that are fixed; the others are gqa::dynamic.
   GQA_ALWAYS_INLINE HeadShape shape() const noexcept { return shape_; }

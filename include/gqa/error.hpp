@@ -26,6 +26,12 @@ class StorageExhausted : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A call was stopped by its CallControl before its work was done. Its outputs are undefined: some rows may have been written.
+class Stopped : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 /// Called with the message, in units compiled with -fno-exceptions, where those would throw. It must not return; if it
 /// does, the program is aborted.
 using ErrorHandler = void (*)(const char* message);

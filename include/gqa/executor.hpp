@@ -15,7 +15,7 @@
 namespace gqa {
 
 /// One call's work, as numbered tasks: `work(i)` runs task i. A reference, valid during the executor's call only; safe to
-/// call from several threads at once with different i. Never throws.
+/// call from several threads at once with different i. Never throws: what a variant throws is kept, and thrown by the call.
 ///
 /// What a call of the library hands out are no more tasks than the executor runs at the same time. Each goes through a share of
 /// the call's work, then helps with what is left of the others': no work waits for one that starts late.
@@ -32,7 +32,8 @@ class TaskRef {
 
 /// An executor runs work(0) … work(count − 1), each exactly once, in any order, on any threads, and returns when all are done.
 /// `concurrency()` is the largest number of tasks it will run at the same time, at least 1: a call has at most so many, and scratch for each.
-/// Results never depend on it.
+/// Results never depend on it. A call that finds less to do than is worth waking so many threads hands out fewer tasks; one that finds, when
+/// parallel_for has returned, that not every task was run throws.
 template <class E>
 concept Executor = requires(E& executor, Index count, const TaskRef& work) {
   executor.parallel_for(count, work);
@@ -48,12 +49,16 @@ struct SerialExecutor {
 };
 
 #if defined(_OPENMP)
-/// Runs the tasks in an OpenMP region of `threads` threads (0: OpenMP's default). Only in units compiled with -fopenmp.
+/// Runs the tasks in an OpenMP region of `threads` threads (0: OpenMP's default), or of as many as there are tasks; a single one on the calling
+/// thread. Only in units compiled with -fopenmp.
+/// A process that has been forked from one with OpenMP threads must not use it: that is so of every OpenMP region with GCC's libgomp.
 struct OpenMpExecutor {
   int threads = 0;
   GQA_ALWAYS_INLINE Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
   void parallel_for(Index count, const TaskRef& work) const noexcept {
-    const int team = static_cast<int>(concurrency());
+    if (count <= 1) return SerialExecutor::parallel_for(count, work);
+    const Index most = concurrency();
+    const int team = static_cast<int>(most < count ? most : count);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
     for (Index task = 0; task < count; ++task) work(task);
   }

@@ -3,6 +3,7 @@
 /// What a call is given besides its variant: the sequence, and the options common to a batch.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -53,6 +54,19 @@ enum class Products : std::uint8_t {
   bf16_terms,
 };
 
+/// What other threads see of a call while it runs, and how they stop it. One for each call at a time; it must outlive the call. All members may
+/// be read and written from any thread.
+struct CallControl {
+  /// Set by anybody: the call ends as soon as every worker has finished what it is at, a few thousand cached tokens at most, and throws
+  /// gqa::Stopped; without exceptions it returns, with done < total. Outputs are undefined then; all else is as usable as before. It is not
+  /// reset: a call that finds it set throws at once.
+  std::atomic<bool> stop{false};
+  /// Parts of the call's work that are done, of `total`: spans of 512 cached tokens, for each tile of queries. Both are set to 0 and the
+  /// number of parts when a call begins to work, after its arguments have been checked.
+  std::atomic<Index> done{0};
+  std::atomic<Index> total{0};
+};
+
 /// Common to all sequences of a call.
 struct Options {
   /// Multiplies q·k. Default: 1 / √D.
@@ -66,6 +80,8 @@ struct Options {
   /// Scratch of at least scratch_bytes(…) bytes, any alignment, not shared with a call that runs at the same time. Default: the
   /// functor's own, allocated on first use and kept.
   std::span<std::byte> scratch = {};
+  /// Progress, and a way to stop the call from another thread. Default: none.
+  CallControl* control = nullptr;
 };
 
 }  // namespace gqa

@@ -77,10 +77,16 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
   for (Index token = 0; token < q.tokens; ++token) {
     const Index position =
         positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
-    const PositionRange range = variant.visible_range(position, kv.length);
+    std::vector<bool> in_range(static_cast<std::size_t>(kv.length), false);
+    PositionRange ranges[kMaxRanges];
+    get_ranges(variant, position, kv.length, ranges);
+    for (Index i = 0; i < ranges_of<V>; ++i)
+      for (Index t = std::max<Index>(ranges[i].begin, 0); t < std::min(ranges[i].end, kv.length); ++t)
+        in_range[static_cast<std::size_t>(t)] = true;
     for (Index head = 0; head < q.heads; ++head) {
       std::vector<Index> visible;
-      for (Index t = std::max<Index>(range.begin, 0); t < std::min(range.end, kv.length); ++t) {
+      for (Index t = 0; t < kv.length; ++t) {
+        if (!in_range[static_cast<std::size_t>(t)]) continue;
         if constexpr (MaskingVariant<V>)
           if (!variant.is_visible(position, t, head)) continue;
         visible.push_back(t);

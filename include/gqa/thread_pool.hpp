@@ -10,6 +10,10 @@
 #include <unsupported/Eigen/CXX11/ThreadPool>
 #endif
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -95,6 +99,15 @@ inline void run_on_pool(Eigen::ThreadPoolInterface& pool, const std::shared_ptr<
   leave_job(job);
 }
 
+/// A number of the process; the same for all where there is no fork.
+inline Index this_process() noexcept {
+#if __has_include(<unistd.h>)
+  return static_cast<Index>(::getpid());
+#else
+  return 0;
+#endif
+}
+
 inline Index checked_threads(Index threads) {
   if (threads < 1) fail("threads", threads, "1 or more");
   return threads;
@@ -106,6 +119,8 @@ inline Index checked_threads(Index threads) {
 /// that are running: not for pool threads that are busy elsewhere. A call from one of the pool's own threads is therefore fine.
 ///
 /// Thread safety: several threads may use one executor at the same time.
+/// Fork: the child of a process has none of its parent's threads. An executor that was made before the fork runs the child's tasks on the calling
+/// thread, and is destroyed without waiting for anybody; the child makes one of its own to have threads.
 /// Allocation: none once a few calls have been made (those of Eigen's own pool aside: it makes none for these tasks).
 class ThreadPoolExecutor {
  public:
@@ -122,6 +137,10 @@ class ThreadPoolExecutor {
   GQA_ALWAYS_INLINE ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool, int threads)
       : concurrency_(std::min(detail::checked_threads(threads), Index{pool.NumThreads()} + 1)), pool_(&pool) {}
 
+  GQA_ALWAYS_INLINE ~ThreadPoolExecutor() {
+    if (owner_ != detail::this_process())
+      static_cast<void>(owned_.release());  // would wait for threads that are not there
+  }
   ThreadPoolExecutor(const ThreadPoolExecutor&) = delete;
   ThreadPoolExecutor& operator=(const ThreadPoolExecutor&) = delete;
 
@@ -131,12 +150,13 @@ class ThreadPoolExecutor {
   /// Runs work(0) … work(count − 1), each once; returns when all are done.
   GQA_ALWAYS_INLINE void parallel_for(Index count, const TaskRef& work) const {
     const Index helpers = std::min(concurrency_, count) - 1;
-    if (helpers <= 0) return SerialExecutor::parallel_for(count, work);
+    if (helpers <= 0 || owner_ != detail::this_process()) return SerialExecutor::parallel_for(count, work);
     detail::run_on_pool(*pool_, jobs_, helpers, count, work);
   }
 
  private:
   Index concurrency_;
+  Index owner_ = detail::this_process();  // whose threads the pool's are
   std::shared_ptr<detail::PoolJob::List> jobs_ = std::make_shared<detail::PoolJob::List>();
   std::unique_ptr<Eigen::ThreadPool> owned_;  // after jobs_: its threads are joined first
   Eigen::ThreadPoolInterface* pool_;

@@ -20,6 +20,12 @@
 
 namespace gqa::test {
 
+/// Tests make small calls; they are to be spread over as many workers as an executor says that it has.
+inline const bool small_calls_have_many_workers = [] {
+  detail::time_worth_a_worker().store(0.0);
+  return true;
+}();
+
 struct Shape {
   Index query_heads = 4;
   Index kv_heads = 2;

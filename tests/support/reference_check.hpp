@@ -120,7 +120,11 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
   const Index group = q.heads / kv.kv_heads;
   for (Index token = 0; token < q.tokens; ++token) {
     const Index position = positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
-    const PositionRange range = variant.visible_range(position, kv.length);
+    PositionRange ranges[detail::kMaxRanges];
+    detail::get_ranges(variant, position, kv.length, ranges);
+    const auto in_range = [&](Index t) {
+      return std::any_of(ranges, ranges + detail::ranges_of<V>, [&](const PositionRange& r) { return r.begin <= t && t < r.end; });
+    };
     for (Index head = 0; head < q.heads; ++head) {
       const Index row = token * q.heads + head;
       const Eigen::VectorXd query =
@@ -129,7 +133,8 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       double eta = gamma(n_l);
       double underflow = 0.0;
       Eigen::VectorXd spread = Eigen::VectorXd::Zero(kv.value_dim);
-      for (Index t = std::max<Index>(range.begin, 0); t < std::min(range.end, kv.length); ++t) {
+      for (Index t = 0; t < kv.length; ++t) {
+        if (!in_range(t)) continue;
         if constexpr (MaskingVariant<V>)
           if (!variant.is_visible(position, t, head)) continue;
         const Eigen::VectorXd key =

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "gqa/variant.hpp"
@@ -36,6 +37,16 @@ struct SinksAndWindow {
   }
   bool is_visible(Index query_position, Index key_position, Index) const {
     return key_position < sinks || key_position > query_position - window;
+  }
+};
+
+/// The same as ranges: what lies between is not even asked about.
+struct SinksAndWindowRanges {
+  Index sinks;
+  Index window;
+  std::array<PositionRange, 2> visible_range(Index query_position, Index kv_length) const {
+    const Index end = std::min(query_position + 1, kv_length);
+    return {PositionRange{query_position - window + 1, end}, PositionRange{0, std::min(sinks, end)}};  // in any order
   }
 };
 

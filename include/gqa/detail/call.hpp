@@ -15,26 +15,21 @@
 namespace gqa::detail {
 
 /// How one sequence is cut. Depends on its lengths, strides and visible range alone, never on threads or company.
+///
+/// Its unit is a fold: the spans of one tile of rows in one head group. Their states are merged in ascending order into one total, a
+/// left fold, whoever computes them.
 struct SequencePlan {
   const Kernels* kernels = nullptr;
-  Index first_task = 0;
-  Index task_count = 0;
-  Index rows = 0;       ///< n_q · G, the rows that share a KV head
-  Index tile_rows = 0;  ///< rows of a tile, the last may have fewer
+  Index first_fold = 0;
+  Index folds = 0;       ///< head_groups · tiles
+  Index first_span = 0;  ///< spans of the folds before its own, by the count that workers' shares are cut by
+  Index spans = 1;       ///< of a fold: all that the sequence's queries see, so that a tile may have fewer
+  Index rows = 0;        ///< n_q · G, the rows that share a KV head
+  Index tile_rows = 0;   ///< rows of a tile, the last may have fewer
   Index tiles = 0;
   Index stage_blocks = 1;  ///< blocks of a stage
-  Index heads = 1;         ///< KV heads that a task walks side by side: several where they are adjacent in memory
+  Index heads = 1;         ///< KV heads that a fold has side by side: several where they are adjacent in memory
   Index head_groups = 0;
-  Index spans = 1;          ///< where a sequence of one tile is cut: as many as are visible; else one
-  std::size_t partial = 0;  ///< of several spans: where their states lie in CallPlan::partials, in bytes
-  Index progress = 0;       ///< of several spans: the first of head_groups in CallPlan::progress
-};
-
-/// How far the spans of a head group are.
-struct Progress {
-  std::atomic<Index> spans{0};  ///< how many are done
-  /// Spans, from the first on, whose states are in the first one's: for the worker that took them all in order, and for the last one.
-  Index merged = 0;
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.
@@ -47,20 +42,43 @@ struct FunctorRef {
   KernelsFor kernels_for = nullptr;
 };
 
-/// A worker's share of a call's tasks: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
-/// the states of a split sequence are in its own caches still. When they are all taken it helps the other workers.
-struct alignas(kScratchAlignment) WorkerTasks {
-  std::atomic<Index> next{0};  ///< the next task to claim
-  Index end = 0;
+/// The state of a span that is complete while one before it is not. The state's memory follows it, see deposit_state.
+struct Deposit {
+  Deposit* next = nullptr;
+  Index span = 0;
+};
 
-  /// A task; or none, if it is not before `end`.
+/// A fold that a worker has begun, and how far it is. Others may claim spans of it.
+///
+/// Spans that directly follow those in the total are added to it by whoever holds it; other ones are left as deposits, and added by whoever
+/// holds the total when those before them are there. Nobody waits for it: a worker that finds it held leaves its deposit to the holder.
+struct alignas(kScratchAlignment) FoldProgress {
+  std::atomic<Index> fold{0};              ///< its number
+  std::atomic<Index> left{0};              ///< spans that nobody has claimed, the last ones
+  std::atomic<bool> held{false};           ///< somebody adds to the total
+  std::atomic<Deposit*> arrived{nullptr};  ///< deposits that no holder has seen
+  Index merged = 0;                        ///< the holder's: spans that are in the total, the first ones
+  Deposit* waiting = nullptr;              ///< the holder's: deposits that cannot be merged yet, in ascending order
+};
+
+/// A worker's share of a call's folds: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
+/// what it reads may be in its own caches still. When they are all taken it takes other workers' folds, then spans of folds in progress.
+struct alignas(kScratchAlignment) WorkerShare {
+  std::atomic<Index> next{0};  ///< the next fold to claim
+  Index end = 0;
+  std::atomic<std::uint64_t> deposits{0};  ///< which of its deposits are in use, as bits
+
+  /// A fold; or none, if it is not before `end`.
   GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, std::memory_order_relaxed); }
-  /// How many behind the one that was claimed are, too: no more than `most`, and a worker's share of what is left.
-  GQA_ALWAYS_INLINE Index claim_more(Index first, Index most, Index workers) noexcept {
-    const Index share = (end - first) / workers;
-    const Index more = most < share ? most : share;
-    return more > 0 && next.compare_exchange_strong(first, first + more, std::memory_order_relaxed) ? more : 0;
-  }
+  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(std::memory_order_relaxed) >= end; }
+};
+
+/// How a call ends before its work is done: somebody asked for it, or a worker threw. And how many workers have run.
+struct CallStatus {
+  std::atomic<bool> ended{false};  ///< no worker begins anything more
+  std::atomic<bool> threw{false};  ///< the first exception is being kept, or has been
+  std::atomic<Index> ran{0};       ///< workers that have returned
+  void* exception = nullptr;       ///< where it is kept, a std::exception_ptr; null in units without exceptions
 };
 
 /// A checked and planned call.
@@ -73,21 +91,29 @@ struct CallPlan {
   Index group = 1;
   VariantRef variant;
   float scale = 1.0f;
+  CallControl* control = nullptr;
+  CallStatus* status = nullptr;
   SequencePlan* sequences = nullptr;
-  Index task_count = 0;
-  std::byte* partials = nullptr;  ///< states of spans: the first is the total, others wait for those before them
-  Progress* progress = nullptr;   ///< one for each head group that has several spans
-  WorkerTasks* queues = nullptr;  ///< one for each worker
-  Index workers = 0;              ///< as many as the executor runs at the same time, or fewer
-  std::byte* slots = nullptr;     ///< scratch, `slot_bytes` for each worker
+  Index folds = 0;
+  Index spans = 0;                   ///< of all folds, see SequencePlan::first_span
+  Index workers = 0;                 ///< as many as the executor runs at the same time, or fewer
+  WorkerShare* shares = nullptr;     ///< one for each worker
+  FoldProgress* progress = nullptr;  ///< one for each worker: of the fold that it has begun
+  std::byte* totals = nullptr;       ///< states, `total_bytes` for each worker: of the fold that it has begun
+  std::byte* deposits = nullptr;     ///< `deposit_bytes` each, `worker_deposits` for each worker
+  std::byte* slots = nullptr;        ///< scratch, `slot_bytes` for each worker
+  std::size_t total_bytes = 0;
+  std::size_t deposit_bytes = 0;
+  Index worker_deposits = 0;
   std::size_t slot_bytes = 0;
 };
 
 /// Sizes that scratch follows from.
 struct ScratchSizes {
   Index sequences = 0;
-  Index progress = 0;
-  std::size_t partial_bytes = 0;
+  std::size_t total_bytes = 0;
+  std::size_t deposit_bytes = 0;
+  Index worker_deposits = 0;
   std::size_t slot_bytes = 0;
   Index workers = 0;
 };

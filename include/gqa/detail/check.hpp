@@ -153,24 +153,36 @@ inline Index query_position(const Sequence& sequence, Index token) noexcept {
                                     : sequence.positions[static_cast<std::size_t>(token)];
 }
 
-/// What the variant lets a position see, within what the cache has. An empty range is {0, 0}.
-inline PositionRange visible_range(const VariantRef& variant, Index position, Index length) {
-  PositionRange range = variant.range(variant.variant, position, length);
-  if (range.begin < 0) range.begin = 0;
-  if (range.end > length) range.end = length;
-  return range.begin < range.end ? range : PositionRange{};
+/// What the variant lets a position see, within what the cache has: VariantRef::ranges ranges, in any order. Empty ones are {0, 0}.
+inline void visible_ranges(const VariantRef& variant, Index position, Index length, PositionRange* ranges) {
+  variant.range(variant.variant, position, length, ranges);
+  for (Index i = 0; i < variant.ranges; ++i) {
+    if (ranges[i].begin < 0) ranges[i].begin = 0;
+    if (ranges[i].end > length) ranges[i].end = length;
+    if (ranges[i].begin >= ranges[i].end) ranges[i] = {};
+  }
+}
+
+/// Calls `visit(range, i)` for each range that query tokens [first, last) see, the i-th of a token's.
+template <class Visit>
+inline void for_each_range(const VariantRef& variant, const Sequence& sequence, Index first, Index last,
+                           const Visit& visit) {
+  PositionRange ranges[kMaxRanges];
+  for (Index token = first; token < last; ++token) {
+    visible_ranges(variant, query_position(sequence, token), sequence.kv.length, ranges);
+    for (Index i = 0; i < variant.ranges; ++i)
+      if (ranges[i].begin < ranges[i].end) visit(ranges[i], i);
+  }
 }
 
 /// The hull of what query tokens [first, last) see.
 inline PositionRange visible_hull(const VariantRef& variant, const Sequence& sequence, Index first, Index last) {
   PositionRange hull;
-  for (Index token = first; token < last; ++token) {
-    const PositionRange range = visible_range(variant, query_position(sequence, token), sequence.kv.length);
-    if (range.begin == range.end) continue;
+  for_each_range(variant, sequence, first, last, [&](const PositionRange& range, Index) {
     if (hull.begin == hull.end) hull = range;
     if (range.begin < hull.begin) hull.begin = range.begin;
     if (range.end > hull.end) hull.end = range.end;
-  }
+  });
   return hull;
 }
 
@@ -194,18 +206,17 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
         fail(name(("kv.page_table[" + std::to_string(page) + "]").c_str()), kv.page_table[page],
              "a page in [0, " + std::to_string(kv.pool_pages) + ")");
   };
-  PositionRange done;  // grows while ranges touch it, as those of successive positions do
-  for (Index token = 0; token < sequence.q.tokens; ++token) {
-    const PositionRange range = visible_range(variant, query_position(sequence, token), kv.length);
-    if (range.begin >= range.end) continue;
+  PositionRange checked[kMaxRanges];  // each grows while ranges touch it, as those of successive positions do
+  for_each_range(variant, sequence, 0, sequence.q.tokens, [&](const PositionRange& range, Index i) {
+    PositionRange& done = checked[i];
     if (done.begin >= done.end || range.begin > done.end || range.end < done.begin) {
       check_pages(range.begin, range.end);
       done = range;
-      continue;
+      return;
     }
     if (range.begin < done.begin) check_pages(range.begin, done.begin), done.begin = range.begin;
     if (range.end > done.end) check_pages(done.end, range.end), done.end = range.end;
-  }
+  });
 }
 
 /// One of the functor's cache types, as bits?

@@ -3,51 +3,195 @@
 /// Check, plan, execute: the way of every call.
 #pragma once
 
+#include <exception>
 #include <optional>
 
-#include "gqa/detail/task.hpp"
+#include "gqa/detail/fold.hpp"
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The number of the sequence that task number `index` of a call is of.
-inline Index sequence_of(const CallPlan& call, Index index) noexcept {
-  Index low = 0;  // the last one whose first task is not after `index`, skipping those without tasks
+/// The number of the sequence whose plan is the last one that is not behind `index`, by folds or by spans; those without any are skipped.
+inline Index sequence_of(const CallPlan& call, Index index, Index SequencePlan::*first) noexcept {
+  Index low = 0;
   for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
     const Index middle = (low + high + 1) / 2;
-    if (call.sequences[middle].first_task <= index) low = middle;
+    if (call.sequences[middle].*first <= index) low = middle;
     else high = middle - 1;
   }
   return low;
 }
 
-/// Runs the tasks of one worker, then those that other workers have not come to.
-inline void run_worker(const CallPlan& call, Index worker) {
-  std::byte* const slot = call.slots + static_cast<std::size_t>(worker) * call.slot_bytes;
-  std::optional<SequenceTasks> sequence;
-  const auto enter = [&](Index task) {
-    if (sequence.has_value() && sequence->has(task)) return;
-    const Index i = sequence_of(call, task);
-    sequence.emplace(call, call.batch[static_cast<std::size_t>(i)], call.sequences[i], slot);
-  };
-  for (Index i = 0, of = worker; i < call.workers; ++i, of = of + 1 < call.workers ? of + 1 : 0) {
-    WorkerTasks& tasks = call.queues[of];
-    if (tasks.next.load(std::memory_order_relaxed) >= tasks.end) continue;  // shared, not taken from another core
-    for (Index task; (task = tasks.claim()) < tasks.end;) {
-      enter(task);
-      sequence->run(task, 1 + tasks.claim_more(task + 1, sequence->joins(task), call.workers));
+/// One worker's way through a call: its own folds, those that others have not come to, and spans of folds in progress.
+class Worker {
+ public:
+  Worker(const CallPlan& call, Index number) noexcept : call_(call), number_(number) {}
+
+  void run() {
+    for (Index i = 0; i < call_.workers; ++i) {
+      WorkerShare& share = call_.shares[other(i)];
+      while (!share.exhausted() && !ended()) {  // looked at first: shared, not taken from another core
+        const Index fold = share.claim();
+        if (fold >= share.end) break;
+        const Index spans = enter(fold, number_);
+        count_done(call_, tasks_->planned_spans() - spans);
+        if (spans == 1 || call_.workers == 1) run_alone(spans);
+        else run_shared(publish(call_.progress[number_], fold, spans), spans);
+      }
+    }
+    for (Index i = 0; i < call_.workers && !ended(); ++i) {
+      FoldProgress& progress = call_.progress[other(i)];
+      if (progress.left.load(std::memory_order_acquire) <= 0) continue;
+      run_shared(progress, enter(progress.fold.load(std::memory_order_relaxed), other(i)));
     }
   }
+
+  /// Makes a fold known to other workers.
+  static FoldProgress& publish(FoldProgress& progress, Index fold, Index spans) noexcept {
+    progress.fold.store(fold, std::memory_order_relaxed);
+    progress.merged = 0;
+    progress.left.store(spans, std::memory_order_release);
+    return progress;
+  }
+
+  static void count_done(const CallPlan& call, Index spans) noexcept {
+    if (call.control != nullptr) call.control->done.fetch_add(spans, std::memory_order_relaxed);
+  }
+
+ private:
+  Index other(Index i) const noexcept {
+    const Index of = number_ + i;
+    return of < call_.workers ? of : of - call_.workers;
+  }
+
+  /// Whether the call is to end before its work is done.
+  bool ended() const noexcept {
+    if (call_.control != nullptr && call_.control->stop.load(std::memory_order_relaxed))
+      call_.status->ended.store(true, std::memory_order_relaxed);
+    return call_.status->ended.load(std::memory_order_relaxed);
+  }
+
+  /// Goes on to a fold, whose total is number `total`. Returns how many spans it has.
+  Index enter(Index fold, Index total) {
+    if (!tasks_.has_value() || !tasks_->has(fold)) {
+      const Index i = sequence_of(call_, fold, &SequencePlan::first_fold);
+      tasks_.emplace(call_, call_.batch[static_cast<std::size_t>(i)], call_.sequences[i],
+                     call_.slots + static_cast<std::size_t>(number_) * call_.slot_bytes);
+    }
+    return tasks_->enter(fold, total);
+  }
+
+  /// All spans of a fold that nobody else is at.
+  void run_alone(Index spans) {
+    Claim claim;
+    claim.in_order = true;
+    for (; claim.first < spans && !ended(); claim.first += claim.count) {
+      claim.count = spans - claim.first < kStageSpans ? spans - claim.first : kStageSpans;
+      run_claim(claim);
+    }
+    if (claim.first >= spans) tasks_->store();
+  }
+
+  void run_shared(FoldProgress& progress, Index spans) {
+    FoldShare fold(call_, number_, progress, *tasks_, spans);
+    while (!ended()) {
+      Claim claim = fold.claim(!call_.shares[number_].exhausted());
+      if (claim.count == 0) return;
+      run_claim(claim);
+      fold.finish(claim);
+    }
+  }
+
+  void run_claim(const Claim& claim) {
+    tasks_->run(claim);
+    count_done(call_, claim.count);
+  }
+
+  const CallPlan& call_;
+  const Index number_;
+  std::optional<SequenceTasks> tasks_;
+};
+
+/// Runs a worker. What its variant throws is kept, the first of it, and ends the call.
+inline void run_worker(const CallPlan& call, Index worker) noexcept {
+#if defined(__cpp_exceptions)
+  try {
+    Worker(call, worker).run();
+  } catch (...) {
+    if (!call.status->threw.exchange(true))
+      *static_cast<std::exception_ptr*>(call.status->exception) = std::current_exception();
+    call.status->ended.store(true, std::memory_order_relaxed);
+  }
+#else
+  Worker(call, worker).run();
+#endif
+  call.status->ran.fetch_add(1, std::memory_order_release);
 }
 
-inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef& executor) {
-  for (Index i = 0; i < sizes.progress; ++i) ::new (&call.progress[i]) Progress;
-  for (Index i = 0, begin = 0; i < call.workers; ++i) {
-    WorkerTasks& tasks = *::new (&call.queues[i]) WorkerTasks;
-    tasks.next.store(begin, std::memory_order_relaxed);
-    tasks.end = begin += (call.task_count - begin) / (call.workers - i);
+/// Ends a call that was stopped. Returns in units without exceptions.
+inline void stopped() {
+#if defined(__cpp_exceptions)
+  throw Stopped("gqa: the call was stopped by options.control");
+#endif
+}
+
+/// Cuts the folds into one share for each worker, by their spans. Where there are fewer folds than workers, all are made known at once, so
+/// that none waits for a worker that begins late.
+inline void share_out(const CallPlan& call) {
+  for (Index worker = 0, fold = 0; worker < call.workers; ++worker) {
+    WorkerShare& share = *::new (&call.shares[worker]) WorkerShare;
+    ::new (&call.progress[worker]) FoldProgress;
+    share.next.store(fold, std::memory_order_relaxed);
+    if (worker + 1 == call.workers) {
+      fold = call.folds;
+    } else {
+      const Index span =
+          call.spans / call.workers * (worker + 1) + call.spans % call.workers * (worker + 1) / call.workers;
+      const SequencePlan& plan = call.sequences[sequence_of(call, span, &SequencePlan::first_span)];
+      const Index to = plan.first_fold + (span - plan.first_span) / plan.spans;
+      if (to > fold) fold = to;
+    }
+    share.end = fold;
   }
+  if (call.folds >= call.workers) return;
+  for (Index fold = 0; fold < call.folds; ++fold) {
+    const Index i = sequence_of(call, fold, &SequencePlan::first_fold);
+    const SequencePlan& plan = call.sequences[i];
+    const Index first_row = (plan.tiles - 1 - (fold - plan.first_fold) % plan.tiles) * plan.tile_rows;
+    const Index last_row = first_row + plan.tile_rows < plan.rows ? first_row + plan.tile_rows : plan.rows;
+    const PositionRange hull = visible_hull(call.variant, call.batch[static_cast<std::size_t>(i)],
+                                            first_row / call.group, (last_row - 1) / call.group + 1);
+    Worker::publish(call.progress[fold * call.workers / call.folds], fold, spans_of(hull));
+    Worker::count_done(call, plan.spans - spans_of(hull));
+  }
+  for (Index worker = 0; worker < call.workers; ++worker) call.shares[worker].end = 0;
+}
+
+inline void execute(CallPlan& call, const ExecutorRef& executor) {
+  CallStatus status;
+  call.status = &status;
+#if defined(__cpp_exceptions)
+  std::exception_ptr exception;
+  status.exception = &exception;
+#endif
+  if (call.control != nullptr) {
+    call.control->done.store(0, std::memory_order_relaxed);
+    call.control->total.store(call.spans, std::memory_order_relaxed);
+  }
+  share_out(call);
   const TaskRef work(&call, [](void* plan, Index worker) { run_worker(*static_cast<const CallPlan*>(plan), worker); });
   executor.parallel_for(call.workers, work);
+  const Index ran = status.ran.load(std::memory_order_acquire);
+  if (ran != call.workers)
+    fail("options.executor", "one that ran " + std::to_string(ran) + " of " + std::to_string(call.workers) + " tasks",
+         "parallel_for to run every task once before it returns");
+  // Spans may be left that nobody had room for, see FoldShare::claim: with no other worker about, they are in order.
+  bool left = false;
+  for (Index i = 0; i < call.workers; ++i) left = left || call.progress[i].left.load(std::memory_order_relaxed) > 0;
+  if (left && !status.ended.load(std::memory_order_relaxed)) run_worker(call, 0);
+#if defined(__cpp_exceptions)
+  if (exception != nullptr) std::rethrow_exception(exception);
+#endif
+  if (status.ended.load(std::memory_order_relaxed)) stopped();
 }
 
 /// Scratch in bytes, with room to align a buffer of any alignment.
@@ -72,12 +216,13 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
   if (batch.empty()) return;
   CallPlan call;
   check_call(batch, functor, variant, options, call);
+  call.control = options.control;
   {
     const FloatEnvironment environment;
     call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
   }
   const ScratchSizes sizes = plan_batch(call, options);
-  if (call.task_count == 0) return;
+  if (call.folds == 0) return;
   const std::size_t needed = total_scratch(sizes);
   if (!options.scratch.empty() && options.scratch.size() < needed)
     fail("options.scratch.size()", static_cast<Index>(options.scratch.size()),
@@ -88,7 +233,7 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
     Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
     carve_call(carver, sizes, call);
     plan_batch(call, options);
-    execute(call, sizes, options.executor);
+    execute(call, options.executor);
   };
   if (!options.scratch.empty()) return run(options.scratch.data());
   ScratchLease lease(cache, needed);

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Sequences × KV heads × query tiles × spans → tasks. The cut follows lengths and strides only, never threads.
+/// Sequences × KV heads × query tiles → folds of spans. The cut follows lengths and strides only, never threads.
 #pragma once
 
 #include "gqa/detail/check.hpp"
 
 namespace gqa::detail {
 
-/// Everything a task needs besides its inputs, carved out of one slot of scratch (and, if split, out of the partials).
+/// Everything a worker needs besides inputs, totals and deposits, carved out of its slot of scratch.
 struct TaskScratch {
-  Block* units = nullptr;      ///< of a stage
-  RowTile tile;                ///< the state of the current span
-  RowTile total;               ///< the state of the spans before it
-  Index* tables = nullptr;     ///< AddressBook
-  Index* row_begin = nullptr;  ///< per row: what it sees
-  Index* row_end = nullptr;
-  Index* row_position = nullptr;     ///< per row
-  Index* row_head = nullptr;         ///< per row, for the heads of one KV head
-  std::uint64_t* visible = nullptr;  ///< per unit and row
+  Block* units = nullptr;                   ///< of a stage
+  RowTile tile;                             ///< the state of the current span
+  Index* tables = nullptr;                  ///< AddressBook
+  PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
+  PositionRange* visible_ranges = nullptr;  ///< what any row sees: as many as those of all rows
+  Index* row_position = nullptr;            ///< per row
+  Index* row_head = nullptr;                ///< per row, for the heads of one KV head
+  std::uint64_t* visible = nullptr;         ///< per unit and row
 };
 
 }  // namespace gqa::detail
@@ -48,14 +47,16 @@ inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
   return round_up(state_rows(rows), kernels.weight_rows) * kBlock;
 }
 
-/// Room for a task of a sequence.
-inline TaskScratch carve_task(Carver& carver, const SequencePlan& plan, const HeadShape& shape) noexcept {
+/// Room for the work on folds of a sequence.
+inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const SequencePlan& plan) noexcept {
+  const HeadShape& shape = call.shape;
   TaskScratch scratch;
   RowTile& tile = scratch.tile;
   const Kernels& kernels = *plan.kernels;
   const Index heads = plan.heads;
   const Index rows = plan.tile_rows;
   const Index units = plan.stage_blocks * heads;
+  const Index ranges = rows * call.variant.ranges;
   tile.rows = rows;
   tile.head_dim = shape.head_dim;
   tile.value_dim = shape.value_dim;
@@ -66,15 +67,13 @@ inline TaskScratch carve_task(Carver& carver, const SequencePlan& plan, const He
   tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
   scratch.units = carver.take<Block>(units);
   scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks));
-  scratch.row_begin = carver.take<Index>(rows);
-  scratch.row_end = carver.take<Index>(rows);
+  scratch.ranges = carver.take<PositionRange>(ranges);
+  scratch.visible_ranges = carver.take<PositionRange>(ranges);
   scratch.row_position = carver.take<Index>(rows);
   scratch.row_head = carver.take<Index>(rows);
   scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
-  scratch.total = tile;
   carve_state(carver, tile, heads, rows);
-  carve_state(carver, scratch.total, heads, rows);
   return scratch;
 }
 
@@ -105,6 +104,9 @@ constexpr int bf16_terms(ElementType q, ElementType k, ElementType v, Products p
   return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
+/// How many folds and spans of a call are counted at most.
+inline constexpr Index kMostFolds = Index{1} << 48;
+
 inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence, Products products) {
   SequencePlan plan;
   const HeadShape& shape = call.shape;
@@ -114,7 +116,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
-  if (plan.tiles == 1) plan.spans = spans_of(visible_hull(call.variant, sequence, 0, sequence.q.tokens));
+  plan.spans = spans_of(visible_hull(call.variant, sequence, 0, sequence.q.tokens));
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
@@ -127,51 +129,94 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const bool streams = plan.heads == 1 && plan.tile_rows <= most;
   const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
-  plan.task_count = plan.head_groups * plan.tiles * plan.spans;
+  plan.folds = plan.head_groups * plan.tiles;
   return plan;
 }
 
-/// Counts a call's tasks, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
+/// Nanoseconds that a sequence's spans take, roughly: 20 elements of keys and values a nanosecond where rows are few, and fewer the more
+/// rows there are. It decides how many threads are worth waking, and no bit.
+inline double estimated_time(const CallPlan& call, const SequencePlan& plan, const Sequence& sequence) noexcept {
+  const Index seen = plan.spans * kSpan < sequence.kv.length ? plan.spans * kSpan : sequence.kv.length;
+  const auto elements = static_cast<double>(seen) * static_cast<double>(call.shape.head_dim + call.shape.value_dim);
+  const auto heads = static_cast<double>(call.shape.kv_heads);
+  return elements * heads * (0.04 * static_cast<double>(plan.tiles) + 0.006 * static_cast<double>(plan.rows));
+}
+
+/// What a worker should have to do at least, in nanoseconds: waking a thread takes about as long. Tests, whose calls are small, change it.
+inline std::atomic<double>& time_worth_a_worker() noexcept {
+  static std::atomic<double> nanoseconds{2000.0};
+  return nanoseconds;
+}
+
+/// Deposits of a worker: enough that nobody has to leave a fold to others because one of them is slow; no more than there are spans, or
+/// bits in WorkerShare::deposits.
+inline Index deposits_of_worker(Index spans, Index workers, std::size_t bytes) noexcept {
+  if (workers == 1) return 0;
+  constexpr std::size_t usual = std::size_t{1} << 20;
+  const Index fit = bytes == 0 ? 0 : static_cast<Index>(usual / bytes);
+  const Index wanted = fit < kStageSpans ? kStageSpans : fit < 64 ? fit : 64;
+  const Index share = (spans + workers - 1) / workers;
+  return share < wanted ? share : wanted;
+}
+
+/// Counts a call's folds, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
 inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   ScratchSizes sizes;
   const std::span<const Sequence> batch = call.batch;
   SequencePlan* const plans = call.sequences;
   sizes.sequences = static_cast<Index>(batch.size());
   SequencePlan plan;
-  call.task_count = 0;
+  call.folds = 0;
+  call.spans = 0;
+  double time = 0.0;
+  Index most_spans = 1;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     plan = plan_sequence(call, batch[i], options.products);
-    plan.first_task = call.task_count;
-    call.task_count += plan.task_count;
-    if (plan.spans > 1) {
-      plan.progress = sizes.progress;
-      plan.partial = sizes.partial_bytes;
-      sizes.progress += plan.head_groups;
-      RowTile strides;
-      set_strides(strides, *plan.kernels, call.shape.value_dim);
-      sizes.partial_bytes +=
-          state_bytes(strides, plan.heads, plan.rows) * static_cast<std::size_t>(plan.head_groups * plan.spans);
-    }
-    if (plan.task_count > 0) {
+    plan.first_fold = call.folds;
+    plan.first_span = call.spans;
+    if (plan.folds > 0) {
+      call.folds += plan.folds;
+      call.spans += plan.folds * plan.spans;
+      time += estimated_time(call, plan, batch[i]);
+      RowTile state;
+      set_strides(state, *plan.kernels, call.shape.value_dim);
+      const std::size_t bytes = state_bytes(state, plan.heads, plan.tile_rows);
+      if (bytes > sizes.total_bytes) sizes.total_bytes = bytes;
+      if (plan.spans > 1 && bytes > sizes.deposit_bytes) sizes.deposit_bytes = bytes;
+      if (plan.spans > most_spans) most_spans = plan.spans;
       Carver carver(nullptr);
-      carve_task(carver, plan, call.shape);
+      carve_task(carver, call, plan);
       if (carver.used() > sizes.slot_bytes) sizes.slot_bytes = carver.used();
     }
     if (plans != nullptr) plans[i] = plan;
   }
   const Index concurrency = options.executor.concurrency();
-  const Index most = concurrency > 1 ? concurrency : 1;  // whatever it says now: the call has been checked
-  sizes.workers = call.task_count < most ? call.task_count : most;
+  sizes.workers = concurrency < call.spans ? concurrency : call.spans;
+  const double worth = time / time_worth_a_worker().load(std::memory_order_relaxed);
+  if (worth < static_cast<double>(sizes.workers)) sizes.workers = static_cast<Index>(worth);
+  if (sizes.workers < 1)
+    sizes.workers = call.spans > 0 ? 1 : 0;  // whatever the executor says now: the call has been checked
+  if (sizes.workers > 1 && most_spans > 1) {
+    sizes.deposit_bytes += kScratchAlignment;  // of the Deposit itself
+    sizes.worker_deposits = deposits_of_worker(call.spans, sizes.workers, sizes.deposit_bytes);
+  }
   return sizes;
 }
 
 /// Lays the call's scratch out from `carver`, or only measures it.
 inline void carve_call(Carver& carver, const ScratchSizes& sizes, CallPlan& plan) noexcept {
+  const auto bytes = [&](std::size_t each, Index count) {
+    return carver.take<std::byte>(static_cast<Index>(each) * count);
+  };
   plan.sequences = carver.take<SequencePlan>(sizes.sequences);
-  plan.progress = carver.take<Progress>(sizes.progress);
-  plan.partials = carver.take<std::byte>(static_cast<Index>(sizes.partial_bytes));
-  plan.queues = carver.take<WorkerTasks>(sizes.workers);
-  plan.slots = carver.take<std::byte>(static_cast<Index>(sizes.slot_bytes) * sizes.workers);
+  plan.shares = carver.take<WorkerShare>(sizes.workers);
+  plan.progress = carver.take<FoldProgress>(sizes.workers);
+  plan.totals = bytes(sizes.total_bytes, sizes.workers);
+  plan.deposits = bytes(sizes.deposit_bytes, sizes.worker_deposits * sizes.workers);
+  plan.slots = bytes(sizes.slot_bytes, sizes.workers);
+  plan.total_bytes = sizes.total_bytes;
+  plan.deposit_bytes = sizes.deposit_bytes;
+  plan.worker_deposits = sizes.worker_deposits;
   plan.slot_bytes = sizes.slot_bytes;
   plan.workers = sizes.workers;
 }

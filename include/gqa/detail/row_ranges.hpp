@@ -7,51 +7,66 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// A range of positions for each row, the same for the rows of a query token.
+/// Ranges of positions for each row, the same for the rows of a query token, and what any row sees.
 class RowRanges {
  public:
-  explicit RowRanges(const TaskScratch& scratch) noexcept
-      : begin_(scratch.row_begin), end_(scratch.row_end), position_(scratch.row_position) {}
+  RowRanges(const CallPlan& call, const TaskScratch& scratch) noexcept
+      : each_(call.variant.ranges),
+        ranges_(scratch.ranges),
+        position_(scratch.row_position),
+        seen_(scratch.visible_ranges) {}
 
   /// The rows [first_row, first_row + rows) of a sequence. Returns the hull of what they see.
   PositionRange mark(const CallPlan& call, const Sequence& sequence, Index first_row, Index rows) {
     rows_ = rows;
-    gaps_ = false;
-    PositionRange covered;
+    seen_count_ = 0;
     for (Index row = 0; row < rows;) {
       const Index token = RowPlace(first_row + row, call.group).token;
       const Index last = (token + 1) * call.group - first_row;
       const Index position = query_position(sequence, token);
-      const PositionRange seen = visible_range(call.variant, position, sequence.kv.length);
-      // Rows far apart may leave positions between them that no row sees.
-      if (seen.begin < seen.end) {
-        gaps_ = gaps_ || (covered.end > 0 && (seen.begin > covered.end || seen.end < covered.begin));
-        if (covered.end == 0 || seen.begin < covered.begin) covered.begin = seen.begin;
-        if (seen.end > covered.end) covered.end = seen.end;
+      PositionRange* const mine = ranges_ + row * each_;
+      visible_ranges(call.variant, position, sequence.kv.length, mine);
+      for (Index i = 0; i < each_; ++i)
+        if (mine[i].begin < mine[i].end) add(mine[i]);
+      if (row == 0 || mine->begin > latest_begin_) latest_begin_ = mine->begin;
+      if (row == 0 || mine->end < earliest_end_) earliest_end_ = mine->end;
+      for (Index same = row; same < last && same < rows; ++same) {
+        for (Index i = 0; i < each_ && same > row; ++i) ranges_[same * each_ + i] = mine[i];
+        position_[same] = position;
       }
-      if (row == 0 || seen.begin > latest_begin_) latest_begin_ = seen.begin;
-      if (row == 0 || seen.end < earliest_end_) earliest_end_ = seen.end;
-      for (; row < last && row < rows; ++row) {
-        begin_[row] = seen.begin;
-        end_[row] = seen.end;
-        position_[row] = position;
-      }
+      row = last;
     }
-    return covered;
+    if (seen_count_ == 0) return {};
+    return {seen_[0].begin, seen_[seen_count_ - 1].end};
   }
 
-  /// The tokens of the block at `begin` that lie in a row's range.
-  std::uint64_t of(Index row, Index begin) const noexcept { return tokens_of({begin_[row], end_[row]}, begin); }
-  /// Those of `hull`, which the rows' ranges lie in, that any row sees.
-  std::uint64_t of_any(const PositionRange& hull, Index begin) const noexcept {
-    const std::uint64_t tokens = tokens_of(hull, begin);
-    if (!gaps_) return tokens;
+  /// The tokens of the block at `begin` that lie in a row's ranges.
+  std::uint64_t of(Index row, Index begin) const noexcept {
+    if (each_ == 1) return tokens_of(ranges_[row], begin);
     std::uint64_t seen = 0;
-    for (Index row = 0; row < rows_; ++row) seen |= of(row, begin);
-    return tokens & seen;
+    for (Index i = 0; i < each_; ++i) seen |= tokens_of(ranges_[row * each_ + i], begin);
+    return seen;
+  }
+  /// Those that lie in any row's.
+  std::uint64_t of_any(Index begin) const noexcept {
+    if (seen_count_ == 1) return tokens_of(*seen_, begin);
+    std::uint64_t seen = 0;
+    for (Index i = first_behind(begin); i < seen_count_ && seen_[i].begin < begin + kBlock; ++i)
+      seen |= tokens_of(seen_[i], begin);
+    return seen;
+  }
+  /// The first block, from the one at `begin` on, of which a row sees something. There is one.
+  Index next_block(Index begin) const noexcept {
+    const Index from = seen_[first_behind(begin)].begin;
+    return from > begin ? from / kBlock * kBlock : begin;
   }
   /// Whether every row sees all of the block at `begin`.
-  bool whole(Index begin) const noexcept { return latest_begin_ <= begin && earliest_end_ >= begin + kBlock; }
+  bool whole(Index begin) const noexcept {
+    if (each_ == 1) return latest_begin_ <= begin && earliest_end_ >= begin + kBlock;
+    for (Index row = 0; row < rows_; ++row)
+      if (of(row, begin) != kEveryToken) return false;
+    return true;
+  }
   /// Of each row.
   const Index* positions() const noexcept { return position_; }
 
@@ -62,13 +77,42 @@ class RowRanges {
     return bit_range(first < 0 ? 0 : first, last > kBlock ? kBlock : last);
   }
 
-  Index* begin_;
-  Index* end_;
+  /// Keeps seen_ in ascending order, with a gap between neighbours.
+  void add(PositionRange range) noexcept {
+    Index end = seen_count_;
+    while (end > 0 && seen_[end - 1].begin > range.end) --end;  // behind the range
+    Index first = end;
+    for (; first > 0 && seen_[first - 1].end >= range.begin; --first) {
+      if (seen_[first - 1].begin < range.begin) range.begin = seen_[first - 1].begin;
+      if (seen_[first - 1].end > range.end) range.end = seen_[first - 1].end;
+    }
+    if (first == end) {  // touches none: make room
+      for (Index i = seen_count_++; i > first; --i) seen_[i] = seen_[i - 1];
+    } else {
+      for (Index i = end; i < seen_count_; ++i) seen_[first + 1 + i - end] = seen_[i];
+      seen_count_ -= end - first - 1;
+    }
+    seen_[first] = range;
+  }
+  /// The first of seen_ that reaches beyond `position`.
+  Index first_behind(Index position) const noexcept {
+    Index low = 0;
+    for (Index high = seen_count_; low < high;) {
+      const Index middle = (low + high) / 2;
+      if (seen_[middle].end > position) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+
+  Index each_;             // ranges of a row
+  PositionRange* ranges_;  // [row][each_]; empty ones are {0, 0}
   Index* position_;
+  PositionRange* seen_;
+  Index seen_count_ = 0;
   Index rows_ = 0;
-  Index latest_begin_ = 0;
+  Index latest_begin_ = 0;  // of the rows' first ranges
   Index earliest_end_ = 0;
-  bool gaps_ = false;  // positions in the hull that may be in no row's range
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -32,19 +32,27 @@ class Carver {
   std::size_t used_ = 0;
 };
 
+/// A number for the calling thread, from 0 on in the order in which threads ask.
+GQA_ALWAYS_INLINE unsigned thread_number() noexcept {
+  static std::atomic<unsigned> threads{0};
+  static thread_local unsigned number = 0;  // 1 more, so that it needs no initialisation
+  if (number == 0) number = threads.fetch_add(1, std::memory_order_relaxed) + 1;
+  return number - 1;
+}
+
 /// A functor's own scratch: buffers that finished calls put back for later ones, so that steady state allocates nothing, also
 /// with several threads calling at once. A copy of the functor starts with none.
+///
+/// Threads have lists of their own, up to so many, made by the first call; a thread whose list is empty takes from other lists. A list is taken
+/// out whole and put back, so that nobody waits for anybody: who finds nothing allocates.
 class ScratchCache {
  public:
-  GQA_ALWAYS_INLINE constexpr ScratchCache() noexcept = default;
-  GQA_ALWAYS_INLINE constexpr ScratchCache(const ScratchCache&) noexcept {}
+  ScratchCache() = default;
+  GQA_ALWAYS_INLINE ScratchCache(const ScratchCache&) noexcept {}
   GQA_ALWAYS_INLINE ScratchCache& operator=(const ScratchCache&) noexcept { return *this; }
   GQA_ALWAYS_INLINE ~ScratchCache() {
-    while (spare_ != nullptr) {
-      Buffer* const next = spare_->next;
-      release(spare_);
-      spare_ = next;
-    }
+    release();
+    if (List* const lists = lists_.load(std::memory_order_acquire)) free(lists);
   }
 
   struct Buffer {
@@ -55,35 +63,68 @@ class ScratchCache {
 
   /// A buffer of at least `bytes`: a spare one, or a new one in the place of a spare that is too small.
   GQA_ALWAYS_INLINE Buffer* acquire(std::size_t bytes) {
-    lock();
-    Buffer* buffer = spare_;
-    if (buffer != nullptr) spare_ = buffer->next;
-    unlock();
+    const unsigned own = thread_number();
+    List* const lists = make_lists();
+    Buffer* buffer = nullptr;
+    for (unsigned i = 0; i < kLists && buffer == nullptr; ++i) {
+      std::atomic<Buffer*>& list = lists[(own + i) % kLists].first;
+      if (list.load(std::memory_order_relaxed) == nullptr) continue;  // shared, not taken from another core
+      buffer = list.exchange(nullptr, std::memory_order_acquire);
+      if (buffer != nullptr) put(list, buffer->next);
+    }
     if (buffer != nullptr && buffer->bytes >= bytes) return buffer;
-    if (buffer != nullptr) release(buffer);
-    void* const memory = ::operator new (bytes + kScratchAlignment, std::align_val_t{kScratchAlignment});
-    return ::new (memory) Buffer{nullptr, bytes};
+    if (buffer != nullptr) free(buffer);
+    return ::new (allocate(bytes + kScratchAlignment)) Buffer{nullptr, bytes};
   }
+  /// Of a buffer that was acquired.
   GQA_ALWAYS_INLINE void put_back(Buffer* buffer) noexcept {
-    lock();
-    buffer->next = spare_;
-    spare_ = buffer;
-    unlock();
+    buffer->next = nullptr;
+    put(lists_.load(std::memory_order_acquire)[thread_number() % kLists].first, buffer);
+  }
+  /// Frees all spare buffers.
+  GQA_ALWAYS_INLINE void release() noexcept {
+    List* const lists = lists_.load(std::memory_order_acquire);
+    for (unsigned i = 0; i < kLists && lists != nullptr; ++i) {
+      for (Buffer* rest = lists[i].first.exchange(nullptr, std::memory_order_acquire); rest != nullptr;) {
+        Buffer* const buffer = rest;
+        rest = buffer->next;
+        free(buffer);
+      }
+    }
   }
 
  private:
-  GQA_ALWAYS_INLINE static void release(Buffer* buffer) noexcept {
-    ::operator delete (static_cast<void*>(buffer), std::align_val_t{kScratchAlignment});
+  static constexpr unsigned kLists = 16;
+  struct alignas(kScratchAlignment) List {
+    std::atomic<Buffer*> first{nullptr};
+  };
+
+  GQA_ALWAYS_INLINE static void* allocate(std::size_t bytes) {
+    return ::operator new (bytes, std::align_val_t{kScratchAlignment});
   }
-  // Held for a few instructions only.
-  GQA_ALWAYS_INLINE void lock() noexcept {
-    while (busy_.exchange(true, std::memory_order_acquire)) {
+  GQA_ALWAYS_INLINE static void free(void* memory) noexcept {
+    ::operator delete (memory, std::align_val_t{kScratchAlignment});
+  }
+  GQA_ALWAYS_INLINE List* make_lists() {
+    List* lists = lists_.load(std::memory_order_acquire);
+    if (lists != nullptr) return lists;
+    List* const made = static_cast<List*>(allocate(kLists * sizeof(List)));
+    for (unsigned i = 0; i < kLists; ++i) ::new (made + i) List;
+    if (lists_.compare_exchange_strong(lists, made, std::memory_order_acq_rel)) return made;
+    free(made);  // another thread was faster
+    return lists;
+  }
+  /// Puts a chain of buffers, or none, before those of a list.
+  GQA_ALWAYS_INLINE static void put(std::atomic<Buffer*>& list, Buffer* chain) noexcept {
+    if (chain == nullptr) return;
+    Buffer* last = chain;
+    while (last->next != nullptr) last = last->next;
+    last->next = list.load(std::memory_order_relaxed);
+    while (!list.compare_exchange_weak(last->next, chain, std::memory_order_release, std::memory_order_relaxed)) {
     }
   }
-  GQA_ALWAYS_INLINE void unlock() noexcept { busy_.store(false, std::memory_order_release); }
 
-  std::atomic<bool> busy_{false};
-  Buffer* spare_ = nullptr;
+  std::atomic<List*> lists_{nullptr};  // kLists of them
 };
 
 /// A ScratchCache's buffer for the length of a call.

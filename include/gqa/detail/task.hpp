@@ -9,7 +9,7 @@
 
 namespace gqa::detail {
 
-/// What a task computes: rows [first_row, first_row + rows) of KV heads [first_head, first_head + heads) over the positions in `hull`.
+/// What a worker is at: rows [first_row, first_row + rows) of KV heads [first_head, first_head + heads), over the positions in `hull`.
 struct TaskRange {
   Index first_row = 0;
   Index rows = 0;
@@ -18,11 +18,23 @@ struct TaskRange {
   PositionRange hull;
 };
 
+/// Spans [first, first + count) of a fold, which a worker computes.
+struct Claim {
+  Index first = 0;
+  Index count = 0;
+  bool in_order = false;  ///< all spans before them are in the total, which nobody else has: they are added to it
+  Deposit* deposits[kStageSpans] = {};  ///< else where their states go
+};
+
+GQA_ALWAYS_INLINE std::byte* deposit_state(Deposit* deposit) noexcept {
+  return reinterpret_cast<std::byte*>(deposit) + kScratchAlignment;
+}
+
 }  // namespace gqa::detail
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The tasks of a sequence that one worker takes, one after the other: their inputs, their place in the plan, their scratch. What a task
+/// What one worker needs for the folds of a sequence, one after the other: their inputs, their place in the plan, its scratch. What a fold
 /// finds as the last one left it is not done again.
 class SequenceTasks {
  public:
@@ -34,118 +46,61 @@ class SequenceTasks {
         kernels_(*plan.kernels),
         scratch_(carve(call, plan, slot)),
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
-        rows_(scratch_) {
+        rows_(call, scratch_) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
-    scratch_.tile.score_scale = scratch_.total.score_scale =
-        call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
-    scratch_.tile.scored = scratch_.total.scored = call.variant.transform != nullptr;
+    scratch_.tile.score_scale = call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
+    scratch_.tile.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
-    if (plan.tiles <= 1) take_rows(0, plan.rows);
+    total_ = scratch_.tile;
   }
 
-  /// Whether task number `index` of the call is one of the sequence's.
-  bool has(Index index) const noexcept {
-    return index >= plan_.first_task && index < plan_.first_task + plan_.task_count;
-  }
+  /// Whether fold number `fold` of the call is one of the sequence's.
+  bool has(Index fold) const noexcept { return fold >= plan_.first_fold && fold < plan_.first_fold + plan_.folds; }
 
-  /// How many tasks behind this one are best done together with it: those of the head group, as long as a stage.
-  Index joins(Index index) const noexcept {
-    const Index left = plan_.spans - 1 - (index - plan_.first_task) % plan_.spans;
-    return left < kStageSpans - 1 ? left : kStageSpans - 1;
-  }
+  /// What the plan counts a fold's spans as; those of a tile that sees less than others are fewer.
+  Index planned_spans() const noexcept { return plan_.spans; }
 
-  /// Runs `count` tasks of a head group.
-  void run(Index index, Index count) {
-    const Index local = index - plan_.first_task;
-    const Index parts = plan_.tiles * plan_.spans;  // one of them is 1
-    const Index head_group = local / parts;
-    const Index part = local % parts;
-    if (plan_.tiles > 1) run_tile(head_group, plan_.tiles - 1 - part);  // under a causal mask the last is the longest
-    else run_spans_of(head_group, part, count);
-  }
-
- private:
-  static TaskScratch carve(const CallPlan& call, const SequencePlan& plan, std::byte* slot) noexcept {
-    Carver carver(slot);
-    return carve_task(carver, plan, call.shape);
-  }
-
-  /// All spans of a tile of rows.
-  void run_tile(Index head_group, Index tile) {
-    const Index first_row = tile * plan_.tile_rows;
-    const Index rows = plan_.rows - first_row;
-    take_rows(first_row, rows < plan_.tile_rows ? rows : plan_.tile_rows);
-    take_heads(head_group);
-    in_order_ = true;
-    run_spans(0, spans_of(range_.hull));
-    store();
-  }
-
-  /// Spans [first, first + count) of all rows. Whoever finishes a head group last merges what is left; the order of merging is that of the
-  /// sequence, whoever it is.
-  void run_spans_of(Index head_group, Index first, Index count) {
-    const bool follows = head_group == head_group_ && first == next_span_;
-    if (head_group != head_group_) take_heads(head_group);
-    in_order_ = first == 0 || (follows && in_order_);
-    asked_ = follows && asked_;
-    next_span_ = first + count;
-    run_spans(first, count);
-    if (plan_.spans > 1) {
-      Progress& progress = call_.progress[plan_.progress + head_group];
-      if (in_order_) progress.merged = next_span_;
-      if (progress.spans.fetch_add(count, std::memory_order_acq_rel) + count != plan_.spans) return;
-      for (Index span = progress.merged; span < plan_.spans; ++span) merge(partial(span));
-    }
-    store();
-  }
-
-  /// Goes on to other rows.
-  void take_rows(Index first_row, Index rows) {
-    range_.first_row = first_row;
-    range_.rows = scratch_.tile.rows = scratch_.total.rows = rows;
-    range_.hull = rows_.mark(call_, sequence_, first_row, rows);
-    first_span_ = range_.hull.begin / kSpan;
-  }
-
-  /// Goes on to other heads, and packs their queries.
-  void take_heads(Index head_group) {
+  /// Goes on to a fold, whose total is number `total`. Returns how many spans it has.
+  Index enter(Index fold, Index total) {
+    const Index local = fold - plan_.first_fold;
+    const Index tile = plan_.tiles - 1 - local % plan_.tiles;  // under a causal mask the last is the longest
+    const Index head_group = local / plan_.tiles;
+    if (tile != tile_) take_rows(tile);
+    if (packed_ && (tile != tile_ || head_group != head_group_)) packed_ = false;
+    tile_ = tile;
     head_group_ = head_group;
     range_.first_head = head_group * plan_.heads;
     const Index heads = call_.shape.kv_heads - range_.first_head;
     range_.heads = heads < plan_.heads ? heads : plan_.heads;
-    if (plan_.spans > 1) scratch_.total = partial(0);
-    for (Index j = 0; j < range_.heads; ++j)
-      kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+    next_span_ = -1;
+    Carver carver(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes);
+    place_state(carver, total_);
+    return spans_of(range_.hull);
   }
 
-  /// The task's rows of queries, or of outputs, in a KV head.
-  template <class View>
-  QuerySource rows_in(const View& view, Index head) const noexcept {
-    QuerySource rows;
-    const Index bytes = element_bytes(view.type);
-    rows.type = view.type;
-    rows.token_stride = view.strides.token * bytes;
-    rows.head_stride = view.strides.head * bytes;
-    rows.dim_stride = view.strides.dim;
-    rows.group = call_.group;
-    rows.first_row = range_.first_row;
-    rows.data = static_cast<const std::byte*>(view.data) + head * call_.group * rows.head_stride;
-    return rows;
-  }
-
-  /// The states of `count` spans, counted from the first that is seen, each from its own tokens alone. Where all before them are in the
-  /// total, each goes there as soon as it is complete, and its place is free for the next one; else they stay among the partials.
-  void run_spans(Index first, Index count) {
-    begin_span(span_ = first);
-    Index begin = (first_span_ + first) * kSpan;
-    Index end = begin + count * kSpan;
-    if (begin < range_.hull.begin) begin = range_.hull.begin / kBlock * kBlock;
+  /// The states of the claimed spans, each from its own tokens alone, into the total or the deposits.
+  void run(const Claim& claim) {
+    if (!packed_) pack();
+    claim_ = &claim;
+    asked_ = asked_ && claim.first == next_span_;
+    next_span_ = claim.first + claim.count;
+    span_ = -1;
+    if (claim.in_order && claim.first == 0) begin(total_);
+    for (Index i = 0; i < claim.count && !claim.in_order; ++i) begin(deposited(claim.deposits[i]));
+    Index at = (first_span_ + claim.first) * kSpan;
+    Index end = at + claim.count * kSpan;
+    if (at < range_.hull.begin) at = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
     const Index step = (streams_ || range_.heads > 1 ? plan_.stage_blocks : 1) * kBlock;
-    for (; begin < end; begin += step) run_stage(begin, begin + step < end ? begin + step : end);
-    go_on_to(first + count - 1);
-    end_span(span_);
+    while (at < end && (at = rows_.next_block(at)) < end) {
+      run_stage(at, at + step < end ? at + step : end);
+      at += step;
+    }
+    end_span();
   }
+
+  /// The total's tokens, then those of a deposit.
+  void merge(Deposit* deposit) const { merge(deposited(deposit)); }
 
   /// Stores the total.
   void store() const {
@@ -165,45 +120,83 @@ class SequenceTasks {
         target.lse = sequence_.lse.data() + first_head;
         target.lse_token_stride = call_.shape.query_heads;
       }
-      kernels_.store(head_tile(scratch_.total, j), target);
+      kernels_.store(head_tile(total_, j), target);
     }
   }
 
-  /// The state of a span at its place among the partials.
-  RowTile partial(Index span) const noexcept {
+ private:
+  static TaskScratch carve(const CallPlan& call, const SequencePlan& plan, std::byte* slot) noexcept {
+    Carver carver(slot);
+    return carve_task(carver, call, plan);
+  }
+
+  /// Goes on to other rows.
+  void take_rows(Index tile) {
+    range_.first_row = tile * plan_.tile_rows;
+    const Index rows = plan_.rows - range_.first_row;
+    range_.rows = scratch_.tile.rows = total_.rows = rows < plan_.tile_rows ? rows : plan_.tile_rows;
+    range_.hull = rows_.mark(call_, sequence_, range_.first_row, range_.rows);
+    first_span_ = range_.hull.begin / kSpan;
+  }
+
+  /// Packs the queries of the heads.
+  void pack() {
+    packed_ = true;
+    for (Index j = 0; j < range_.heads; ++j)
+      kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+  }
+
+  /// The task's rows of queries, or of outputs, in a KV head.
+  template <class View>
+  QuerySource rows_in(const View& view, Index head) const noexcept {
+    QuerySource rows;
+    const Index bytes = element_bytes(view.type);
+    rows.type = view.type;
+    rows.token_stride = view.strides.token * bytes;
+    rows.head_stride = view.strides.head * bytes;
+    rows.dim_stride = view.strides.dim;
+    rows.group = call_.group;
+    rows.first_row = range_.first_row;
+    rows.data = static_cast<const std::byte*>(view.data) + head * call_.group * rows.head_stride;
+    return rows;
+  }
+
+  /// Lays a state of the fold's heads and rows out.
+  void place_state(Carver& carver, RowTile& state) const noexcept {
+    carve_state(carver, state, plan_.heads, plan_.tile_rows);
+  }
+  RowTile deposited(Deposit* deposit) const noexcept {
     RowTile state = scratch_.tile;
-    const std::size_t bytes = state_bytes(state, plan_.heads, plan_.rows);
-    Carver carver(call_.partials + plan_.partial + static_cast<std::size_t>(head_group_ * plan_.spans + span) * bytes);
-    carve_state(carver, state, plan_.heads, plan_.rows);
+    Carver carver(deposit_state(deposit));
+    place_state(carver, state);
     return state;
   }
-
-  /// Where the state of a span is. In order, that of the first is the total, the others take turns.
-  RowTile state_of(Index span) const noexcept {
-    if (!in_order_) return partial(span);
-    return span == 0 ? scratch_.total : scratch_.tile;
-  }
-  void begin_span(Index span) const {
-    const RowTile state = state_of(span);
+  void begin(const RowTile& state) const {
     for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
-  }
-  void end_span(Index span) const {
-    if (in_order_ && span > 0) merge(scratch_.tile);
-  }
-  /// The spans before this one are complete.
-  void go_on_to(Index span) {
-    while (span_ < span) {
-      end_span(span_);
-      begin_span(++span_);
-    }
   }
   /// The state of the total's tokens, then those of `from`.
   void merge(const RowTile& from) const {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(scratch_.total, j), head_tile(from, j));
+    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(total_, j), head_tile(from, j));
   }
 
-  /// The part of the block at `begin` that the task's rows see.
-  BlockAddress address(Index begin) { return addresses_.block(begin, rows_.of_any(range_.hull, begin)); }
+  /// Where the state of a claimed span is computed. In order, that of the first span is the total, the others take turns.
+  RowTile state_of(Index span) const noexcept {
+    if (!claim_->in_order) return deposited(claim_->deposits[span - claim_->first]);
+    return span == 0 ? total_ : scratch_.tile;
+  }
+  /// The spans before this one are complete. Those of which no row sees anything are never come to: their states would change nothing.
+  void go_on_to(Index span) {
+    if (span == span_) return;
+    end_span();
+    span_ = span;
+    if (claim_->in_order && span > 0) begin(scratch_.tile);
+  }
+  void end_span() const {
+    if (claim_->in_order && span_ > 0) merge(scratch_.tile);
+  }
+
+  /// The part of the block at `begin` that lies in the rows' ranges.
+  BlockAddress address(Index begin) { return addresses_.block(begin, rows_.of_any(begin)); }
 
   const std::byte* k_rows(const BlockAddress& at, Index head) const noexcept {
     return static_cast<const std::byte*>(sequence_.kv.k) + at.k_base + head * addresses_.k_strides().head;
@@ -233,7 +226,7 @@ class SequenceTasks {
     const bool asks = asks_between(stage);
     Lines keys(stage, &Block::k, stage.k_row_bytes, plan_lines(end - begin, stage.k_row_bytes, asked_));
     for (; begin < end; begin += kBlock) {
-      const BlockAddress here = address(begin);
+      const BlockAddress here = addresses_.block(begin, seen_in(begin, stage.blocks));
       if (here.first >= here.last) continue;
       add_block(here, stage.blocks++);
       if (!asks) continue;
@@ -336,9 +329,8 @@ class SequenceTasks {
       block.first = here.first;
       block.last = here.last;
       if (!whole && (j == 0 || call_.variant.refine != nullptr)) {
-        std::uint64_t* const bits = scratch_.visible + (b * range_.heads + j) * range_.rows;
-        rows_differ = mark_visible(bits, here.begin, head, bit_range(here.first, here.last));
-        visible = bits;
+        visible = visible_of(b, j);
+        rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
       }
       block.visible = visible;
       block.careful = rows_differ &&
@@ -358,16 +350,32 @@ class SequenceTasks {
     return true;
   }
 
+  /// Per row, of unit j of block b of the stage.
+  std::uint64_t* visible_of(Index b, Index j) const noexcept {
+    return scratch_.visible + (b * range_.heads + j) * range_.rows;
+  }
+  /// The tokens of the block at `begin`, which would be the stage's block b, that any row sees. A variant that refines ranges is asked here,
+  /// once a pair.
+  std::uint64_t seen_in(Index begin, Index b) const {
+    const std::uint64_t in_ranges = rows_.of_any(begin);
+    if (call_.variant.refine == nullptr || in_ranges == 0) return in_ranges;
+    std::uint64_t seen = 0;
+    for (Index j = 0; j < range_.heads; ++j) {
+      for (Index row = 0; row < range_.rows; ++row) {
+        std::uint64_t& bits = visible_of(b, j)[row];
+        bits = call_.variant.refine(call_.variant.variant, rows_.of(row, begin), rows_.positions()[row],
+                                    query_head(range_.first_head + j, row), begin);
+        seen |= bits;
+      }
+    }
+    return seen;
+  }
   /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
-  bool mark_visible(std::uint64_t* visible, Index block_begin, Index kv_head, std::uint64_t all) const {
+  bool mark_visible(std::uint64_t* visible, Index block_begin, std::uint64_t all) const noexcept {
     bool differ = false;
     for (Index row = 0; row < range_.rows; ++row) {
-      std::uint64_t bits = rows_.of(row, block_begin) & all;
-      if (call_.variant.refine != nullptr)
-        bits = call_.variant.refine(call_.variant.variant, bits, rows_.positions()[row], query_head(kv_head, row),
-                                    block_begin);
-      visible[row] = bits;
-      differ |= bits != all;
+      if (call_.variant.refine == nullptr) visible[row] = rows_.of(row, block_begin) & all;
+      differ |= visible[row] != all;
     }
     return differ;
   }
@@ -389,16 +397,19 @@ class SequenceTasks {
   TaskScratch scratch_;
   AddressBook addresses_;
   RowRanges rows_;
+  RowTile total_;  // of the fold
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
   TaskRange range_;
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:
-  Index head_group_ = -1;  // whose queries are packed
-  Index next_span_ = 0;    // behind the last task's
-  Index span_ = 0;         // that is being computed
-  bool in_order_ = false;  // all spans before the task's are in the total
-  bool asked_ = false;     // the first `ahead` keys of the next stage have been asked for
+  Index tile_ = -1;  // whose rows are marked
+  Index head_group_ = -1;
+  bool packed_ = false;  // their queries are
+  const Claim* claim_ = nullptr;
+  Index next_span_ = -1;  // behind the last claim of the fold
+  Index span_ = -1;       // that is being computed; or none
+  bool asked_ = false;    // the first `ahead` keys of the next stage have been asked for
 };
 
 }  // namespace gqa::detail::inline GQA_ABI
