@@ -221,6 +221,8 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
     const FloatEnvironment environment;
     call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
   }
+  SequencePlan single;  // of a call of one sequence, which need not be planned twice
+  if (batch.size() == 1) call.sequences = &single;
   const ScratchSizes sizes = plan_batch(call, options);
   if (call.folds == 0) return;
   const std::size_t needed = total_scratch(sizes);
@@ -232,7 +234,8 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
     const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;
     Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
     carve_call(carver, sizes, call);
-    plan_batch(call, options);
+    if (batch.size() == 1) call.sequences = &single;
+    else plan_batch(call, options);
     execute(call, options.executor);
   };
   if (!options.scratch.empty()) return run(options.scratch.data());

@@ -62,9 +62,12 @@ class SequenceTasks {
 
   /// Goes on to a fold, whose total is number `total`. Returns how many spans it has.
   Index enter(Index fold, Index total) {
-    const Index local = fold - plan_.first_fold;
-    const Index tile = plan_.tiles - 1 - local % plan_.tiles;  // under a causal mask the last is the longest
-    const Index head_group = local / plan_.tiles;
+    Index head_group = fold - plan_.first_fold;
+    Index tile = 0;
+    if (plan_.tiles > 1) {
+      tile = plan_.tiles - 1 - head_group % plan_.tiles;  // under a causal mask the last is the longest
+      head_group /= plan_.tiles;
+    }
     if (tile != tile_) take_rows(tile);
     if (packed_ && (tile != tile_ || head_group != head_group_)) packed_ = false;
     tile_ = tile;
