@@ -94,7 +94,8 @@ class AddressBook {
     const Index first = std::countr_zero(seen);
     const Index last = kBlock - std::countl_zero(seen);
     Place place = locate(kv_, begin + first);
-    if (place.run >= last - first && seen == bit_range(first, last))
+    // Where the block would begin before the first slot, no address is worked out from there.
+    if (place.run >= last - first && place.slot >= first && seen == bit_range(first, last))
       return {place.page * k_.page + (place.slot - first) * k_.token,
               place.page * v_.page + (place.slot - first) * v_.token,
               uniform_,

@@ -131,6 +131,16 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   return plan;
 }
 
+/// A call has no more tasks, and no part of its scratch more bytes.
+inline constexpr Index kMostOfAll = Index{1} << 40;
+
+inline Index limited(const Checked& total, const CallPlan& call, std::size_t i, const char* member, Index given) {
+  if (!total.at_most(kMostOfAll))
+    fail(ArgumentName{static_cast<Index>(i), call.batch.size() > 1}(member), given,
+         "one with which the call has at most 2^40 tasks, and bytes of scratch");
+  return total.value();
+}
+
 /// Counts a call's tasks, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
 inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   ScratchSizes sizes;
@@ -142,15 +152,17 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   for (std::size_t i = 0; i < batch.size(); ++i) {
     plan = plan_sequence(call, batch[i], options.products);
     plan.first_task = call.task_count;
-    call.task_count += plan.task_count;
+    call.task_count =
+        limited(Checked(call.task_count) + plan.task_count, call, i, "q.tokens", batch[i].q.tokens);
     if (plan.spans > 1) {
       plan.progress = sizes.progress;
       plan.partial = sizes.partial_bytes;
       sizes.progress += plan.head_groups;
       RowTile strides;
       set_strides(strides, *plan.kernels, call.shape.value_dim);
-      sizes.partial_bytes +=
-          state_bytes(strides, plan.heads, plan.rows) * static_cast<std::size_t>(plan.head_groups * plan.spans);
+      const auto state = static_cast<Index>(state_bytes(strides, plan.heads, plan.rows));
+      const Checked partials = Checked(plan.head_groups) * plan.spans * state + static_cast<Index>(sizes.partial_bytes);
+      sizes.partial_bytes = static_cast<std::size_t>(limited(partials, call, i, "kv.length", batch[i].kv.length));
     }
     if (plan.task_count > 0) {
       Carver carver(nullptr);
@@ -162,6 +174,8 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   const Index concurrency = options.executor.concurrency();
   const Index most = concurrency > 1 ? concurrency : 1;  // whatever it says now: the call has been checked
   sizes.workers = call.task_count < most ? call.task_count : most;
+  if (!(Checked(static_cast<Index>(sizes.slot_bytes)) * sizes.workers).at_most(kMostOfAll))
+    fail("options.executor.concurrency()", concurrency, "so many that their scratch is at most 2^40 bytes");
   return sizes;
 }
 
