@@ -207,7 +207,7 @@ inline Path check_path(const Options& options) {
   const Path active = active_path().path;
   if (!options.path.has_value()) return active;
   if (*options.path > Path::amx || !path_available(*options.path))
-    fail("options.path", *options.path > Path::amx ? "unknown" : path_name(*options.path),
+    fail("options.path", path_name(*options.path),
          "a path that this process can run, such as " + std::string(path_name(active)));
   return *options.path;
 }
