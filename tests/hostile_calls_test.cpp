@@ -202,6 +202,8 @@ Verdict HostileCall::judge() const {
   if (q_view.tokens > 0 && !(q_memory.holds(q_view.data, q_view.type, q_extent.low, q_extent.high) &&
                              out_memory.holds(out_view.data, out_view.type, out_extent.low, out_extent.high)))
     return Verdict::unknown;
+  const std::span<float> floats = const_cast<Output&>(out).lse();
+  if (!lse.empty() && lse.data() + lse.size() > floats.data() + floats.size()) return Verdict::unknown;
   const auto& planes = kv.planes();
   const Memory k_memory(planes.k), v_memory(planes.v.empty() ? planes.k : planes.v);
   if (length > 0 && !(k_memory.holds(kv_view.k, kv_view.k_type, k_extent.low, k_extent.high) &&
