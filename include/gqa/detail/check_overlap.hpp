@@ -34,7 +34,10 @@ inline bool meet(const ByteRange& a, const ByteRange& b) noexcept { return (a.be
 inline Index size_of_step(Index stride) noexcept { return stride < 0 ? -stride : stride; }
 
 /// True if every (token, head, dim) has an element of its own: sorted by size, each stride steps over what the smaller ones reach.
-inline bool elements_are_distinct(const ConstTensorView& tensor) noexcept {
+template <class View>
+inline bool elements_are_distinct(const View& tensor) noexcept {
+  const TensorStrides& steps = tensor.strides;
+  if (steps.dim == 1 && steps.head >= tensor.dim && steps.token >= tensor.heads * steps.head) return true;  // as usual
   Index extent[3] = {tensor.tokens, tensor.heads, tensor.dim};
   Index stride[3] = {size_of_step(tensor.strides.token), size_of_step(tensor.strides.head),
                      size_of_step(tensor.strides.dim)};
@@ -163,13 +166,19 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
   check("out", out);
   check("lse", lse);
   if (lse_floats > 0 && has_element_in(out, ranges.lse)) fail_overlap(name, "lse", name("out"));
-  const auto in_scratch = [&](const char* input, const ConstTensorView& read) {
-    if (read.tokens > 0 && !scratch.empty() && has_element_in(read, plain(scratch)))
-      fail("options.scratch", "in the memory of " + name(input), "memory that the call uses for nothing else");
+  if (scratch.empty()) return;
+  const auto refuse = [](const std::string& input) {
+    fail("options.scratch", "in the memory of " + input, "memory that the call uses for nothing else");
   };
-  in_scratch("q", sequence.q);
-  if (!pool) in_scratch("kv.k", key_rows(kv, slots));
-  if (!pool) in_scratch("kv.v", value_rows(kv, slots));
+  const auto tensor_in_scratch = [&](const char* input, const ConstTensorView& read) {
+    if (read.tokens > 0 && has_element_in(read, plain(scratch))) refuse(name(input));
+  };
+  tensor_in_scratch("q", sequence.q);
+  if (!pool) tensor_in_scratch("kv.k", key_rows(kv, slots));
+  if (!pool) tensor_in_scratch("kv.v", value_rows(kv, slots));
+  if (meet(plain(scratch), plain(sequence.positions))) refuse(name("positions"));
+  if (meet(plain(scratch), table)) refuse(name("kv.page_table"));
+  if (meet(plain(scratch), plain(batch))) refuse("the batch's sequences");
 }
 
 /// Fails if a sequence's outputs surely share memory with anything else that it uses. A few comparisons, where nothing lies between the

@@ -68,67 +68,89 @@ inline void check_type(const ArgumentName& name, const char* member, ElementType
   if (type > ElementType::f16) fail(name(member), static_cast<Index>(type), "ElementType::f32, bf16 or f16");
 }
 
-inline void check_alignment(const ArgumentName& name, const char* member, const void* data, Index bytes) {
-  if ((reinterpret_cast<std::uintptr_t>(data) & static_cast<std::uintptr_t>(bytes - 1)) != 0)
-    fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(bytes));
+// What is said is put together in functions of its own, so that looking is short.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
+                                                             const std::string& what) {
+  fail(name(member), "null", "a pointer to " + what);
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_misaligned(const ArgumentName& name, const char* member,
+                                                                   Index bytes) {
+  fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(bytes));
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_stride(const ArgumentName& name, const char* member,
+                                                               Index stride) {
+  fail(name(member), stride, "a stride whose offsets fit in 48 bits");
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_range(const ArgumentName& name, const TensorNames& names,
+                                                              const TensorStrides& strides) {
+  fail(name(names.strides),
+       "{" + std::to_string(strides.token) + ", " + std::to_string(strides.head) + ", " + std::to_string(strides.dim) +
+           "}",
+       "strides that lead from " + name(names.data) + " to places within the address space");
 }
 
-inline void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
-  if (data == nullptr) fail(name(member), "null", "a pointer to " + std::string(element_name(type)) + " elements");
-  check_alignment(name, member, data, element_bytes(type));
+GQA_ALWAYS_INLINE bool is_aligned(const void* data, Index bytes) noexcept {
+  return (reinterpret_cast<std::uintptr_t>(data) & static_cast<std::uintptr_t>(bytes - 1)) == 0;
+}
+
+GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
+  if (data == nullptr) fail_null(name, member, std::string(element_name(type)) + " elements");
+  if (!is_aligned(data, element_bytes(type))) fail_misaligned(name, member, element_bytes(type));
 }
 
 /// Fails for what std::span allows: no memory, or misaligned memory, and a size. Returns the bytes.
 template <class T>
-inline ByteRange check_span(const ArgumentName& name, const char* member, std::span<T> given, const char* what) {
+GQA_ALWAYS_INLINE ByteRange check_span(const ArgumentName& name, const char* member, std::span<T> given,
+                                       const char* what) {
   if (given.empty()) return {};
-  if (given.data() == nullptr) fail(name(member), "null", "a pointer to " + std::to_string(given.size()) + what);
-  check_alignment(name, member, given.data(), static_cast<Index>(alignof(T)));
+  constexpr auto alignment = static_cast<Index>(alignof(T));
+  if (given.data() == nullptr) fail_null(name, member, std::to_string(given.size()) + what);
+  if (!is_aligned(given.data(), alignment)) fail_misaligned(name, member, alignment);
   const auto begin = reinterpret_cast<std::uintptr_t>(given.data());
   return {begin, begin + given.size_bytes()};
 }
 
 /// How far elements lie before and behind the first one, in elements.
 struct Reach {
-  Index before = 0;
+  Index before = 0;  ///< 0 or less
   Index behind = 0;
+
+  /// Adds (extent − 1) steps. Fails if they, or the stride itself, even where it is never stepped, are more than kMaxOffset.
+  GQA_ALWAYS_INLINE void add(const ArgumentName& name, const char* member, Index extent, Index stride) {
+    const Checked distance = Checked(extent > 1 ? extent - 1 : 0) * stride;
+    if (!is_offset(stride) || !distance.fits() || !is_offset(distance.value())) fail_stride(name, member, stride);
+    const Index back = distance.value() < 0 ? distance.value() : 0;
+    before += back;
+    behind += distance.value() - back;
+  }
+  /// The bytes of these elements around `data`. Fails if they are not all in the address space.
+  GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data,
+                                     ElementType type, const TensorStrides& strides) const {
+    const auto at = reinterpret_cast<std::uintptr_t>(data);
+    const Index bytes = element_bytes(type);
+    const ByteRange range{at + static_cast<std::uintptr_t>(before * bytes),
+                          at + static_cast<std::uintptr_t>((behind + 1) * bytes)};
+    if (range.begin > at || range.end < at) fail_range(name, names, strides);
+    return range;
+  }
+
+ private:
+  GQA_ALWAYS_INLINE static bool is_offset(Index elements) noexcept {
+    return elements >= -kMaxOffset && elements <= kMaxOffset;
+  }
 };
 
-/// Adds (extent − 1) steps. Fails if they, or the stride itself, even where it is never stepped, are more than kMaxOffset.
-inline void add_reach(const ArgumentName& name, const char* member, Reach& reach, Index extent, Index stride) {
-  const Checked distance = Checked(extent > 1 ? extent - 1 : 0) * stride;
-  if (stride < -kMaxOffset || stride > kMaxOffset || !distance.at_most(kMaxOffset) || distance.value() < -kMaxOffset)
-    fail(name(member), stride, "a stride whose offsets fit in 48 bits");
-  if (stride < 0) reach.before -= distance.value();
-  else reach.behind += distance.value();
-}
-
-/// The bytes from the first to the last of the elements around `data`. Fails if they are not all in the address space.
-inline ByteRange bytes_of(const ArgumentName& name, const TensorNames& names, const void* data, ElementType type,
-                          const Reach& reach, const TensorStrides& strides) {
-  const auto at = reinterpret_cast<std::uintptr_t>(data);
-  const auto bytes = static_cast<std::uintptr_t>(element_bytes(type));
-  const ByteRange range{at - static_cast<std::uintptr_t>(reach.before) * bytes,
-                        at + static_cast<std::uintptr_t>(reach.behind + 1) * bytes};
-  if (range.begin > at || range.end < at)
-    fail(name(names.strides),
-         "{" + std::to_string(strides.token) + ", " + std::to_string(strides.head) + ", " +
-             std::to_string(strides.dim) + "}",
-         "strides that lead from " + name(names.data) + " to places within the address space");
-  return range;
-}
-
 /// Type, pointer and strides of a tensor whose extents have been checked. Returns the bytes that it lies in.
-inline ByteRange check_tensor(const ArgumentName& name, const TensorNames& names, const ConstTensorView& tensor) {
-  const TensorStrides& strides = tensor.strides;
+template <class View>
+inline ByteRange check_tensor(const ArgumentName& name, const TensorNames& names, const View& tensor) {
   check_type(name, names.type, tensor.type);
   if (tensor.tokens > 0) check_pointer(name, names.data, tensor.data, tensor.type);
   Reach reach;
-  add_reach(name, names.token, reach, tensor.tokens, strides.token);
-  add_reach(name, names.head, reach, tensor.heads, strides.head);
-  add_reach(name, names.last, reach, tensor.dim, strides.dim);
+  reach.add(name, names.token, tensor.tokens, tensor.strides.token);
+  reach.add(name, names.head, tensor.heads, tensor.strides.head);
+  reach.add(name, names.last, tensor.dim, tensor.strides.dim);
   if (tensor.tokens <= 0) return {};
-  return bytes_of(name, names, tensor.data, tensor.type, reach, strides);
+  return reach.around(name, names, tensor.data, tensor.type, tensor.strides);
 }
 
 /// Keys or values of a cache, as rows of `slots` tokens.
@@ -143,21 +165,29 @@ inline ConstTensorView value_rows(const KvCacheView& kv, Index slots) noexcept {
   return rows;
 }
 
-/// Where keys or values of `pages` pages (1 where there are none) of `rows` lie. Tokens, and pages, at one place are one stride that
-/// somebody forgot.
-inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const ConstTensorView& rows,
-                             Index length, Index pages, Index page_stride) {
-  if (length > 0) check_pointer(name, names.data, rows.data, rows.type);
+/// Keys or values: `slots` tokens in each of `pages` pages (1 where there are none).
+struct Plane {
+  const void* data;
+  ElementType type;
+  const KvStrides& strides;
+  Index dim;
+};
+
+/// Where they lie. Several tokens, or pages, at one place are a stride that somebody forgot.
+inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane, Index length,
+                             Index slots, Index heads, Index pages) {
+  const KvStrides& strides = plane.strides;
+  if (length > 0) check_pointer(name, names.data, plane.data, plane.type);
   Reach reach;
-  add_reach(name, names.token, reach, rows.tokens, rows.strides.token);
-  add_reach(name, names.head, reach, rows.heads, rows.strides.head);
-  add_reach(name, names.last, reach, pages, page_stride);
+  reach.add(name, names.token, slots, strides.token);
+  reach.add(name, names.head, heads, strides.head);
+  reach.add(name, names.last, pages, strides.page);
   if (length <= 0) return {};
-  if (rows.strides.token == 0 && length > 1 && rows.tokens > 1)
+  if (strides.token == 0 && length > 1 && slots > 1)
     fail(name(names.token), Index{0}, "the distance from a token's row to the next token's");
-  if (page_stride == 0 && pages > 1) fail(name(names.last), Index{0}, "the distance from a page to the next one");
-  reach.behind += rows.dim - 1;
-  return bytes_of(name, names, rows.data, rows.type, reach, rows.strides);
+  if (strides.page == 0 && pages > 1) fail(name(names.last), Index{0}, "the distance from a page to the next one");
+  reach.behind += plane.dim - 1;
+  return reach.around(name, names, plane.data, plane.type, {strides.token, strides.head, 1});
 }
 
 /// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
@@ -190,7 +220,8 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
       pages = kv.pool_pages;
       if (kv.length == 0) break;
       if (kv.page_table == nullptr) fail(name("kv.page_table"), "null", "a pointer to page indices");
-      check_alignment(name, "kv.page_table", kv.page_table, Index{alignof(std::int32_t)});
+      if (!is_aligned(kv.page_table, alignof(std::int32_t)))
+        fail_misaligned(name, "kv.page_table", alignof(std::int32_t));
       if (kv.page_table_size < (kv.length - 1) / kv.page_size + 1)
         fail(name("kv.page_table_size"), kv.page_table_size,
              "at least ceil(length / page_size) = " + std::to_string((kv.length - 1) / kv.page_size + 1));
@@ -198,8 +229,10 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
     default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
   }
   CacheRanges ranges;
-  ranges.k = check_plane(name, kKeyNames, key_rows(kv, slots), kv.length, pages, kv.k_strides.page);
-  ranges.v = check_plane(name, kValueNames, value_rows(kv, slots), kv.length, pages, kv.v_strides.page);
+  const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim};
+  const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim};
+  ranges.k = check_plane(name, kKeyNames, keys, kv.length, slots, kv.kv_heads, pages);
+  ranges.v = check_plane(name, kValueNames, values, kv.length, slots, kv.kv_heads, pages);
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;
