@@ -17,8 +17,8 @@
 ///   cache is destroyed; for a paged sequence, see also PagedSequence::reserve.
 /// - Move-only: a copy of gigabytes should not happen by accident. A moved-from object holds nothing.
 /// - A call that throws changes nothing.
-/// - Appended rows must not lie in slots that they overwrite; otherwise they may come from anywhere, another cache
-///   included.
+/// - Appended rows may come from anywhere, another cache included, and with any strides (a token stride of 0 repeats a row).
+///   Those that lie in slots that they overwrite may be overwritten before they are read.
 /// - Thread safety: as for standard containers. Any number of threads may read (view() and attention) at the same
 ///   time; a call that changes a cache needs it alone. For a pool and its sequences, see PagedKvPool.
 #pragma once

@@ -29,7 +29,10 @@ struct SequenceRanges {
 
 namespace gqa::detail::inline GQA_ABI {
 
-inline bool meet(const ByteRange& a, const ByteRange& b) noexcept { return (a.begin < b.end) & (b.begin < a.end); }
+/// 1 if they have a byte in common, else 0: a number, so that many are looked at without a branch.
+GQA_ALWAYS_INLINE unsigned meet(const ByteRange& a, const ByteRange& b) noexcept {
+  return static_cast<unsigned>(a.begin < b.end) & static_cast<unsigned>(b.begin < a.end);
+}
 
 inline Index size_of_step(Index stride) noexcept { return stride < 0 ? -stride : stride; }
 
@@ -79,7 +82,12 @@ inline bool fills(const ConstTensorView& tensor, const ByteRange& range) noexcep
 }
 
 /// True if the tensor has an element in `range`.
-inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& range) noexcept {
+inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& wanted) noexcept {
+  const ByteRange all = range_of(tensor);
+  if (meet(all, wanted) == 0) return false;
+  // Of a range of any size, the part that may hold elements.
+  const ByteRange range{wanted.begin > all.begin ? wanted.begin : all.begin,
+                        wanted.end < all.end ? wanted.end : all.end};
   const Index bytes = element_bytes(tensor.type);
   for (Index head = 0; head < tensor.heads; ++head) {
     // From the head's first row to the range: [begin, end) bytes. A row meets it that begins in (begin − width, end).
@@ -108,7 +116,7 @@ inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& range
       for (Index d = 0; d < tensor.dim; ++d) {
         const auto element =
             at + static_cast<std::uintptr_t>((token * tensor.strides.token + d * tensor.strides.dim) * bytes);
-        if (meet({element, element + static_cast<std::uintptr_t>(bytes)}, range)) return true;
+        if (meet({element, element + static_cast<std::uintptr_t>(bytes)}, range) != 0) return true;
       }
   }
   return false;
@@ -117,7 +125,7 @@ inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& range
 /// True if two tensors surely share memory; see the top of this file.
 inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) noexcept {
   const ByteRange a_range = range_of(a), b_range = range_of(b);
-  if (!meet(a_range, b_range)) return false;
+  if (meet(a_range, b_range) == 0) return false;
   if (fills(b, b_range)) return has_element_in(a, b_range);
   if (fills(a, a_range)) return has_element_in(b, a_range);
   return a.data == b.data;
@@ -176,9 +184,9 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
   tensor_in_scratch("q", sequence.q);
   if (!pool) tensor_in_scratch("kv.k", key_rows(kv, slots));
   if (!pool) tensor_in_scratch("kv.v", value_rows(kv, slots));
-  if (meet(plain(scratch), plain(sequence.positions))) refuse(name("positions"));
-  if (meet(plain(scratch), table)) refuse(name("kv.page_table"));
-  if (meet(plain(scratch), plain(batch))) refuse("the batch's sequences");
+  if (meet(plain(scratch), plain(sequence.positions)) != 0) refuse(name("positions"));
+  if (meet(plain(scratch), table) != 0) refuse(name("kv.page_table"));
+  if (meet(plain(scratch), plain(batch)) != 0) refuse("the batch's sequences");
 }
 
 /// Fails if a sequence's outputs surely share memory with anything else that it uses. A few comparisons, where nothing lies between the
@@ -198,12 +206,12 @@ inline void check_overlap(const ArgumentName& name, const Sequence& sequence, co
     return meet(range, ranges.q) | meet(range, ranges.kv.k) | meet(range, ranges.kv.v) | meet(range, table) |
            meet(range, ranges.positions) | meet(range, sequences);
   };
-  bool any = meets(ranges.out) | meets(ranges.lse) | meet(ranges.out, ranges.lse);
+  unsigned any = meets(ranges.out) | meets(ranges.lse) | meet(ranges.out, ranges.lse);
   if (!scratch.empty()) {
     const ByteRange room = bytes_in(scratch.data(), scratch.size());
-    any = any | meets(room) | meet(room, ranges.out) | meet(room, ranges.lse);
+    any |= meets(room) | meet(room, ranges.out) | meet(room, ranges.lse);
   }
-  if (any) check_meeting(name, sequence, ranges, scratch, batch);
+  if (any != 0) check_meeting(name, sequence, ranges, scratch, batch);
 }
 
 /// The outputs, or LSE, of the sequences of a batch so far.
@@ -233,7 +241,7 @@ class BatchOutputs {
   Index next(Index before) const noexcept {
     const Index last = count_ - 1;
     for (Index i = before - 1; i >= 0 && i > last - kLookBack; --i)
-      if (meet(range_[i % kLookBack], range_[last % kLookBack])) return i;
+      if (meet(range_[i % kLookBack], range_[last % kLookBack]) != 0) return i;
     return -1;
   }
 
