@@ -148,14 +148,17 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   }
 }
 
-/// One of the functor's cache types, as bits?
-inline void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
-  if (is_among(types, type)) return;
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_compiled(const ArgumentName& name, const char* member,
+                                                                 ElementType type, unsigned types) {
   std::string expected;
   constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   for (const ElementType other : every)
     if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
+}
+/// One of the functor's cache types, as bits?
+GQA_ALWAYS_INLINE void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
+  if (!is_among(types, type)) fail_compiled(name, member, type, types);
 }
 
 /// Fails on the first wrong argument of a sequence. Returns where the others lie.

@@ -198,18 +198,20 @@ inline void check_overlap(const ArgumentName& name, const Sequence& sequence, co
     return {begin, begin + bytes};
   };
   const KvCacheView& kv = sequence.kv;
-  const bool pool = kv.storage == Storage::paged && kv.length > 0;
-  const ByteRange table =
-      bytes_in(kv.page_table, pool ? static_cast<std::size_t>(kv.page_table_size) * sizeof(std::int32_t) : 0);
   const ByteRange sequences = bytes_in(batch.data(), batch.size_bytes());
-  const auto meets = [&](const ByteRange& range) {
-    return meet(range, ranges.q) | meet(range, ranges.kv.k) | meet(range, ranges.kv.v) | meet(range, table) |
-           meet(range, ranges.positions) | meet(range, sequences);
-  };
-  unsigned any = meets(ranges.out) | meets(ranges.lse) | meet(ranges.out, ranges.lse);
-  if (!scratch.empty()) {
+  unsigned any = meet(ranges.out, ranges.q) | meet(ranges.out, ranges.kv.k) | meet(ranges.out, ranges.kv.v) |
+                 meet(ranges.out, sequences);
+  const bool pool = kv.storage == Storage::paged && kv.length > 0;
+  if (pool || !sequence.lse.empty() || !sequence.positions.empty() || !scratch.empty()) {
+    const ByteRange table =
+        bytes_in(kv.page_table, pool ? static_cast<std::size_t>(kv.page_table_size) * sizeof(std::int32_t) : 0);
     const ByteRange room = bytes_in(scratch.data(), scratch.size());
-    any |= meets(room) | meet(room, ranges.out) | meet(room, ranges.lse);
+    const auto meets = [&](const ByteRange& range) {
+      return meet(range, ranges.q) | meet(range, ranges.kv.k) | meet(range, ranges.kv.v) | meet(range, table) |
+             meet(range, ranges.positions) | meet(range, sequences);
+    };
+    any |= meet(ranges.out, table) | meet(ranges.out, ranges.positions) | meet(ranges.out, ranges.lse) |
+           meet(ranges.out, room) | meets(ranges.lse) | meet(ranges.lse, room) | meets(room);
   }
   if (any != 0) check_meeting(name, sequence, ranges, scratch, batch);
 }

@@ -117,11 +117,13 @@ struct Reach {
 
   /// Adds (extent − 1) steps. Fails if they, or the stride itself, even where it is never stepped, are more than kMaxOffset.
   GQA_ALWAYS_INLINE void add(const ArgumentName& name, const char* member, Index extent, Index stride) {
-    const Checked distance = Checked(extent > 1 ? extent - 1 : 0) * stride;
-    if (!is_offset(stride) || !distance.fits() || !is_offset(distance.value())) fail_stride(name, member, stride);
-    const Index back = distance.value() < 0 ? distance.value() : 0;
+    const bool stepped = extent > 1;
+    const Checked steps = Checked(stepped ? extent - 1 : 1) * stride;
+    if (!steps.fits() || steps.value() < -kMaxOffset || steps.value() > kMaxOffset) fail_stride(name, member, stride);
+    const Index distance = stepped ? steps.value() : 0;
+    const Index back = distance < 0 ? distance : 0;
     before += back;
-    behind += distance.value() - back;
+    behind += distance - back;
   }
   /// The bytes of these elements around `data`. Fails if they are not all in the address space.
   GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data,
@@ -132,11 +134,6 @@ struct Reach {
                           at + static_cast<std::uintptr_t>((behind + 1) * bytes)};
     if (range.begin > at || range.end < at) fail_range(name, names, strides);
     return range;
-  }
-
- private:
-  GQA_ALWAYS_INLINE static bool is_offset(Index elements) noexcept {
-    return elements >= -kMaxOffset && elements <= kMaxOffset;
   }
 };
 
