@@ -154,13 +154,13 @@ std::string message_of(const Body& body) {
 TEST(EigenErrors, AreNamed) {
   Eigen::MatrixXf matrix(4, 10);
   EXPECT_EQ(message_of([&] { static_cast<void>(tensor_view(matrix, 3)); }),
-            "gqa: columns is 10; expected a multiple of heads = 3");
+            "gqa: matrix.cols() is 10; expected a multiple of heads = 3");
   EXPECT_EQ(message_of([&] { static_cast<void>(tensor_view(matrix, 0)); }), "gqa: heads is 0; expected 1 or more");
   const RowMajor<float> k(8, 6), v(8, 9), v_short(7, 9);
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_cache_view(k, v, 4)); }),
-            "gqa: columns of keys is 6; expected a multiple of heads = 4");
+            "gqa: keys.cols() is 6; expected a multiple of kv_heads = 4");
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_cache_view(k, v, 2)); }),
-            "gqa: columns of values is 9; expected a multiple of heads = 2");
+            "gqa: values.cols() is 9; expected a multiple of kv_heads = 2");
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_cache_view(k, v_short, 3)); }),
             "gqa: values.rows() is 7; expected keys.rows() = 8");
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_cache_view(k, v, 3, 9)); }),
@@ -168,12 +168,12 @@ TEST(EigenErrors, AreNamed) {
   using Steps = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>;
   const Eigen::Map<const RowMajor<float>, Eigen::Unaligned, Steps> spread(k.data(), 4, 3, Steps(6, 2));
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_cache_view(spread, v.topRows(4), 3)); }),
-            "gqa: column step of keys is 2; expected 1: the dims of a key row lie side by side in memory");
+            "gqa: keys' column step is 2; expected 1: the dims of a key row lie side by side in memory");
   const ConstTensorView view = tensor_view(k, 2);
   EXPECT_EQ(message_of([&] { static_cast<void>(head_map<float>(view, 2)); }),
             "gqa: head is 2; expected 0 or more and less than view.heads = 2");
   EXPECT_EQ(message_of([&] { static_cast<void>(head_map<Eigen::half>(view, 0)); }),
-            "gqa: view.type is f32; expected f16");
+            "gqa: view.type is f32; expected f16, the element type of head_map");
   ConstTensorView backwards = view;
   backwards.strides.token = -6;
   EXPECT_EQ(message_of([&] { static_cast<void>(head_map<float>(backwards, 0)); }),

@@ -90,14 +90,15 @@ TEST_P(Errors, IsNamedAndLeavesOutputsUntouched) {
 
 TEST_P(Errors, IsNamedWithItsPlaceInABatch) {
   const WrongArgument& wrong = GetParam();
-  Fixture good;
+  Fixture first;
   Fixture f;
+  Fixture last;
   wrong.spoil(f);
-  const Sequence batch[] = {good.sequence, f.sequence, good.sequence};
+  const Sequence batch[] = {first.sequence, f.sequence, last.sequence};
   const bool of_the_sequence = wrong.argument.rfind("options", 0) != 0;
   EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(batch, f.options); }),
                    (of_the_sequence ? "batch[1]." : "") + wrong.argument, wrong.value, of_the_sequence ? "" : wrong.expectation));
-  EXPECT_TRUE(f.out.untouched() && good.out.untouched());
+  EXPECT_TRUE(first.out.untouched() && f.out.untouched() && last.out.untouched());
 }
 
 std::string number(Index value) { return std::to_string(value); }
@@ -115,18 +116,18 @@ std::vector<WrongArgument> wrong_queries_and_outputs() {
        [](Fixture& f) { f.sequence.q.data = static_cast<const std::byte*>(f.sequence.q.data) + 2; }, "q.data", "misaligned",
        "multiple of 4"},
       {"QueryTypeUnknown", [](Fixture& f) { f.sequence.q.type = static_cast<ElementType>(9); }, "q.type", "9", "f32"},
-      {"QueryStrideOverflows", [](Fixture& f) { f.sequence.q.strides.token = kHuge; }, "q.strides", number(kHuge), "fit"},
+      {"QueryStrideOverflows", [](Fixture& f) { f.sequence.q.strides.token = kHuge; }, "q.strides.token", number(kHuge), "fit"},
       {"QueryStrideOverflowsBackwards",
-       [](Fixture& f) { f.sequence.q.strides.head = std::numeric_limits<Index>::min(); }, "q.strides",
+       [](Fixture& f) { f.sequence.q.strides.head = std::numeric_limits<Index>::min(); }, "q.strides.head",
        number(std::numeric_limits<Index>::min()), "fit"},
       {"OutTokensDiffer", [](Fixture& f) { f.sequence.out.tokens = 2; }, "out.tokens", "2", "q.tokens = 3"},
-      {"OutHeadsDiffer", [](Fixture& f) { f.sequence.out.heads = 2; }, "out.heads", "2", "4"},
-      {"OutDimDiffers", [](Fixture& f) { f.sequence.out.dim = 16; }, "out.dim", "16", "24"},
+      {"OutHeadsDiffer", [](Fixture& f) { f.sequence.out.heads = 2; }, "out.heads", "2", "q.heads = 4"},
+      {"OutDimDiffers", [](Fixture& f) { f.sequence.out.dim = 16; }, "out.dim", "16", "kv.value_dim = 24"},
       {"OutDataNull", [](Fixture& f) { f.sequence.out.data = nullptr; }, "out.data", "null", "f32"},
       {"OutDataMisaligned", [](Fixture& f) { f.sequence.out.data = static_cast<std::byte*>(f.sequence.out.data) + 1; },
        "out.data", "misaligned", "multiple of 4"},
       {"OutTypeUnknown", [](Fixture& f) { f.sequence.out.type = static_cast<ElementType>(3); }, "out.type", "3", "f32"},
-      {"OutStrideOverflows", [](Fixture& f) { f.sequence.out.strides.token = kHuge / 2; }, "out.strides", number(kHuge / 2),
+      {"OutStrideOverflows", [](Fixture& f) { f.sequence.out.strides.token = kHuge / 2; }, "out.strides.token", number(kHuge / 2),
        "fit"},
       {"OutRowsOverlap", [](Fixture& f) { f.sequence.out.strides = {96, 23, 1}; }, "out.strides", "{96, 23, 1}", "own"},
       {"OutTokensOverlap", [](Fixture& f) { f.sequence.out.strides = {95, 24, 1}; }, "out.strides", "{95, 24, 1}", "own"},
@@ -160,7 +161,7 @@ std::vector<WrongArgument> wrong_caches() {
       {"KvHeadsDoNotDivide", [](Fixture& f) { f.sequence.kv.kv_heads = 3; }, "kv.kv_heads", "3", "divisor of q.heads = 4"},
       {"KvHeadsZero", [](Fixture& f) { f.sequence.kv.kv_heads = 0; }, "kv.kv_heads", "0", "1"},
       {"KvHeadsNegative", [](Fixture& f) { f.sequence.kv.kv_heads = -1; }, "kv.kv_heads", "-1", "1"},
-      {"HeadDimsDiffer", [](Fixture& f) { f.sequence.kv.head_dim = 12; }, "kv.head_dim", "12", "16"},
+      {"HeadDimsDiffer", [](Fixture& f) { f.sequence.kv.head_dim = 12; }, "kv.head_dim", "12", "q.dim = 16"},
       {"ValueDimZero", [](Fixture& f) { f.sequence.kv.value_dim = 0; }, "kv.value_dim", "0", "1"},
       {"ValueDimHuge", [](Fixture& f) { f.sequence.kv.value_dim = kHuge; }, "kv.value_dim", number(kHuge), "1"},
       {"LengthNegative", [](Fixture& f) { f.sequence.kv.length = -5; }, "kv.length", "-5", "0"},
@@ -178,19 +179,19 @@ std::vector<WrongArgument> wrong_caches() {
       {"KeyTypeUnknown", [](Fixture& f) { f.sequence.kv.k_type = static_cast<ElementType>(200); }, "kv.k_type", "200", "f32"},
       {"ValueTypeUnknown", [](Fixture& f) { f.sequence.kv.v_type = static_cast<ElementType>(3); }, "kv.v_type", "3", "f32"},
       {"StorageUnknown", [](Fixture& f) { f.sequence.kv.storage = static_cast<Storage>(7); }, "kv.storage", "7", "paged"},
-      {"KeyStrideOverflows", [](Fixture& f) { f.sequence.kv.k_strides.token = kHuge / 8; }, "kv.k_strides",
+      {"KeyStrideOverflows", [](Fixture& f) { f.sequence.kv.k_strides.token = kHuge / 8; }, "kv.k_strides.token",
        number(kHuge / 8), "fit"},
-      {"KeyStrideOverflowsInBytes", [](Fixture& f) { f.sequence.kv.k_strides.token = kHuge; }, "kv.k_strides",
+      {"KeyStrideOverflowsInBytes", [](Fixture& f) { f.sequence.kv.k_strides.token = kHuge; }, "kv.k_strides.token",
        number(kHuge), "fit"},
       {"ValueStrideOverflowsInBytes",
-       [](Fixture& f) { f.sequence.kv.v_strides.head = std::numeric_limits<Index>::min() / 2; }, "kv.v_strides",
+       [](Fixture& f) { f.sequence.kv.v_strides.head = std::numeric_limits<Index>::min() / 2; }, "kv.v_strides.head",
        number(std::numeric_limits<Index>::min() / 2), "fit"},
       {"LengthTimesStrideOverflows",
        [](Fixture& f) {
          f.sequence.kv.length = Index{1} << 40;
          f.sequence.kv.k_strides.token = Index{1} << 30;
        },
-       "kv.k_strides", number(Index{1} << 30), "fit"},
+       "kv.k_strides.token", number(Index{1} << 30), "fit"},
       {"RingWithoutSlots",
        [](Fixture& f) {
          f.use_ring();
@@ -238,7 +239,7 @@ std::vector<WrongArgument> wrong_caches() {
          f.use_paged();
          f.sequence.kv.k_strides.page = kHuge;
        },
-       "kv.k_strides", number(kHuge), "fit"},
+       "kv.k_strides.page", number(kHuge), "fit"},
   };
 }
 
@@ -335,11 +336,11 @@ TEST(StaticExtents, AreHeldAgainstTheCall) {
   EXPECT_EQ(message(GroupedQueryAttention<4, 2, 16, 24>{}), "nothing was thrown");
   Fixture g;
   const auto spoilt = [&](const auto& functor) { return message_of([&] { functor(g.sequence, g.options); }); };
-  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<8, 2, 16, 24>{}), "q.heads", "4", "8"));
-  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<4, 1, 16, 24>{}), "kv.kv_heads", "2", "1"));
-  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<4, 2, 64, 24>{}), "q.dim", "16", "64"));
-  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<4, 2, 16>{}), "kv.value_dim", "24", "16"));
-  EXPECT_TRUE(says(spoilt(DynamicAttention({.kv_heads = 4})), "kv.kv_heads", "2", "4"));
+  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<8, 2, 16, 24>{}), "q.heads", "4", "8, the functor's query heads"));
+  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<4, 1, 16, 24>{}), "kv.kv_heads", "2", "1, the functor's KV heads"));
+  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<4, 2, 64, 24>{}), "q.dim", "16", "64, the functor's head dim"));
+  EXPECT_TRUE(says(spoilt(GroupedQueryAttention<4, 2, 16>{}), "kv.value_dim", "24", "16, the functor's value dim"));
+  EXPECT_TRUE(says(spoilt(DynamicAttention({.kv_heads = 4})), "kv.kv_heads", "2", "4, the functor's KV heads"));
   EXPECT_TRUE(g.out.untouched());
 }
 
@@ -376,7 +377,7 @@ TEST(Batches, SequencesOfOneCallHaveOneShape) {
   other.sequence.kv = other.sequence.kv.slice_heads(0, 1);
   other.sequence.lse = other.sequence.lse.first(6);
   const Sequence batch[] = {f.sequence, other.sequence};
-  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(batch, f.options); }), "batch[1].q.heads", "2", "4"));
+  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(batch, f.options); }), "batch[1].q.heads", "2", "batch[0].q.heads = 4"));
   EXPECT_TRUE(f.out.untouched() && other.out.untouched());
 }
 
@@ -386,15 +387,15 @@ TEST(Spans, ThatAreTooShortAreNamedAtOnce) {
   const std::span<const float> keys(memory);
   const auto queries = [&](Index tokens) { return message_of([&] { static_cast<void>(ConstTensorView(keys, tokens, 4, 8)); }); };
   EXPECT_EQ(queries(2), "nothing was thrown");
-  EXPECT_TRUE(says(queries(3), "tensor.size()", "95", "tokens * heads * dim = 96"));
-  EXPECT_TRUE(says(queries(-1), "tensor.tokens", "-1", "0"));
-  EXPECT_TRUE(says(queries(kHuge), "tensor.tokens", number(kHuge), "63 bits"));
-  EXPECT_TRUE(says(message_of([&] { static_cast<void>(TensorView(std::span<float>(writable), 3, 4, 8)); }), "tensor.size()",
+  EXPECT_TRUE(says(queries(3), "elements.size()", "95", "tokens * heads * dim = 96, for a tensor of 3 * 4 * 8"));
+  EXPECT_TRUE(says(queries(-1), "elements.tokens", "-1", "0"));
+  EXPECT_TRUE(says(queries(kHuge), "elements.tokens", number(kHuge), "63 bits"));
+  EXPECT_TRUE(says(message_of([&] { static_cast<void>(TensorView(std::span<float>(writable), 3, 4, 8)); }), "out.size()",
                    "95", "96"));
   const auto cache = [&](KvShape shape) { return message_of([&] { static_cast<void>(KvCacheView::contiguous(keys, keys, shape)); }); };
   EXPECT_EQ(cache({5, 2, 9}), "nothing was thrown");
-  EXPECT_TRUE(says(cache({6, 2, 8}), "keys.size()", "95", "length * kv_heads * dim = 96"));
-  EXPECT_TRUE(says(cache({5, 2, 8, 10}), "values.size()", "95", "100"));
+  EXPECT_TRUE(says(cache({6, 2, 8}), "keys.size()", "95", "length * kv_heads * head_dim = 96"));
+  EXPECT_TRUE(says(cache({5, 2, 8, 10}), "values.size()", "95", "length * kv_heads * value_dim = 100"));
   EXPECT_TRUE(says(cache({-1, 2, 8}), "kv.length", "-1", "0"));
   EXPECT_TRUE(says(cache({kHuge, 2, 8}), "kv.length", number(kHuge), "63 bits"));
   EXPECT_TRUE(says(cache({5, 0, 8}), "kv.kv_heads", "0", "1"));

@@ -34,7 +34,11 @@ namespace gqa {
 /// and a unit compiles no kernels for other head dims.
 ///
 /// Thread safety: calls on one functor may run at the same time. Copies share nothing.
-/// Aliasing: an output must not overlap any input, or another output. No alignment is needed beyond the elements' own.
+/// Aliasing: outputs (rows and LSE) must not overlap any input, or each other. Refused is what is certain and cheap to find: an output
+/// that fills its memory, from its first to its last element, with any element of something else in it, or the other way round; two
+/// tensors that do not, and begin at the same place; and for the outputs of different sequences the same, among any 17 that follow each
+/// other in the batch. Not looked for: overlap with the pages of a pool, and that of two tensors between whose rows others may lie.
+/// No alignment is needed beyond the elements' own.
 /// Allocation: none once scratch has been allocated by a first call of the same size, or if the caller gives scratch. Scratch is of the size of
 /// what each thread works on; release_scratch() gives it back. Threads that call one functor at the same time have scratch of their own,
 /// and do not slow each other down.
@@ -95,6 +99,7 @@ class GroupedQueryAttention {
 
   /// Bytes of scratch that the same call would use: what Options::scratch must offer.
   /// Depends on shapes, element types, strides of the cache, positions, variant, path and the executor's concurrency, not on the data.
+  /// @throws ArgumentError as the call does
   GQA_ALWAYS_INLINE std::size_t scratch_bytes(std::span<const Sequence> batch, const Options& options = {}) const {
     return scratch_bytes(batch, Causal{}, options);
   }

@@ -28,10 +28,10 @@ enum class Path : std::uint8_t {
   amx          ///< AMX-BF16 tile products; f32 arithmetic as avx512
 };
 
-/// "portable", "neon", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes.
+/// "portable", "neon", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
 GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
   constexpr const char* names[] = {"portable", "neon", "avx2", "avx512", "avx512bf16", "amx"};
-  return names[static_cast<int>(path)];
+  return path <= Path::amx ? names[static_cast<int>(path)] : "unknown";
 }
 
 /// The path that calls take by default, and what decided it.

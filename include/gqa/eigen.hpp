@@ -7,6 +7,7 @@
 #include <concepts>
 #include <type_traits>
 
+#include "gqa/detail/check_views.hpp"
 #include "gqa/element.hpp"
 #include "gqa/error.hpp"
 #include "gqa/kv_cache_view.hpp"
@@ -44,25 +45,33 @@ GQA_ALWAYS_INLINE Index column_step(const M& matrix) {
   return M::IsRowMajor ? matrix.innerStride() : matrix.outerStride();
 }
 
-/// Columns per head. `what` is the call that names them in an error.
-inline Index split_columns(const char* what, Index columns, Index heads) {
-  if (heads <= 0) fail("heads", heads, "1 or more");
-  if (columns % heads != 0) fail(what, columns, "a multiple of heads = " + std::to_string(heads));
+/// Columns per head. `what` and `heads_name` are the arguments that an error names.
+inline Index split_columns(const char* what, Index columns, const char* heads_name, Index heads) {
+  if (heads <= 0) fail(heads_name, heads, "1 or more");
+  if (columns % heads != 0)
+    fail(what, columns, "a multiple of " + std::string(heads_name) + " = " + std::to_string(heads));
   return columns / heads;
 }
 
 inline void check_cache_matrices(Index k_rows, Index k_step, Index v_rows, Index v_step, Index length) {
-  if (k_step != 1) fail("column step of keys", k_step, "1: the dims of a key row lie side by side in memory");
-  if (v_step != 1) fail("column step of values", v_step, "1: the dims of a value row lie side by side in memory");
+  if (k_step != 1) fail("keys' column step", k_step, "1: the dims of a key row lie side by side in memory");
+  if (v_step != 1) fail("values' column step", v_step, "1: the dims of a value row lie side by side in memory");
   if (v_rows != k_rows) fail("values.rows()", v_rows, "keys.rows() = " + std::to_string(k_rows));
   if (length < 0 || length > k_rows) fail("length", length, "0 to keys.rows() = " + std::to_string(k_rows));
 }
 
-inline void check_map(ElementType given, ElementType wanted, Index head, Index heads, const TensorStrides& strides) {
-  if (given != wanted) fail("view.type", element_name(given), element_name(wanted));
-  if (head < 0 || head >= heads) fail("head", head, "0 or more and less than view.heads = " + std::to_string(heads));
-  if (strides.token < 0 || strides.dim < 0)
-    fail("view.strides", std::min(strides.token, strides.dim), "steps that Eigen can express: 0 or more");
+inline void check_map(ElementType wanted, Index head, const ConstTensorView& view) {
+  if (view.type != wanted)
+    fail("view.type", element_name(view.type), std::string(element_name(wanted)) + ", the element type of head_map");
+  if (view.tokens < 0 || view.tokens > kMaxTokens) fail("view.tokens", view.tokens, "0 to 2^48");
+  if (view.dim < 0 || view.dim > kMaxWidth) fail("view.dim", view.dim, "0 to " + std::to_string(kMaxWidth));
+  if (view.heads > kMaxHeads) fail("view.heads", view.heads, "0 to " + std::to_string(kMaxHeads));
+  if (head < 0 || head >= view.heads)
+    fail("head", head, "0 or more and less than view.heads = " + std::to_string(view.heads));
+  if (view.strides.token < 0 || view.strides.dim < 0)
+    fail("view.strides", view.strides.token < view.strides.dim ? view.strides.token : view.strides.dim,
+         "steps that Eigen can express: 0 or more");
+  check_tensor({}, kViewNames, view);
 }
 
 }  // namespace detail::inline GQA_ABI
@@ -75,10 +84,10 @@ template <EigenStorage M>
 GQA_ALWAYS_INLINE auto tensor_view(M&& matrix, Index heads) {
   using Pointer = decltype(matrix.data());
   using Data = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const void, void>;
-  const Index dim = detail::split_columns("columns", matrix.cols(), heads);
+  const Index dim = detail::split_columns("matrix.cols()", matrix.cols(), "heads", heads);
   const Index step = detail::column_step(matrix);
   return BasicTensorView<Data>(matrix.data(), matrix.rows(), heads, dim,
-                               TensorStrides{detail::row_step(matrix), dim * step, step});
+                               TensorStrides{detail::row_step(matrix), detail::product(dim, step), step});
 }
 
 /// View of a contiguous cache in two matrices with one row per token and the KV heads side by side: keys tokens × (Hkv · D),
@@ -93,8 +102,8 @@ GQA_ALWAYS_INLINE KvCacheView kv_cache_view(K&& keys, V&& values, Index kv_heads
   const Index tokens = length == -1 ? static_cast<Index>(keys.rows()) : length;
   detail::check_cache_matrices(keys.rows(), detail::column_step(keys), values.rows(), detail::column_step(values),
                                tokens);
-  const KvShape shape{tokens, kv_heads, detail::split_columns("columns of keys", keys.cols(), kv_heads),
-                      detail::split_columns("columns of values", values.cols(), kv_heads)};
+  const KvShape shape{tokens, kv_heads, detail::split_columns("keys.cols()", keys.cols(), "kv_heads", kv_heads),
+                      detail::split_columns("values.cols()", values.cols(), "kv_heads", kv_heads)};
   const auto* k = keys.data();
   const auto* v = values.data();
   return KvCacheView::contiguous(k, v, shape, KvStrides{detail::row_step(keys), shape.head_dim},
@@ -103,15 +112,16 @@ GQA_ALWAYS_INLINE KvCacheView kv_cache_view(K&& keys, V&& values, Index kv_heads
 
 /// One head of a view as an Eigen map: tokens × dim, written through if the view is an output's.
 /// @tparam T the view's element type: float, Eigen::bfloat16 or Eigen::half
-/// @throws ArgumentError if the type differs, the head does not exist, or a step is negative
+/// @throws ArgumentError if the type differs, the head does not exist, a step is negative, or the view itself is wrong
 template <Element T, class Data>
 GQA_ALWAYS_INLINE auto head_map(const BasicTensorView<Data>& view, Index head) {
   using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Scalar = std::conditional_t<std::is_const_v<Data>, const T, T>;
   using Steps = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>;
   using Map = Eigen::Map<std::conditional_t<std::is_const_v<Data>, const Matrix, Matrix>, Eigen::Unaligned, Steps>;
-  detail::check_map(view.type, ElementTraits<T>::type, head, view.heads, view.strides);
-  return Map(static_cast<Scalar*>(view.data) + head * view.strides.head, view.tokens, view.dim,
+  detail::check_map(ElementTraits<T>::type, head, view);
+  auto* const first = static_cast<Scalar*>(view.data);
+  return Map(view.tokens > 0 ? first + head * view.strides.head : first, view.tokens, view.dim,
              Steps(view.strides.token, view.strides.dim));
 }
 

@@ -17,8 +17,8 @@
 ///   cache is destroyed; for a paged sequence, see also PagedSequence::reserve.
 /// - Move-only: a copy of gigabytes should not happen by accident. A moved-from object holds nothing.
 /// - A call that throws changes nothing.
-/// - Appended rows must not lie in slots that they overwrite; otherwise they may come from anywhere, another cache
-///   included.
+/// - Appended rows may come from anywhere, another cache included, and with any strides (a token stride of 0 repeats a row).
+///   Those that lie in slots that they overwrite may be overwritten before they are read.
 /// - Thread safety: as for standard containers. Any number of threads may read (view() and attention) at the same
 ///   time; a call that changes a cache needs it alone. For a pool and its sequences, see PagedKvPool.
 #pragma once
@@ -266,7 +266,7 @@ class PagedSequence {
 ///     answer.append(k_next, v_next);              // and writes to its own
 ///
 /// Pages are taken and given back in constant time and never move. A page that several sequences use is counted once
-/// per sequence and is free when the last lets go of it. A moved-from pool may only be destroyed or assigned to.
+/// per sequence and is free when the last lets go of it. A moved-from pool has no pages.
 ///
 /// Threads: the pool and its sequences share the page accounts, so that of all calls that change any of them (append,
 /// truncate, clear, release, fork, reserve, sequence(), assignment, destruction) only one may run at a time. Attention
@@ -295,15 +295,15 @@ class PagedKvPool {
   }
 
   /// Pages in all.
-  GQA_ALWAYS_INLINE Index pages() const noexcept { return pool_->view.pool_pages; }
+  GQA_ALWAYS_INLINE Index pages() const noexcept { return pool_ == nullptr ? 0 : pool_->view.pool_pages; }
   /// Pages that no sequence uses.
-  GQA_ALWAYS_INLINE Index free_pages() const noexcept { return pool_->free_count; }
+  GQA_ALWAYS_INLINE Index free_pages() const noexcept { return pool_ == nullptr ? 0 : pool_->free_count; }
   /// Tokens in a page.
-  GQA_ALWAYS_INLINE Index page_size() const noexcept { return pool_->view.page_size; }
+  GQA_ALWAYS_INLINE Index page_size() const noexcept { return pool_ == nullptr ? 0 : pool_->view.page_size; }
   /// Sequences that use physical page `page`; 0 if it is free. @throws ArgumentError if there is no such page
-  GQA_ALWAYS_INLINE Index reference_count(Index page) const { return detail::reference_count(*pool_, page); }
+  GQA_ALWAYS_INLINE Index reference_count(Index page) const { return detail::reference_count(pool_, page); }
   /// Bytes of key and value memory, used or not.
-  GQA_ALWAYS_INLINE Index bytes() const noexcept { return pool_->k.bytes() + pool_->v.bytes(); }
+  GQA_ALWAYS_INLINE Index bytes() const noexcept { return pool_ == nullptr ? 0 : pool_->k.bytes() + pool_->v.bytes(); }
 
  private:
   detail::KvPool* pool_;

@@ -6,8 +6,10 @@
 #include <span>
 #include <string>
 
+#include "gqa/detail/checked.hpp"
 #include "gqa/element.hpp"
 #include "gqa/error.hpp"
+#include "gqa/tensor_view.hpp"
 
 namespace gqa {
 
@@ -18,7 +20,9 @@ enum class Storage : std::uint8_t {
   paged        ///< slot = position mod page size, in page page_table[position / page size]
 };
 
-/// Distances between neighbours of K or of V, in elements. Rows (the dim direction) are always packed.
+/// Distances between neighbours of K or of V, in elements. Rows (the dim direction) are always packed. A head stride of 0 is one head
+/// for all; a stride of 0 from token to token or from page to page is taken for one that was forgotten, and refused where there are
+/// several.
 struct KvStrides {
   Index token;     ///< from one slot to the next
   Index head;      ///< from one KV head to the next
@@ -26,12 +30,12 @@ struct KvStrides {
 
   /// (token, head, dim): all heads of a token side by side. For pages: (page, token, head, dim).
   GQA_ALWAYS_INLINE static constexpr KvStrides token_major(Index kv_heads, Index dim, Index page_size = 0) noexcept {
-    return {kv_heads * dim, dim, page_size * kv_heads * dim};
+    return {detail::product(kv_heads, dim), dim, detail::product(page_size, kv_heads, dim)};
   }
   /// (head, token, dim): all tokens of a head side by side; `slots` is the room per head (capacity, or the page size).
   /// For pages: (page, head, token, dim).
   GQA_ALWAYS_INLINE static constexpr KvStrides head_major(Index kv_heads, Index slots, Index dim) noexcept {
-    return {dim, slots * dim, kv_heads * slots * dim};
+    return {dim, detail::product(slots, dim), detail::product(kv_heads, slots, dim)};
   }
 };
 
@@ -42,6 +46,34 @@ struct KvShape {
   Index head_dim = 0;   ///< D
   Index value_dim = 0;  ///< Dv; 0 means the same as head_dim
 };
+
+namespace detail::inline GQA_ABI {
+
+/// Fails unless a span of `given` elements holds packed keys or values. `rows` is "keys" or "values", `width` what names their dims.
+inline void check_kv_span(const char* rows, std::size_t given, Index tokens, Index heads, const char* width,
+                          Index dim) {
+  if (tokens < 0) fail("kv.length", tokens, "0 or more");
+  if (heads <= 0) fail("kv.kv_heads", heads, "1 or more");
+  if (dim <= 0) fail(std::string("kv.") + width, dim, "1 or more");
+  const std::string what = std::string("length * kv_heads * ") + width;
+  const Checked needed = Checked(tokens) * heads * dim;
+  if (!needed.fits()) fail("kv.length", tokens, what + " that fits in 63 bits");
+  if (given < static_cast<std::size_t>(needed.value()))
+    fail(std::string(rows) + ".size()", std::to_string(given),
+         "at least " + what + " = " + std::to_string(needed.value()));
+}
+
+/// Fails unless two tensors are the keys and the values of the same tokens and heads, with packed rows.
+inline void check_kv_tensors(const ConstTensorView& keys, const ConstTensorView& values) {
+  const char* const packed = "1: the elements of a row lie side by side";
+  if (keys.strides.dim != 1 && keys.dim != 1) fail("keys.strides.dim", keys.strides.dim, packed);
+  if (values.strides.dim != 1 && values.dim != 1) fail("values.strides.dim", values.strides.dim, packed);
+  if (values.tokens != keys.tokens)
+    fail("values.tokens", values.tokens, "keys.tokens = " + std::to_string(keys.tokens));
+  if (values.heads != keys.heads) fail("values.heads", values.heads, "keys.heads = " + std::to_string(keys.heads));
+}
+
+}  // namespace detail::inline GQA_ABI
 
 /// One sequence's keys and values, wherever they lie: the only cache type that the functors take. Plain data, owns nothing,
 /// free to copy; memory must outlive the call that uses it. Checked in the call.
@@ -72,7 +104,8 @@ struct KvCacheView {
   /// The oldest position still stored: 0, or in a ring that has gone round length − capacity, or `oldest` if that is later.
   GQA_ALWAYS_INLINE constexpr Index first_position() const noexcept {
     if (storage != Storage::ring) return 0;
-    const Index overwritten = length > capacity ? length - capacity : 0;
+    const Index slots = capacity > 0 ? capacity : 0;
+    const Index overwritten = length > slots ? length - slots : 0;
     return oldest > overwritten ? oldest : overwritten;
   }
 
@@ -80,11 +113,17 @@ struct KvCacheView {
   template <Element K, Element V>
   GQA_ALWAYS_INLINE static KvCacheView contiguous(const K* keys, const V* values, KvShape shape, KvStrides k_steps,
                                                   KvStrides v_steps) noexcept {
+    return contiguous(keys, ElementTraits<K>::type, values, ElementTraits<V>::type, shape, k_steps, v_steps);
+  }
+  /// The same with element types that are known at run time.
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const void* keys, ElementType key_type, const void* values,
+                                                  ElementType value_type, KvShape shape, KvStrides k_steps,
+                                                  KvStrides v_steps) noexcept {
     KvCacheView view;
     view.k = keys;
     view.v = values;
-    view.k_type = ElementTraits<K>::type;
-    view.v_type = ElementTraits<V>::type;
+    view.k_type = key_type;
+    view.v_type = value_type;
     view.length = shape.length;
     view.kv_heads = shape.kv_heads;
     view.head_dim = shape.head_dim;
@@ -97,22 +136,48 @@ struct KvCacheView {
   /// Packed (token, head, dim) storage.
   template <Element K, Element V>
   GQA_ALWAYS_INLINE static KvCacheView contiguous(const K* keys, const V* values, KvShape shape) noexcept {
+    return contiguous(keys, ElementTraits<K>::type, values, ElementTraits<V>::type, shape);
+  }
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const void* keys, ElementType key_type, const void* values,
+                                                  ElementType value_type, KvShape shape) noexcept {
     const Index dv = shape.value_dim == 0 ? shape.head_dim : shape.value_dim;
-    return contiguous(keys, values, shape, KvStrides::token_major(shape.kv_heads, shape.head_dim),
+    return contiguous(keys, key_type, values, value_type, shape, KvStrides::token_major(shape.kv_heads, shape.head_dim),
                       KvStrides::token_major(shape.kv_heads, dv));
   }
 
   /// Packed (token, head, dim) storage in spans. @throws ArgumentError if a span is too short.
   template <Element K, std::size_t KExtent, Element V, std::size_t VExtent>
   GQA_ALWAYS_INLINE static KvCacheView contiguous(std::span<K, KExtent> keys, std::span<V, VExtent> values,
-                                                  KvShape shape);
+                                                  KvShape shape) {
+    const Index dv = shape.value_dim == 0 ? shape.head_dim : shape.value_dim;
+    detail::check_kv_span("keys", keys.size(), shape.length, shape.kv_heads, "head_dim", shape.head_dim);
+    detail::check_kv_span("values", values.size(), shape.length, shape.kv_heads, "value_dim", dv);
+    return contiguous(static_cast<const K*>(keys.data()), static_cast<const V*>(values.data()), shape);
+  }
+
+  /// The tokens of two tensors, each n_kv × Hkv × (D or Dv), with their types and strides.
+  /// @throws ArgumentError unless both have the same tokens and heads, and a dim stride of 1
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const ConstTensorView& keys, const ConstTensorView& values) {
+    detail::check_kv_tensors(keys, values);
+    KvCacheView view = contiguous(
+        keys.data, keys.type, values.data, values.type, KvShape{keys.tokens, keys.heads, keys.dim, 0},
+        KvStrides{keys.strides.token, keys.strides.head}, KvStrides{values.strides.token, values.strides.head});
+    view.value_dim = values.dim;
+    return view;
+  }
 
   /// A sliding window: position p lies in slot p mod capacity. Queries may only look at positions that are still there, so a
   /// window variant with a window of at most `capacity` (less the chunk's other tokens) goes with it.
   template <Element K, Element V>
   GQA_ALWAYS_INLINE static KvCacheView ring(const K* keys, const V* values, KvShape shape, Index slots,
                                             KvStrides k_steps, KvStrides v_steps) noexcept {
-    KvCacheView view = contiguous(keys, values, shape, k_steps, v_steps);
+    return ring(keys, ElementTraits<K>::type, values, ElementTraits<V>::type, shape, slots, k_steps, v_steps);
+  }
+  /// The same with element types that are known at run time.
+  GQA_ALWAYS_INLINE static KvCacheView ring(const void* keys, ElementType key_type, const void* values,
+                                            ElementType value_type, KvShape shape, Index slots, KvStrides k_steps,
+                                            KvStrides v_steps) noexcept {
+    KvCacheView view = contiguous(keys, key_type, values, value_type, shape, k_steps, v_steps);
     view.storage = Storage::ring;
     view.capacity = slots;
     return view;
@@ -124,7 +189,15 @@ struct KvCacheView {
   GQA_ALWAYS_INLINE static KvCacheView paged(const K* key_pool, const V* value_pool, KvShape shape,
                                              std::span<const std::int32_t> table, Index tokens_per_page, Index pages,
                                              KvStrides k_steps, KvStrides v_steps) noexcept {
-    KvCacheView view = contiguous(key_pool, value_pool, shape, k_steps, v_steps);
+    return paged(key_pool, ElementTraits<K>::type, value_pool, ElementTraits<V>::type, shape, table, tokens_per_page,
+                 pages, k_steps, v_steps);
+  }
+  /// The same with element types that are known at run time.
+  GQA_ALWAYS_INLINE static KvCacheView paged(const void* key_pool, ElementType key_type, const void* value_pool,
+                                             ElementType value_type, KvShape shape, std::span<const std::int32_t> table,
+                                             Index tokens_per_page, Index pages, KvStrides k_steps,
+                                             KvStrides v_steps) noexcept {
+    KvCacheView view = contiguous(key_pool, key_type, value_pool, value_type, shape, k_steps, v_steps);
     view.storage = Storage::paged;
     view.page_size = tokens_per_page;
     view.pool_pages = pages;
@@ -134,38 +207,18 @@ struct KvCacheView {
   }
 
   /// The view of KV heads [first, first + count), for callers that split heads themselves.
-  GQA_ALWAYS_INLINE KvCacheView slice_heads(Index first, Index count) const noexcept {
+  /// @throws ArgumentError if there are no such heads
+  GQA_ALWAYS_INLINE KvCacheView slice_heads(Index first, Index count) const {
     KvCacheView part = *this;
-    if (k != nullptr) part.k = static_cast<const std::byte*>(k) + first * k_strides.head * element_bytes(k_type);
-    if (v != nullptr) part.v = static_cast<const std::byte*>(v) + first * v_strides.head * element_bytes(v_type);
+    const Index k_bytes =
+        detail::part_offset("kv_heads", kv_heads, first, count, "k_strides.head", k_strides.head, k_type);
+    const Index v_bytes =
+        detail::part_offset("kv_heads", kv_heads, first, count, "v_strides.head", v_strides.head, v_type);
+    part.k = detail::moved(k, k_bytes);
+    part.v = detail::moved(v, v_bytes);
     part.kv_heads = count;
     return part;
   }
 };
-
-namespace detail::inline GQA_ABI {
-
-inline void check_kv_span(const char* what, std::size_t given, Index tokens, Index heads, Index dim) {
-  Index needed = 0;
-  if (tokens < 0) fail("kv.length", tokens, "0 or more");
-  if (heads <= 0) fail("kv.kv_heads", heads, "1 or more");
-  if (dim <= 0) fail("kv.head_dim", dim, "1 or more");
-  if (__builtin_mul_overflow(tokens, heads, &needed) || __builtin_mul_overflow(needed, dim, &needed))
-    fail("kv.length", tokens, "length * kv_heads * dim that fits in 63 bits");
-  if (given < static_cast<std::size_t>(needed))
-    fail(what, static_cast<Index>(given), "at least length * kv_heads * dim = " + std::to_string(needed));
-}
-
-}  // namespace detail::inline GQA_ABI
-
-template <Element K, std::size_t KExtent, Element V, std::size_t VExtent>
-GQA_ALWAYS_INLINE KvCacheView KvCacheView::contiguous(std::span<K, KExtent> keys, std::span<V, VExtent> values,
-                                                      KvShape shape) {
-  detail::check_kv_span("keys.size()", keys.size(), shape.length, shape.kv_heads, shape.head_dim);
-  detail::check_kv_span("values.size()", values.size(), shape.length, shape.kv_heads,
-                        shape.value_dim == 0 ? shape.head_dim : shape.value_dim);
-  return contiguous(static_cast<const std::remove_cv_t<K>*>(keys.data()),
-                    static_cast<const std::remove_cv_t<V>*>(values.data()), shape);
-}
 
 }  // namespace gqa

@@ -19,11 +19,11 @@ namespace gqa {
 struct Sequence {
   ConstTensorView q;  ///< n_q × Hq × D
   KvCacheView kv;     ///< n_kv tokens × Hkv × (D, Dv); the queries' own tokens are already in it
-  TensorView out;     ///< n_q × Hq × Dv; must not overlap q, kv or another sequence's out
-  /// Positions of the query tokens, n_q of them; empty: the last n_q positions of the cache, n_kv − n_q + i.
+  TensorView out;     ///< n_q × Hq × Dv; must not overlap anything else of the call
+  /// Positions of the query tokens, n_q of them, any numbers; empty: the last n_q positions of the cache, n_kv − n_q + i.
   std::span<const Index> positions = {};
   /// If not empty, n_q × Hq (token, head): the natural logarithm of the sum of exp(score) of each row; −∞ where nothing is
-  /// visible.
+  /// visible. Must not overlap anything else of the call.
   std::span<float> lse = {};
 };
 
@@ -77,8 +77,8 @@ struct Options {
   std::optional<Path> path = std::nullopt;
   /// What f32 and f16 inputs are multiplied as, on paths with bf16 products.
   Products products = Products::as_stored;
-  /// Scratch of at least scratch_bytes(…) bytes, any alignment, not shared with a call that runs at the same time. Default: the
-  /// functor's own, allocated on first use and kept.
+  /// Scratch of at least scratch_bytes(…) bytes, any alignment, not shared with a call that runs at the same time, nor with anything
+  /// else of this one. Default: the functor's own, allocated on first use and kept.
   std::span<std::byte> scratch = {};
   /// Progress, and a way to stop the call from another thread. Default: none.
   CallControl* control = nullptr;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The definition of attention in plain Eigen and double precision: slow and obvious. It checks nothing and reads the same views
-/// as the functors, so that anything can be held against it. Needs Eigen.
+/// The definition of attention in plain Eigen and double precision: slow and obvious. It reads the same views as the functors, so that
+/// anything can be held against it. Needs Eigen.
 #pragma once
 
 #include <Eigen/Core>
@@ -9,8 +9,10 @@
 #include <limits>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "gqa/detail/check_views.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 #include "gqa/variant.hpp"
@@ -39,14 +41,41 @@ inline Eigen::VectorXd reference_row(const void* data, ElementType type, Index f
   return row;
 }
 
+/// Fails on what would be read wrongly or outside of memory.
+inline void reference_check(const ConstTensorView& q, const KvCacheView& kv, std::span<const Index> positions) {
+  const auto extent = [](const char* name, Index given, Index most) {
+    if (given < 1 || given > most) fail(name, given, "1 to " + std::to_string(most));
+  };
+  if (q.tokens < 0 || q.tokens > kMaxQueries) fail("q.tokens", q.tokens, "0 to 2^40");
+  extent("q.heads", q.heads, kMaxHeads);
+  extent("q.dim", q.dim, kMaxWidth);
+  extent("kv.kv_heads", kv.kv_heads, kMaxHeads);
+  extent("kv.value_dim", kv.value_dim, kMaxWidth);
+  if (kv.head_dim != q.dim) fail("kv.head_dim", kv.head_dim, "q.dim = " + std::to_string(q.dim));
+  if (q.heads % kv.kv_heads != 0) fail("kv.kv_heads", kv.kv_heads, "a divisor of q.heads = " + std::to_string(q.heads));
+  if (!positions.empty() && positions.size() != static_cast<std::size_t>(q.tokens))
+    fail("positions.size()", std::to_string(positions.size()), "q.tokens = " + std::to_string(q.tokens) + ", or none");
+  if (!(Checked(q.tokens) * q.heads * kv.value_dim).at_most(Index{1} << 37))
+    fail("q.tokens", q.tokens, "one with which the results take at most 2^40 bytes");
+  check_tensor({}, kQueryNames, q);
+  check_span({}, "positions.data()", positions, " positions");
+  check_cache({}, kv);
+}
+
 /// Element offset of the row of `position` and `head`.
 inline Index reference_offset(const KvCacheView& kv, const KvStrides& strides, Index position, Index head) {
   Index slot = position;
   Index page = 0;
+  if (position < kv.first_position())
+    fail("position " + std::to_string(position), "visible",
+         "positions from kv.first_position() = " + std::to_string(kv.first_position()) + " on: the ring has no other");
   if (kv.storage == Storage::ring) slot = position % kv.capacity;
   if (kv.storage == Storage::paged) {
     slot = position % kv.page_size;
     page = kv.page_table[position / kv.page_size];
+    if (page < 0 || page >= kv.pool_pages)
+      fail("kv.page_table[" + std::to_string(position / kv.page_size) + "]", page,
+           "a page in [0, " + std::to_string(kv.pool_pages) + "), less than pool_pages");
   }
   return page * strides.page + slot * strides.token + head * strides.head;
 }
@@ -70,6 +99,8 @@ template <Variant V>
 ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv, const V& variant,
                                     std::optional<double> scale, std::span<const Index> positions) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
+  reference_check(q, kv, positions);
+  if constexpr (requires { variant.check(); }) variant.check();
   const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim)));
   const Index group = q.heads / kv.kv_heads;
   ReferenceResult result{Eigen::MatrixXd::Zero(q.tokens * q.heads, kv.value_dim),
@@ -132,7 +163,8 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
 /// @param variant   what is visible, and how scores change
 /// @param scale     default 1/√D
 /// @param positions of the query tokens, n_q of them; empty: n_kv − n_q + i
-/// Thread safe. Reads nothing but visible rows. Arguments are not checked.
+/// @throws ArgumentError if the views, the positions or the variant are wrong
+/// Thread safe. Reads nothing but visible rows.
 template <Variant V>
 GQA_ALWAYS_INLINE ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv, const V& variant,
                                                       std::optional<double> scale = std::nullopt,

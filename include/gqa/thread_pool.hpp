@@ -112,6 +112,11 @@ inline Index checked_threads(Index threads) {
   if (threads < 1) fail("threads", threads, "1 or more");
   return threads;
 }
+/// The same for a pool of its own: Eigen's counts those of its threads that wait in 14 bits.
+inline Index checked_pool(Index threads) {
+  if (checked_threads(threads) >= 1 << 14) fail("threads", threads, "fewer than 16384");
+  return threads;
+}
 
 }  // namespace detail::inline GQA_ABI
 
@@ -124,9 +129,9 @@ inline Index checked_threads(Index threads) {
 /// Allocation: none once a few calls have been made (those of Eigen's own pool aside: it makes none for these tasks).
 class ThreadPoolExecutor {
  public:
-  /// Owns a pool of `threads` − 1 threads: with the caller, `threads` of them. @throws ArgumentError if threads < 1
+  /// Owns a pool of `threads` − 1 threads: with the caller, `threads` of them. @throws ArgumentError unless threads is 1 to 16383
   GQA_ALWAYS_INLINE explicit ThreadPoolExecutor(int threads)
-      : concurrency_(detail::checked_threads(threads)),
+      : concurrency_(detail::checked_pool(threads)),
         owned_(threads > 1 ? std::make_unique<Eigen::ThreadPool>(threads - 1) : nullptr),
         pool_(owned_.get()) {}
 

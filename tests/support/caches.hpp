@@ -88,12 +88,15 @@ class StoredCaches {
     return address(view, view.v, view.v_type, view.v_strides, position, head) + d * element_bytes(view.v_type);
   }
 
- private:
-  // Memory of K and V: two pieces, or one where they are interleaved.
+  /// Memory of K and V: two pieces, or one where they are interleaved.
   struct Planes {
     std::vector<std::byte> k;
     std::vector<std::byte> v;
   };
+  /// Of a sequence, or of the pool.
+  const Planes& planes(std::size_t sequence = 0) const { return planes_[sequence]; }
+
+ private:
 
   static std::byte* address(const KvCacheView& view, const void* base, ElementType type, const KvStrides& strides,
                             Index position, Index head) {

@@ -40,9 +40,13 @@ struct BlockAddress {
 
 namespace gqa::detail::inline GQA_ABI {
 
-inline ByteStrides byte_strides(const KvStrides& strides, ElementType type) noexcept {
+/// Kernels step over tokens that a block does not have; so where there is no second slot, whose distance could be anything, it is 0.
+inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides, ElementType type) noexcept {
   const Index bytes = element_bytes(type);
-  return {strides.token * bytes, strides.head * bytes, strides.page * bytes};
+  const Index slots = kv.storage == Storage::contiguous ? kv.length
+                      : kv.storage == Storage::ring     ? kv.capacity
+                                                        : kv.page_size;
+  return {slots > 1 && kv.length > 1 ? strides.token * bytes : 0, strides.head * bytes, strides.page * bytes};
 }
 
 /// Bits [first, last), 0 <= first <= last <= 64.
@@ -73,8 +77,8 @@ class AddressBook {
  public:
   AddressBook(const KvCacheView& kv, Index* tables, Index stage_blocks) noexcept
       : kv_(kv),
-        k_(byte_strides(kv.k_strides, kv.k_type)),
-        v_(byte_strides(kv.v_strides, kv.v_type)),
+        k_(byte_strides(kv, kv.k_strides, kv.k_type)),
+        v_(byte_strides(kv, kv.v_strides, kv.v_type)),
         uniform_(tables),
         scattered_(tables + 2 * kBlock),
         kept_(stage_blocks + 1) {
@@ -94,7 +98,8 @@ class AddressBook {
     const Index first = std::countr_zero(seen);
     const Index last = kBlock - std::countl_zero(seen);
     Place place = locate(kv_, begin + first);
-    if (place.run >= last - first && seen == bit_range(first, last))
+    // Where the block would begin before the first slot, no address is worked out from there.
+    if (place.run >= last - first && place.slot >= first && seen == bit_range(first, last))
       return {place.page * k_.page + (place.slot - first) * k_.token,
               place.page * v_.page + (place.slot - first) * v_.token,
               uniform_,

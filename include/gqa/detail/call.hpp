@@ -23,7 +23,7 @@ struct SequencePlan {
   Index first_fold = 0;
   Index folds = 0;       ///< head_groups · tiles
   Index first_span = 0;  ///< spans of the folds before its own, by the count that workers' shares are cut by
-  Index spans = 1;       ///< of a fold: all that the sequence's queries see, so that a tile may have fewer
+  Index spans = 1;       ///< of a fold; where there are several tiles, roughly: each has those that it sees
   Index rows = 0;        ///< n_q · G, the rows that share a KV head
   Index tile_rows = 0;   ///< rows of a tile, the last may have fewer
   Index tiles = 0;

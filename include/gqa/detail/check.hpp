@@ -8,12 +8,9 @@
 #include <string>
 
 #include "gqa/detail/call.hpp"
+#include "gqa/detail/check_overlap.hpp"
 
 namespace gqa::detail::inline GQA_ABI {
-
-/// Widths beyond this are taken for mistakes; products of extents below stay far from overflow.
-inline constexpr Index kMaxWidth = 65536;
-inline constexpr Index kMaxHeads = 1 << 20;
 
 inline const char* extent_expectation() noexcept { return "a positive extent, or gqa::dynamic"; }
 
@@ -36,115 +33,58 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
   return merged;
 }
 
-/// Names an argument of one sequence: "q.heads", or "batch[3].q.heads" in a batch. Built only when something is wrong.
-struct ArgumentName {
-  Index sequence;
-  bool in_batch;
-  std::string operator()(const char* member) const {
-    return in_batch ? "batch[" + std::to_string(sequence) + "]." + member : std::string(member);
-  }
+/// Where the extents that a sequence is held against come from.
+struct ExpectedShape {
+  HeadShape shape;    ///< of the call
+  HeadShape functor;  ///< what of it the functor says; the rest is the first sequence's
 };
 
-inline void check_extent(const ArgumentName& name, const char* member, Index given, Index expected, Index most) {
-  if (expected != dynamic && given != expected) fail(name(member), given, std::to_string(expected));
+/// "4, the functor's query heads", or "batch[0].q.heads = 4".
+inline std::string expected_extent(Index extent, Index functor, const char* what, const char* member) {
+  if (functor != dynamic) return std::to_string(extent) + ", the functor's " + what;
+  return std::string("batch[0].") + member + " = " + std::to_string(extent) + ": sequences of one call have one shape";
+}
+
+inline void check_extent(const ArgumentName& name, const char* member, Index given, Index most) {
   if (given <= 0 || given > most) fail(name(member), given, "1 to " + std::to_string(most));
 }
 
-inline void check_type(const ArgumentName& name, const char* member, ElementType type) {
-  if (type > ElementType::f16) fail(name(member), static_cast<Index>(type), "ElementType::f32, bf16 or f16");
+/// Heads and widths.
+inline void check_extents(const ArgumentName& name, const ExpectedShape& expected, const Sequence& sequence) {
+  const ConstTensorView& q = sequence.q;
+  const KvCacheView& kv = sequence.kv;
+  const TensorView& out = sequence.out;
+  const HeadShape& shape = expected.shape;
+  const HeadShape& functor = expected.functor;
+  const auto equals = [&](const char* member, Index given, Index extent, Index fixed, const char* what, Index most) {
+    if (given != extent) fail(name(member), given, expected_extent(extent, fixed, what, member));
+    check_extent(name, member, given, most);
+  };
+  const auto follows = [&](const char* member, Index given, const char* other, Index extent) {
+    if (given != extent) fail(name(member), given, name(other) + " = " + std::to_string(extent));
+  };
+  if (q.tokens < 0 || q.tokens > kMaxQueries) fail(name("q.tokens"), q.tokens, "0 to 2^40");
+  equals("q.heads", q.heads, shape.query_heads, functor.query_heads, "query heads", kMaxHeads);
+  equals("q.dim", q.dim, shape.head_dim, functor.head_dim, "head dim", kMaxWidth);
+  equals("kv.kv_heads", kv.kv_heads, shape.kv_heads, functor.kv_heads, "KV heads", kMaxHeads);
+  follows("kv.head_dim", kv.head_dim, "q.dim", q.dim);
+  equals("kv.value_dim", kv.value_dim, shape.value_dim, functor.value_dim, "value dim", kMaxWidth);
+  if (q.heads % kv.kv_heads != 0)
+    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of " + name("q.heads") + " = " + std::to_string(q.heads));
+  follows("out.tokens", out.tokens, "q.tokens", q.tokens);
+  follows("out.heads", out.heads, "q.heads", q.heads);
+  follows("out.dim", out.dim, "kv.value_dim", kv.value_dim);
 }
 
-inline void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
-  if (data == nullptr) fail(name(member), "null", "a pointer to " + std::string(element_name(type)) + " elements");
-  if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(element_bytes(type)) != 0)
-    fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(element_bytes(type)));
-}
-
-/// (extent − 1) · |stride| elements added to `reach`; fails if that leaves 56 bits. A stride that is never stepped is bounded too,
-/// so that turning any stride into bytes is safe.
-inline void add_reach(const ArgumentName& name, const char* member, Index& reach, Index extent, Index stride) {
-  constexpr Index most = Index{1} << 56;
-  Index distance = 0;
-  const Index steps = extent > 0 ? extent - 1 : 0;
-  if (stride < -most || stride > most || __builtin_mul_overflow(steps, stride < 0 ? -stride : stride, &distance) ||
-      __builtin_add_overflow(reach, distance, &reach) || reach > most)
-    fail(name(member), stride, "a stride whose offsets fit in 56 bits");
-}
-
-inline void check_tensor(const ArgumentName& name, const char* member_type, const char* member_data,
-                         const char* member_strides, const void* data, ElementType type, Index tokens, Index heads,
-                         Index dim, const TensorStrides& strides) {
-  check_type(name, member_type, type);
-  if (tokens > 0) check_pointer(name, member_data, data, type);
-  Index reach = 0;
-  add_reach(name, member_strides, reach, tokens, strides.token);
-  add_reach(name, member_strides, reach, heads, strides.head);
-  add_reach(name, member_strides, reach, dim, strides.dim);
-}
-
-/// Two rows of an output must not share an element: sorted by size, each stride must step over what the smaller ones reach.
-inline void check_no_overlap(const ArgumentName& name, const TensorView& out) {
-  Index extent[3] = {out.tokens, out.heads, out.dim};
-  Index stride[3] = {out.strides.token, out.strides.head, out.strides.dim};
-  for (Index& s : stride) s = s < 0 ? -s : s;
-  for (int pass = 0; pass < 2; ++pass)
-    for (int i = 0; i < 2; ++i)
-      if (stride[i] > stride[i + 1]) {
-        const Index s = stride[i], e = extent[i];
-        stride[i] = stride[i + 1], extent[i] = extent[i + 1];
-        stride[i + 1] = s, extent[i + 1] = e;
-      }
-  Index reach = 0;
-  for (int i = 0; i < 3; ++i) {
-    if (extent[i] <= 1) continue;
-    if (stride[i] <= reach)
-      fail(name("out.strides"),
-           "{" + std::to_string(out.strides.token) + ", " + std::to_string(out.strides.head) + ", " +
-               std::to_string(out.strides.dim) + "}",
-           "strides that give every (token, head, dim) an element of its own");
-    reach += (extent[i] - 1) * stride[i];
-  }
-}
-
-inline void check_kv_strides(const ArgumentName& name, const char* member, const KvStrides& strides, Index slots,
-                             Index heads, Index pages) {
-  Index reach = 0;
-  add_reach(name, member, reach, slots, strides.token);
-  add_reach(name, member, reach, heads, strides.head);
-  add_reach(name, member, reach, pages, strides.page);
-}
-
-inline void check_cache(const ArgumentName& name, const KvCacheView& kv) {
-  check_type(name, "kv.k_type", kv.k_type);
-  check_type(name, "kv.v_type", kv.v_type);
-  if (kv.length < 0 || kv.length > (Index{1} << 48)) fail(name("kv.length"), kv.length, "0 to 2^48");
-  if (kv.length == 0) return;
-  check_pointer(name, "kv.k", kv.k, kv.k_type);
-  check_pointer(name, "kv.v", kv.v, kv.v_type);
-  constexpr Index most = Index{1} << 48;
-  Index slots = kv.length;
-  Index pages = 1;
-  switch (kv.storage) {
-    case Storage::contiguous: break;
-    case Storage::ring:
-      if (kv.capacity <= 0 || kv.capacity > most) fail(name("kv.capacity"), kv.capacity, "1 or more slots");
-      slots = kv.capacity;
-      break;
-    case Storage::paged:
-      if (kv.page_size <= 0 || kv.page_size > most) fail(name("kv.page_size"), kv.page_size, "1 or more tokens");
-      if (kv.pool_pages <= 0 || kv.pool_pages > (Index{1} << 31))
-        fail(name("kv.pool_pages"), kv.pool_pages, "1 to 2^31 pages");
-      if (kv.page_table == nullptr) fail(name("kv.page_table"), "null", "a pointer to page indices");
-      if (kv.page_table_size < (kv.length - 1) / kv.page_size + 1)
-        fail(name("kv.page_table_size"), kv.page_table_size,
-             "at least ceil(length / page_size) = " + std::to_string((kv.length - 1) / kv.page_size + 1));
-      slots = kv.page_size;
-      pages = kv.pool_pages;
-      break;
-    default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
-  }
-  check_kv_strides(name, "kv.k_strides", kv.k_strides, slots, kv.kv_heads, pages);
-  check_kv_strides(name, "kv.v_strides", kv.v_strides, slots, kv.kv_heads, pages);
+inline void check_strides_of(const ArgumentName& name, const Sequence& sequence) {
+  const ConstTensorView& q = sequence.q;
+  const TensorStrides& out = sequence.out.strides;
+  if (q.tokens > 1 && q.strides.token == 0)
+    fail(name("q.strides.token"), Index{0}, "the distance from a query token's rows to the next token's");
+  if (q.tokens > 0 && !elements_are_distinct(sequence.out))
+    fail(name("out.strides"),
+         "{" + std::to_string(out.token) + ", " + std::to_string(out.head) + ", " + std::to_string(out.dim) + "}",
+         "strides that give every (token, head, dim) an element of its own");
 }
 
 /// The position of query token i: given, or one of the last n_q of the cache.
@@ -204,7 +144,7 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
     for (Index page = begin / kv.page_size; page * kv.page_size < end; ++page)
       if (kv.page_table[page] < 0 || kv.page_table[page] >= kv.pool_pages)
         fail(name(("kv.page_table[" + std::to_string(page) + "]").c_str()), kv.page_table[page],
-             "a page in [0, " + std::to_string(kv.pool_pages) + ")");
+             "a page in [0, " + std::to_string(kv.pool_pages) + "), less than pool_pages");
   };
   PositionRange checked[kMaxRanges];  // each grows while ranges touch it, as those of successive positions do
   for_each_range(variant, sequence, 0, sequence.q.tokens, [&](const PositionRange& range, Index i) {
@@ -219,47 +159,52 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   });
 }
 
-/// One of the functor's cache types, as bits?
-inline void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
-  if (is_among(types, type)) return;
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_compiled(const ArgumentName& name, const char* member,
+                                                                 ElementType type, unsigned types) {
   std::string expected;
   constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   for (const ElementType other : every)
     if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
 }
+/// One of the functor's cache types, as bits?
+GQA_ALWAYS_INLINE void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
+  if (!is_among(types, type)) fail_compiled(name, member, type, types);
+}
 
-inline void check_sequence(const ArgumentName& name, const HeadShape& shape, unsigned types, const VariantRef& variant,
-                           const Sequence& sequence) {
+/// Fails on the first wrong argument of a sequence. Returns where the others lie.
+inline SequenceRanges check_sequence(const ArgumentName& name, const ExpectedShape& expected, unsigned types,
+                                     const VariantRef& variant, const Sequence& sequence) {
   const ConstTensorView& q = sequence.q;
-  const KvCacheView& kv = sequence.kv;
-  const TensorView& out = sequence.out;
-  if (q.tokens < 0 || q.tokens > (Index{1} << 40)) fail(name("q.tokens"), q.tokens, "0 to 2^40");
-  check_extent(name, "q.heads", q.heads, shape.query_heads, kMaxHeads);
-  check_extent(name, "q.dim", q.dim, shape.head_dim, kMaxWidth);
-  check_extent(name, "kv.kv_heads", kv.kv_heads, shape.kv_heads, kMaxHeads);
-  check_extent(name, "kv.head_dim", kv.head_dim, q.dim, kMaxWidth);
-  check_extent(name, "kv.value_dim", kv.value_dim, shape.value_dim, kMaxWidth);
-  if (q.heads % kv.kv_heads != 0)
-    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of q.heads = " + std::to_string(q.heads));
-  if (out.tokens != q.tokens) fail(name("out.tokens"), out.tokens, "q.tokens = " + std::to_string(q.tokens));
-  check_extent(name, "out.heads", out.heads, q.heads, kMaxHeads);
-  check_extent(name, "out.dim", out.dim, kv.value_dim, kMaxWidth);
-  check_tensor(name, "q.type", "q.data", "q.strides", q.data, q.type, q.tokens, q.heads, q.dim, q.strides);
-  check_tensor(name, "out.type", "out.data", "out.strides", out.data, out.type, out.tokens, out.heads, out.dim,
-               out.strides);
-  if (q.tokens > 0) check_no_overlap(name, out);
+  check_extents(name, expected, sequence);
+  SequenceRanges ranges;
+  ranges.q = check_tensor(name, kQueryNames, q);
+  ranges.out = check_tensor(name, kOutNames, sequence.out);
+  check_strides_of(name, sequence);
   const auto count = static_cast<std::size_t>(q.tokens);
   if (!sequence.positions.empty() && sequence.positions.size() != count)
-    fail(name("positions.size()"), static_cast<Index>(sequence.positions.size()),
-         "q.tokens = " + std::to_string(q.tokens) + ", or none");
+    fail(name("positions.size()"), std::to_string(sequence.positions.size()),
+         name("q.tokens") + " = " + std::to_string(q.tokens) + ", or none");
   if (!sequence.lse.empty() && sequence.lse.size() != count * static_cast<std::size_t>(q.heads))
-    fail(name("lse.size()"), static_cast<Index>(sequence.lse.size()),
-         "q.tokens * q.heads = " + std::to_string(q.tokens * q.heads) + ", or none");
-  check_cache(name, kv);
-  check_compiled(name, "kv.k_type", kv.k_type, types);
-  check_compiled(name, "kv.v_type", kv.v_type, types);
+    fail(name("lse.size()"), std::to_string(sequence.lse.size()),
+         name("q.tokens") + " * q.heads = " + std::to_string(q.tokens * q.heads) + ", or none");
+  ranges.positions = check_span(name, "positions.data()", sequence.positions, " positions");
+  ranges.lse = check_span(name, "lse.data()", sequence.lse, " floats");
+  ranges.kv = check_cache(name, sequence.kv);
+  check_compiled(name, "kv.k_type", sequence.kv.k_type, types);
+  check_compiled(name, "kv.v_type", sequence.kv.v_type, types);
   check_visible(name, variant, sequence);
+  return ranges;
+}
+
+/// Fails if an output surely lies in that of a sequence just before it.
+inline void check_apart(const ArgumentName& name, std::span<const Sequence> batch, const SequenceRanges& ranges,
+                        BatchOutputs& outs, BatchOutputs& lses) {
+  const auto sequence = [&](Index i) -> const Sequence& { return batch[static_cast<std::size_t>(i)]; };
+  for (Index i = outs.add(ranges.out); i >= 0; i = outs.next(i))
+    if (overlap(sequence(name.sequence).out, sequence(i).out)) fail_overlap(name, "out", ArgumentName{i, true}("out"));
+  const Index i = lses.add(ranges.lse);
+  if (i >= 0) fail_overlap(name, "lse", ArgumentName{i, true}("lse"));
 }
 
 /// The shape of a call, all extents known: static and given ones, the rest from the first sequence.
@@ -276,26 +221,48 @@ inline Path check_path(const Options& options) {
   const Path active = active_path().path;
   if (!options.path.has_value()) return active;
   if (*options.path > Path::amx || !path_available(*options.path))
-    fail("options.path", *options.path > Path::amx ? "unknown" : path_name(*options.path),
+    fail("options.path", path_name(*options.path),
          "a path that this process can run, such as " + std::string(path_name(active)));
   return *options.path;
+}
+
+inline void check_options(const Options& options) {
+  if (options.scale.has_value() && !std::isfinite(*options.scale))
+    fail("options.scale", std::to_string(*options.scale), "a finite number");
+  if (options.products > Products::bf16_terms)
+    fail("options.products", static_cast<Index>(options.products), "Products::as_stored, bf16 or bf16_terms");
+  if (!options.scratch.empty() && options.scratch.data() == nullptr)
+    fail("options.scratch.data()", "null", "a pointer to " + std::to_string(options.scratch.size()) + " bytes");
+  if (options.executor.concurrency() < 1)
+    fail("options.executor.concurrency()", options.executor.concurrency(), "1 or more");
 }
 
 /// Fails on the first wrong argument. Fills in what of the call is known before it is planned.
 inline void check_call(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                        const Options& options, CallPlan& call) {
+  check_span({}, "batch.data()", batch, " sequences");
   call.batch = batch;
   call.shape = call_shape(functor.shape, batch.front());
   call.kernels_for = functor.kernels_for;
   call.variant = variant;
-  if (options.scale.has_value() && !std::isfinite(*options.scale))
-    fail("options.scale", std::to_string(*options.scale), "a finite number");
-  if (variant.check != nullptr) variant.check(variant.variant);
-  if (options.executor.concurrency() < 1)
-    fail("options.executor.concurrency()", options.executor.concurrency(), "1 or more");
-  for (std::size_t i = 0; i < batch.size(); ++i)
-    check_sequence({static_cast<Index>(i), batch.size() > 1}, call.shape, functor.cache_types, variant, batch[i]);
+  check_options(options);
   call.path = check_path(options);
+  if (variant.check != nullptr) variant.check(variant.variant);
+  const ExpectedShape expected{call.shape, functor.shape};
+  const auto check = [&](const ArgumentName& name, const Sequence& sequence) {
+    const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, variant, sequence);
+    check_overlap(name, sequence, ranges, options.scratch, batch);
+    return ranges;
+  };
+  if (batch.size() == 1) {
+    check({}, batch.front());
+  } else {
+    BatchOutputs outs, lses;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const ArgumentName name{static_cast<Index>(i), true};
+      check_apart(name, batch, check(name, batch[i]), outs, lses);
+    }
+  }
   call.streaming = streaming_in_use().load(std::memory_order_relaxed);
   call.group = call.shape.query_heads / call.shape.kv_heads;
 }

@@ -33,7 +33,6 @@ class Worker {
         const Index fold = share.claim();
         if (fold >= share.end) break;
         const Index spans = enter(fold, number_);
-        count_done(call_, tasks_->planned_spans() - spans);
         if (spans == 1 || call_.workers == 1) run_alone(spans);
         else run_shared(publish(call_.progress[number_], fold, spans), spans);
       }
@@ -51,10 +50,6 @@ class Worker {
     progress.merged = 0;
     progress.left.store(spans, std::memory_order_release);
     return progress;
-  }
-
-  static void count_done(const CallPlan& call, Index spans) noexcept {
-    if (call.control != nullptr) call.control->done.fetch_add(spans, std::memory_order_relaxed);
   }
 
  private:
@@ -86,7 +81,7 @@ class Worker {
     claim.in_order = true;
     for (; claim.first < spans && !ended(); claim.first += claim.count) {
       claim.count = spans - claim.first < kStageSpans ? spans - claim.first : kStageSpans;
-      run_claim(claim);
+      run_claim(claim, spans);
     }
     if (claim.first >= spans) tasks_->store();
   }
@@ -96,14 +91,22 @@ class Worker {
     while (!ended()) {
       Claim claim = fold.claim(!call_.shares[number_].exhausted());
       if (claim.count == 0) return;
-      run_claim(claim);
+      run_claim(claim, spans);
       fold.finish(claim);
     }
   }
 
-  void run_claim(const Claim& claim) {
+  /// @param spans of the fold
+  void run_claim(const Claim& claim, Index spans) {
     tasks_->run(claim);
-    count_done(call_, claim.count);
+    count_done(claim, spans);
+  }
+
+  /// Every fold counts as the spans that the plan has for it.
+  void count_done(const Claim& claim, Index spans) noexcept {
+    if (call_.control == nullptr) return;
+    const auto of_plan = [&](Index done) { return tasks_->planned_spans() * done / spans; };
+    call_.control->done.fetch_add(of_plan(claim.first + claim.count) - of_plan(claim.first), std::memory_order_relaxed);
   }
 
   const CallPlan& call_;
@@ -161,7 +164,6 @@ inline void share_out(const CallPlan& call) {
     const PositionRange hull = visible_hull(call.variant, call.batch[static_cast<std::size_t>(i)],
                                             first_row / call.group, (last_row - 1) / call.group + 1);
     Worker::publish(call.progress[fold * call.workers / call.folds], fold, spans_of(hull));
-    Worker::count_done(call, plan.spans - spans_of(hull));
   }
   for (Index worker = 0; worker < call.workers; ++worker) call.shares[worker].end = 0;
 }

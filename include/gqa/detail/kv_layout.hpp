@@ -55,20 +55,19 @@ inline KvCacheView describe_rows(const KvRowFormat& format) {
   view.value_dim = format.value_dim == 0 ? format.head_dim : format.value_dim;
   view.k_type = format.k_type;
   view.v_type = format.v_type.value_or(format.k_type);
-  check_element_type("config.k_type", view.k_type);
-  check_element_type("config.v_type", view.v_type);
+  check_type({}, "config.k_type", view.k_type);
+  check_type({}, "config.v_type", view.v_type);
   if (format.layout != KvLayout::head_major && format.layout != KvLayout::token_major)
     fail("config.layout", static_cast<Index>(format.layout), "KvLayout::head_major or KvLayout::token_major");
   return view;
 }
 
 inline Index plane_bytes(const char* argument, Index slots, Index kv_heads, Index dim, ElementType type) {
-  Index bytes = 0;
+  const Checked bytes = Checked(kv_heads) * dim * element_bytes(type) * slots;
   // Half of the address space stays free, so that neither rounding up nor an offset within overflows.
-  if (__builtin_mul_overflow(kv_heads, dim, &bytes) || __builtin_mul_overflow(bytes, element_bytes(type), &bytes) ||
-      __builtin_mul_overflow(bytes, slots, &bytes) || bytes > std::numeric_limits<Index>::max() / 2)
+  if (!bytes.at_most(std::numeric_limits<Index>::max() / 2))
     fail(argument, slots, "tokens * kv_heads * width elements that fit in the address space");
-  return bytes;
+  return bytes.value();
 }
 
 inline KvStrides layout_strides(KvLayout layout, Index kv_heads, Index run, Index dim) {

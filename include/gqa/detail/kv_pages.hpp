@@ -71,10 +71,9 @@ inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages
   if (page_size < 1) fail("config.page_size", page_size, "1 or more");
   if (pages < 1 || pages > std::numeric_limits<std::int32_t>::max())
     fail("config.pages", pages, "1 to 2147483647, so that a page table entry can name each");
-  Index slots = 0;
-  if (__builtin_mul_overflow(page_size, pages, &slots))
-    fail("config.pages", pages, "pages * page_size tokens that fit in 63 bits");
-  KvMemory memory = allocate_slots(format, "config.pages * page_size", slots, page_size);
+  const Checked slots = Checked(page_size) * pages;
+  if (!slots.fits()) fail("config.pages", pages, "pages * page_size tokens that fit in 63 bits");
+  KvMemory memory = allocate_slots(format, "config.pages * page_size", slots.value(), page_size);
   const Index list_bytes = pages * static_cast<Index>(sizeof(std::int32_t));
   Buffer free_pages(list_bytes, "the list of free pages");
   Buffer references(list_bytes, "reference counts");
@@ -115,9 +114,11 @@ inline KvPool& pool_of(const KvPageTable& table) {
   return *table.pool;
 }
 
-inline std::int32_t reference_count(const KvPool& pool, Index page) {
-  if (page < 0 || page >= pool.view.pool_pages) fail("page", page, "0 to " + std::to_string(pool.view.pool_pages - 1));
-  return pool.references.as<std::int32_t>()[page];
+inline std::int32_t reference_count(const KvPool* pool, Index page) {
+  if (pool == nullptr) fail("pool", "empty (moved from)", "a pool with pages");
+  if (page < 0 || page >= pool->view.pool_pages)
+    fail("page", page, "0 to " + std::to_string(pool->view.pool_pages - 1));
+  return pool->references.as<std::int32_t>()[page];
 }
 
 /// The caller has made sure that there is one.

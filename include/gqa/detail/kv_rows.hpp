@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "gqa/detail/check_views.hpp"
 #include "gqa/detail/kv_buffer.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
@@ -35,7 +36,7 @@ template <class To, class From>
 inline void copy_row(std::byte* to, const std::byte* from, Index dim, Index step) {
   if constexpr (std::is_same_v<To, From>) {
     if (step == 1) {
-      std::memcpy(to, from, static_cast<std::size_t>(dim) * sizeof(To));
+      std::memmove(to, from, static_cast<std::size_t>(dim) * sizeof(To));  // rows may come from where they go
       return;
     }
   }
@@ -94,22 +95,13 @@ inline ConstTensorView page_rows(const KvPlane& plane, Index heads, Index page, 
   return rows;
 }
 
-inline void check_element_type(const char* argument, ElementType type) {
-  if (type != ElementType::f32 && type != ElementType::bf16 && type != ElementType::f16)
-    fail(argument, static_cast<Index>(type), "ElementType::f32, bf16 or f16");
-}
-
-inline void check_rows(const std::string& name, const ConstTensorView& rows, Index kv_heads, const char* width,
-                       Index dim) {
-  if (rows.tokens < 0) fail(name + ".tokens", rows.tokens, "0 or more");
-  if (rows.heads != kv_heads) fail(name + ".heads", rows.heads, "the cache's kv_heads = " + std::to_string(kv_heads));
-  if (rows.dim != dim) fail(name + ".dim", rows.dim, std::string("the cache's ") + width + " = " + std::to_string(dim));
-  check_element_type((name + ".type").c_str(), rows.type);
-  if (rows.tokens == 0) return;
-  if (rows.data == nullptr) fail(name + ".data", "null", "a pointer to the rows");
-  const Index bytes = element_bytes(rows.type);
-  if (reinterpret_cast<std::uintptr_t>(rows.data) % static_cast<std::uintptr_t>(bytes) != 0)
-    fail(name + ".data", "misaligned", "an address that is a multiple of " + std::to_string(bytes));
+inline void check_rows(const TensorNames& names, const char* tokens, const char* heads, const char* width,
+                       const ConstTensorView& rows, Index kv_heads, const char* cache_width, Index dim) {
+  if (rows.tokens < 0) fail(tokens, rows.tokens, "0 or more");
+  if (rows.heads != kv_heads) fail(heads, rows.heads, "the cache's kv_heads = " + std::to_string(kv_heads));
+  if (rows.dim != dim) fail(width, rows.dim, std::string("the cache's ") + cache_width + " = " + std::to_string(dim));
+  if (rows.tokens > 0 && rows.data == nullptr) fail(names.data, "null", "a pointer to the rows");
+  check_tensor({}, names, rows);
 }
 
 inline void check_not_moved_from(Index kv_heads) {
@@ -119,8 +111,8 @@ inline void check_not_moved_from(Index kv_heads) {
 /// What append takes: k (tokens × Hkv × D) and v (tokens × Hkv × Dv), each in any element type and with any strides.
 inline void check_append(const KvCacheView& cache, const ConstTensorView& k, const ConstTensorView& v) {
   check_not_moved_from(cache.kv_heads);
-  check_rows("k", k, cache.kv_heads, "head_dim", cache.head_dim);
-  check_rows("v", v, cache.kv_heads, "value_dim", cache.value_dim);
+  check_rows(kAppendedKeyNames, "k.tokens", "k.heads", "k.dim", k, cache.kv_heads, "head_dim", cache.head_dim);
+  check_rows(kAppendedValueNames, "v.tokens", "v.heads", "v.dim", v, cache.kv_heads, "value_dim", cache.value_dim);
   if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + std::to_string(k.tokens));
 }
 

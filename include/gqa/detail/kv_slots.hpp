@@ -87,10 +87,11 @@ inline void write_around(const KvPlane& plane, Index slots, Index position, cons
 
 inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v) {
   check_append(cache.view, k, v);
-  Index length = 0;
-  if (__builtin_add_overflow(cache.view.length, k.tokens, &length))
-    fail("k.tokens", k.tokens, "a length that fits in 63 bits");
+  const Checked sum = Checked(cache.view.length) + k.tokens;
+  if (!sum.fits()) fail("k.tokens", k.tokens, "a length that fits in 63 bits");
+  if (!sum.at_most(kMaxTokens)) fail("k.tokens", k.tokens, "a length of at most 2^48 tokens");
   if (k.tokens == 0) return;
+  const Index length = sum.value();
   // Of a chunk that is longer than the ring, the tokens at the front would be overwritten by those behind.
   const Index skipped = k.tokens > cache.slots ? k.tokens - cache.slots : 0;
   const Index position = cache.view.length + skipped;

@@ -104,8 +104,17 @@ constexpr int bf16_terms(ElementType q, ElementType k, ElementType v, Products p
   return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
-/// How many folds and spans of a call are counted at most.
-inline constexpr Index kMostFolds = Index{1} << 48;
+/// The hull of what the first query tokens of a sequence and the last ones see, a tile's of each. Where positions rise that is what all see; else
+/// the plan is a little worse.
+inline PositionRange sampled_hull(const CallPlan& call, const Sequence& sequence) {
+  const Index tokens = sequence.q.tokens;
+  if (tokens <= 2 * kTileRows) return visible_hull(call.variant, sequence, 0, tokens);
+  const PositionRange first = visible_hull(call.variant, sequence, 0, kTileRows);
+  const PositionRange last = visible_hull(call.variant, sequence, tokens - kTileRows, tokens);
+  if (first.begin == first.end) return last;
+  if (last.begin == last.end) return first;
+  return {first.begin < last.begin ? first.begin : last.begin, first.end > last.end ? first.end : last.end};
+}
 
 inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence, Products products) {
   SequencePlan plan;
@@ -116,7 +125,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
-  plan.spans = spans_of(visible_hull(call.variant, sequence, 0, sequence.q.tokens));
+  plan.spans = spans_of(sampled_hull(call, sequence));
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
@@ -159,6 +168,16 @@ inline Index deposits_of_worker(Index spans, Index workers, std::size_t bytes) n
   return share < wanted ? share : wanted;
 }
 
+/// A call has no more spans in its folds, and no part of its scratch more bytes.
+inline constexpr Index kMostOfAll = Index{1} << 40;
+
+inline Index limited(const Checked& total, const CallPlan& call, std::size_t i, const char* member, Index given) {
+  if (!total.at_most(kMostOfAll))
+    fail(ArgumentName{static_cast<Index>(i), call.batch.size() > 1}(member), given,
+         "one with which the call has at most 2^40 tasks");
+  return total.value();
+}
+
 /// Counts a call's folds, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
 inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   ScratchSizes sizes;
@@ -176,7 +195,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     plan.first_span = call.spans;
     if (plan.folds > 0) {
       call.folds += plan.folds;
-      call.spans += plan.folds * plan.spans;
+      call.spans = limited(Checked(plan.folds) * plan.spans + call.spans, call, i, "q.tokens", batch[i].q.tokens);
       time += estimated_time(call, plan, batch[i]);
       RowTile state;
       set_strides(state, *plan.kernels, call.shape.value_dim);
@@ -200,6 +219,10 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     sizes.deposit_bytes += kScratchAlignment;  // of the Deposit itself
     sizes.worker_deposits = deposits_of_worker(call.spans, sizes.workers, sizes.deposit_bytes);
   }
+  const Checked bytes = Checked(static_cast<Index>(sizes.deposit_bytes)) * sizes.worker_deposits +
+                        static_cast<Index>(sizes.slot_bytes + sizes.total_bytes);
+  if (!(bytes * sizes.workers).at_most(kMostOfAll))
+    fail("options.executor.concurrency()", concurrency, "so many that their scratch is at most 2^40 bytes");
   return sizes;
 }
 

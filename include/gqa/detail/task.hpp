@@ -57,7 +57,7 @@ class SequenceTasks {
   /// Whether fold number `fold` of the call is one of the sequence's.
   bool has(Index fold) const noexcept { return fold >= plan_.first_fold && fold < plan_.first_fold + plan_.folds; }
 
-  /// What the plan counts a fold's spans as; those of a tile that sees less than others are fewer.
+  /// What the plan takes a fold's spans to be; a tile may see more or less than that.
   Index planned_spans() const noexcept { return plan_.spans; }
 
   /// Goes on to a fold, whose total is number `total`. Returns how many spans it has.

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Outputs that lie where something else does, as far as it is cheap to say.
+///
+/// Found are, of the outputs (rows and LSE) of each sequence and everything else that its call uses:
+///   a tensor that fills its memory, from its first to its last element, and any element of another one in it;
+///   two tensors that do not, and begin at the same place.
+/// Tensors that lie between each other's rows, as in a packed (token, q | k | v | out), are let through. Pages of a pool are not looked at:
+/// others of them are not the sequence's. Outputs of different sequences are compared with those of the kLookBack before them.
+#pragma once
+
+#include <span>
+
+#include "gqa/detail/check_views.hpp"
+#include "gqa/options.hpp"
+
+namespace gqa::detail {
+
+/// Where the arguments of a sequence lie.
+struct SequenceRanges {
+  ByteRange q;
+  ByteRange out;
+  CacheRanges kv;
+  ByteRange positions;
+  ByteRange lse;
+};
+
+}  // namespace gqa::detail
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// 1 if they have a byte in common, else 0: a number, so that many are looked at without a branch.
+GQA_ALWAYS_INLINE unsigned meet(const ByteRange& a, const ByteRange& b) noexcept {
+  return static_cast<unsigned>(a.begin < b.end) & static_cast<unsigned>(b.begin < a.end);
+}
+
+inline Index size_of_step(Index stride) noexcept { return stride < 0 ? -stride : stride; }
+
+/// True if every (token, head, dim) has an element of its own: sorted by size, each stride steps over what the smaller ones reach.
+template <class View>
+inline bool elements_are_distinct(const View& tensor) noexcept {
+  const TensorStrides& steps = tensor.strides;
+  if (steps.dim == 1 && steps.head >= tensor.dim && steps.token >= tensor.heads * steps.head) return true;  // as usual
+  Index extent[3] = {tensor.tokens, tensor.heads, tensor.dim};
+  Index stride[3] = {size_of_step(tensor.strides.token), size_of_step(tensor.strides.head),
+                     size_of_step(tensor.strides.dim)};
+  for (int pass = 0; pass < 2; ++pass)
+    for (int i = 0; i < 2; ++i)
+      if (stride[i] > stride[i + 1]) {
+        const Index s = stride[i], e = extent[i];
+        stride[i] = stride[i + 1], extent[i] = extent[i + 1];
+        stride[i + 1] = s, extent[i + 1] = e;
+      }
+  Index reach = 0;
+  for (int i = 0; i < 3; ++i) {
+    if (extent[i] <= 1) continue;
+    if (stride[i] <= reach) return false;
+    reach += (extent[i] - 1) * stride[i];
+  }
+  return true;
+}
+
+/// From the first to the last byte of a tensor that has been checked.
+inline ByteRange range_of(const ConstTensorView& tensor) noexcept {
+  if (tensor.tokens <= 0) return {};
+  const auto at = reinterpret_cast<std::uintptr_t>(tensor.data);
+  const Index bytes = element_bytes(tensor.type);
+  Index before = 0, behind = 1;
+  const auto add = [&](Index extent, Index stride) { (stride < 0 ? before : behind) += (extent - 1) * stride; };
+  add(tensor.tokens, tensor.strides.token);
+  add(tensor.heads, tensor.strides.head);
+  add(tensor.dim, tensor.strides.dim);
+  return {at + static_cast<std::uintptr_t>(before * bytes), at + static_cast<std::uintptr_t>(behind * bytes)};
+}
+
+/// True if nothing but its elements lies between the first and the last one.
+inline bool fills(const ConstTensorView& tensor, const ByteRange& range) noexcept {
+  const Checked elements = Checked(tensor.tokens) * tensor.heads * tensor.dim;
+  const auto room =
+      static_cast<Index>((range.end - range.begin) / static_cast<std::uintptr_t>(element_bytes(tensor.type)));
+  return elements.at_most(room) && elements.value() == room && elements_are_distinct(tensor);
+}
+
+/// True if the tensor has an element in `range`.
+inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& wanted) noexcept {
+  const ByteRange all = range_of(tensor);
+  if (meet(all, wanted) == 0) return false;
+  // Of a range of any size, the part that may hold elements.
+  const ByteRange range{wanted.begin > all.begin ? wanted.begin : all.begin,
+                        wanted.end < all.end ? wanted.end : all.end};
+  const Index bytes = element_bytes(tensor.type);
+  for (Index head = 0; head < tensor.heads; ++head) {
+    // From the head's first row to the range: [begin, end) bytes. A row meets it that begins in (begin − width, end).
+    const auto at =
+        reinterpret_cast<std::uintptr_t>(tensor.data) + static_cast<std::uintptr_t>(head * tensor.strides.head * bytes);
+    const ConstTensorView row(tensor.data, tensor.type, 1, 1, tensor.dim, {0, 0, tensor.strides.dim});
+    const ByteRange row_range = range_of(row);
+    const auto row_before = static_cast<Index>(reinterpret_cast<std::uintptr_t>(tensor.data) - row_range.begin);
+    const auto width = static_cast<Index>(row_range.end - row_range.begin);
+    const Index begin = static_cast<Index>(range.begin - at) + row_before - width;
+    const Index end = static_cast<Index>(range.end - at) + row_before;
+    const Index step = tensor.strides.token * bytes;
+    Index first = 0, last = tensor.tokens;  // tokens whose rows meet it
+    if (step > 0) {
+      if (begin >= 0) first = begin / step + 1;
+      if (end <= (tensor.tokens - 1) * step) last = end > 0 ? (end - 1) / step + 1 : 0;
+    } else if (step < 0) {
+      if (end <= 0) first = -end / -step + 1;
+      if (begin >= (tensor.tokens - 1) * step) last = begin < 0 ? (-begin - 1) / -step + 1 : 0;
+    } else if (begin >= 0 || end <= 0) {
+      continue;
+    }
+    if (first >= last) continue;
+    if (size_of_step(tensor.strides.dim) <= 1) return true;
+    for (Index token = first; token < last; ++token)
+      for (Index d = 0; d < tensor.dim; ++d) {
+        const auto element =
+            at + static_cast<std::uintptr_t>((token * tensor.strides.token + d * tensor.strides.dim) * bytes);
+        if (meet({element, element + static_cast<std::uintptr_t>(bytes)}, range) != 0) return true;
+      }
+  }
+  return false;
+}
+
+/// True if two tensors surely share memory; see the top of this file.
+inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) noexcept {
+  const ByteRange a_range = range_of(a), b_range = range_of(b);
+  if (meet(a_range, b_range) == 0) return false;
+  if (fills(b, b_range)) return has_element_in(a, b_range);
+  if (fills(a, a_range)) return has_element_in(b, a_range);
+  return a.data == b.data;
+}
+
+/// A range that something else may lie in, and what it is called.
+[[noreturn]] inline void fail_overlap(const ArgumentName& name, const char* output, const std::string& other) {
+  fail(name(output), "in the memory of " + other, "memory of its own, which no input and no other output lies in");
+}
+
+/// The slow way, for arguments between whose ends others lie. Fails if they surely share memory.
+inline void check_meeting(const ArgumentName& name, const Sequence& sequence, const SequenceRanges& ranges,
+                          std::span<const std::byte> scratch, std::span<const Sequence> batch) {
+  const KvCacheView& kv = sequence.kv;
+  const Index slots = kv.length < ranges.kv.slots ? kv.length : ranges.kv.slots;
+  const bool pool = kv.storage == Storage::paged;
+  const auto lse_floats = static_cast<Index>(sequence.lse.size());
+  const ConstTensorView out = sequence.out;
+  const ConstTensorView lse(sequence.lse.data(), lse_floats, 1, 1);
+  const auto plain = [](auto elements) -> ByteRange {
+    const auto begin = reinterpret_cast<std::uintptr_t>(elements.data());
+    return {begin, begin + elements.size_bytes()};
+  };
+  const ByteRange table =
+      pool && kv.length > 0
+          ? plain(std::span(kv.page_table, static_cast<std::size_t>((kv.length - 1) / kv.page_size + 1)))
+          : ByteRange{};
+  const auto check = [&](const char* output, const ConstTensorView& written) {
+    if (written.tokens <= 0) return;
+    const auto tensor = [&](const char* other, const ConstTensorView& read) {
+      if (overlap(written, read)) fail_overlap(name, output, name(other));
+    };
+    const auto range = [&](const std::string& other, const ByteRange& read) {
+      if (read.begin != read.end && has_element_in(written, read)) fail_overlap(name, output, other);
+    };
+    tensor("q", sequence.q);
+    if (!pool && slots > 0) {
+      tensor("kv.k", key_rows(kv, slots));
+      tensor("kv.v", value_rows(kv, slots));
+    }
+    range(name("positions"), plain(sequence.positions));
+    range(name("kv.page_table"), table);
+    range("options.scratch", plain(scratch));
+    range("the batch's sequences", plain(batch));
+  };
+  check("out", out);
+  check("lse", lse);
+  if (lse_floats > 0 && has_element_in(out, ranges.lse)) fail_overlap(name, "lse", name("out"));
+  if (scratch.empty()) return;
+  const auto refuse = [](const std::string& input) {
+    fail("options.scratch", "in the memory of " + input, "memory that the call uses for nothing else");
+  };
+  const auto tensor_in_scratch = [&](const char* input, const ConstTensorView& read) {
+    if (read.tokens > 0 && has_element_in(read, plain(scratch))) refuse(name(input));
+  };
+  tensor_in_scratch("q", sequence.q);
+  if (!pool) tensor_in_scratch("kv.k", key_rows(kv, slots));
+  if (!pool) tensor_in_scratch("kv.v", value_rows(kv, slots));
+  if (meet(plain(scratch), plain(sequence.positions)) != 0) refuse(name("positions"));
+  if (meet(plain(scratch), table) != 0) refuse(name("kv.page_table"));
+  if (meet(plain(scratch), plain(batch)) != 0) refuse("the batch's sequences");
+}
+
+/// Fails if a sequence's outputs surely share memory with anything else that it uses. A few comparisons, where nothing lies between the
+/// ends of anything else.
+inline void check_overlap(const ArgumentName& name, const Sequence& sequence, const SequenceRanges& ranges,
+                          std::span<const std::byte> scratch, std::span<const Sequence> batch) {
+  const auto bytes_in = [](const void* data, std::size_t bytes) -> ByteRange {
+    const auto begin = reinterpret_cast<std::uintptr_t>(data);
+    return {begin, begin + bytes};
+  };
+  const KvCacheView& kv = sequence.kv;
+  const ByteRange sequences = bytes_in(batch.data(), batch.size_bytes());
+  unsigned any = meet(ranges.out, ranges.q) | meet(ranges.out, ranges.kv.k) | meet(ranges.out, ranges.kv.v) |
+                 meet(ranges.out, sequences);
+  const bool pool = kv.storage == Storage::paged && kv.length > 0;
+  if (pool || !sequence.lse.empty() || !sequence.positions.empty() || !scratch.empty()) {
+    const ByteRange table =
+        bytes_in(kv.page_table, pool ? static_cast<std::size_t>(kv.page_table_size) * sizeof(std::int32_t) : 0);
+    const ByteRange room = bytes_in(scratch.data(), scratch.size());
+    const auto meets = [&](const ByteRange& range) {
+      return meet(range, ranges.q) | meet(range, ranges.kv.k) | meet(range, ranges.kv.v) | meet(range, table) |
+             meet(range, ranges.positions) | meet(range, sequences);
+    };
+    any |= meet(ranges.out, table) | meet(ranges.out, ranges.positions) | meet(ranges.out, ranges.lse) |
+           meet(ranges.out, room) | meets(ranges.lse) | meet(ranges.lse, room) | meets(room);
+  }
+  if (any != 0) check_meeting(name, sequence, ranges, scratch, batch);
+}
+
+/// The outputs, or LSE, of the sequences of a batch so far.
+class BatchOutputs {
+ public:
+  static constexpr Index kLookBack = 16;
+
+  /// Adds the next sequence's. Returns the number of one before that lies between the same ends as it, from `after` on; or −1.
+  Index add(const ByteRange& range) noexcept {
+    range_[count_ % kLookBack] = range;
+    ++count_;
+    if (range.begin == range.end) return -1;
+    if (range.begin >= end_) {  // as outputs usually lie: behind all others
+      end_ = range.end;
+      if (begin_ > range.begin) begin_ = range.begin;
+      return -1;
+    }
+    if (range.end <= begin_) {
+      begin_ = range.begin;
+      return -1;
+    }
+    if (range.begin < begin_) begin_ = range.begin;
+    if (range.end > end_) end_ = range.end;
+    return next(count_ - 1);
+  }
+  /// The one before number `before` that the last one added meets; or −1.
+  Index next(Index before) const noexcept {
+    const Index last = count_ - 1;
+    for (Index i = before - 1; i >= 0 && i > last - kLookBack; --i)
+      if (meet(range_[i % kLookBack], range_[last % kLookBack]) != 0) return i;
+    return -1;
+  }
+
+ private:
+  ByteRange range_[kLookBack];
+  Index count_ = 0;
+  std::uintptr_t begin_ = ~std::uintptr_t{0};
+  std::uintptr_t end_ = 0;
+};
+
+}  // namespace gqa::detail::inline GQA_ABI

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Views, looked at before anything is worked out from them: types, pointers, strides and what of a cache is stored where.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "gqa/kv_cache_view.hpp"
+#include "gqa/tensor_view.hpp"
+
+namespace gqa::detail {
+
+/// Widths beyond this are taken for mistakes.
+inline constexpr Index kMaxWidth = 65536;
+inline constexpr Index kMaxHeads = 1 << 20;
+inline constexpr Index kMaxQueries = Index{1} << 40;
+inline constexpr Index kMaxTokens = Index{1} << 48;
+inline constexpr Index kMaxPages = Index{1} << 31;
+/// No stride, and no sum of steps of one, is larger, in elements: a block of steps, in bytes, is then far from overflow, also where they
+/// are never taken.
+inline constexpr Index kMaxOffset = Index{1} << 48;
+
+/// Bytes [begin, end).
+struct ByteRange {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+};
+
+/// What the members of a view are called in errors.
+struct TensorNames {
+  const char* type;
+  const char* data;
+  const char* strides;
+  const char* token;
+  const char* head;
+  const char* last;  ///< stride of dims, or of pages
+};
+inline constexpr TensorNames kQueryNames{"q.type",          "q.data",         "q.strides",
+                                         "q.strides.token", "q.strides.head", "q.strides.dim"};
+inline constexpr TensorNames kOutNames{"out.type",          "out.data",         "out.strides",
+                                       "out.strides.token", "out.strides.head", "out.strides.dim"};
+inline constexpr TensorNames kKeyNames{
+    "kv.k_type", "kv.k", "kv.k_strides", "kv.k_strides.token", "kv.k_strides.head", "kv.k_strides.page"};
+inline constexpr TensorNames kValueNames{
+    "kv.v_type", "kv.v", "kv.v_strides", "kv.v_strides.token", "kv.v_strides.head", "kv.v_strides.page"};
+inline constexpr TensorNames kAppendedKeyNames{"k.type",          "k.data",         "k.strides",
+                                               "k.strides.token", "k.strides.head", "k.strides.dim"};
+inline constexpr TensorNames kAppendedValueNames{"v.type",          "v.data",         "v.strides",
+                                                 "v.strides.token", "v.strides.head", "v.strides.dim"};
+inline constexpr TensorNames kViewNames{"view.type",          "view.data",         "view.strides",
+                                        "view.strides.token", "view.strides.head", "view.strides.dim"};
+
+}  // namespace gqa::detail
+
+namespace gqa::detail::inline GQA_ABI {
+
+/// Names an argument of one sequence: "q.heads", or "batch[3].q.heads" in a batch. Built only when something is wrong.
+struct ArgumentName {
+  Index sequence = 0;
+  bool in_batch = false;
+  std::string operator()(const char* member) const {
+    return in_batch ? "batch[" + std::to_string(sequence) + "]." + member : std::string(member);
+  }
+};
+
+inline void check_type(const ArgumentName& name, const char* member, ElementType type) {
+  if (type > ElementType::f16) fail(name(member), static_cast<Index>(type), "ElementType::f32, bf16 or f16");
+}
+
+// What is said is put together in functions of its own, so that looking is short.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
+                                                             const std::string& what) {
+  fail(name(member), "null", "a pointer to " + what);
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_misaligned(const ArgumentName& name, const char* member,
+                                                                   Index bytes) {
+  fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(bytes));
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_stride(const ArgumentName& name, const char* member,
+                                                               Index stride) {
+  fail(name(member), stride, "a stride whose offsets fit in 48 bits");
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_range(const ArgumentName& name, const TensorNames& names,
+                                                              const TensorStrides& strides) {
+  fail(name(names.strides),
+       "{" + std::to_string(strides.token) + ", " + std::to_string(strides.head) + ", " + std::to_string(strides.dim) +
+           "}",
+       "strides that lead from " + name(names.data) + " to places within the address space");
+}
+
+GQA_ALWAYS_INLINE bool is_aligned(const void* data, Index bytes) noexcept {
+  return (reinterpret_cast<std::uintptr_t>(data) & static_cast<std::uintptr_t>(bytes - 1)) == 0;
+}
+
+GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
+  if (data == nullptr) fail_null(name, member, std::string(element_name(type)) + " elements");
+  if (!is_aligned(data, element_bytes(type))) fail_misaligned(name, member, element_bytes(type));
+}
+
+/// Fails for what std::span allows: no memory, or misaligned memory, and a size. Returns the bytes.
+template <class T>
+GQA_ALWAYS_INLINE ByteRange check_span(const ArgumentName& name, const char* member, std::span<T> given,
+                                       const char* what) {
+  if (given.empty()) return {};
+  constexpr auto alignment = static_cast<Index>(alignof(T));
+  if (given.data() == nullptr) fail_null(name, member, std::to_string(given.size()) + what);
+  if (!is_aligned(given.data(), alignment)) fail_misaligned(name, member, alignment);
+  const auto begin = reinterpret_cast<std::uintptr_t>(given.data());
+  return {begin, begin + given.size_bytes()};
+}
+
+/// How far elements lie before and behind the first one, in elements.
+struct Reach {
+  Index before = 0;  ///< 0 or less
+  Index behind = 0;
+
+  /// Adds (extent − 1) steps. Fails if they, or the stride itself, even where it is never stepped, are more than kMaxOffset.
+  GQA_ALWAYS_INLINE void add(const ArgumentName& name, const char* member, Index extent, Index stride) {
+    const bool stepped = extent > 1;
+    const Checked steps = Checked(stepped ? extent - 1 : 1) * stride;
+    if (!steps.fits() || steps.value() < -kMaxOffset || steps.value() > kMaxOffset) fail_stride(name, member, stride);
+    const Index distance = stepped ? steps.value() : 0;
+    const Index back = distance < 0 ? distance : 0;
+    before += back;
+    behind += distance - back;
+  }
+  /// The bytes of these elements around `data`. Fails if they are not all in the address space.
+  GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data,
+                                     ElementType type, const TensorStrides& strides) const {
+    const auto at = reinterpret_cast<std::uintptr_t>(data);
+    const Index bytes = element_bytes(type);
+    const ByteRange range{at + static_cast<std::uintptr_t>(before * bytes),
+                          at + static_cast<std::uintptr_t>((behind + 1) * bytes)};
+    if (range.begin > at || range.end < at) fail_range(name, names, strides);
+    return range;
+  }
+};
+
+/// Type, pointer and strides of a tensor whose extents have been checked. Returns the bytes that it lies in.
+template <class View>
+inline ByteRange check_tensor(const ArgumentName& name, const TensorNames& names, const View& tensor) {
+  check_type(name, names.type, tensor.type);
+  if (tensor.tokens > 0) check_pointer(name, names.data, tensor.data, tensor.type);
+  Reach reach;
+  reach.add(name, names.token, tensor.tokens, tensor.strides.token);
+  reach.add(name, names.head, tensor.heads, tensor.strides.head);
+  reach.add(name, names.last, tensor.dim, tensor.strides.dim);
+  if (tensor.tokens <= 0) return {};
+  return reach.around(name, names, tensor.data, tensor.type, tensor.strides);
+}
+
+/// Keys or values of a cache, as rows of `slots` tokens.
+inline ConstTensorView key_rows(const KvCacheView& kv, Index slots) noexcept {
+  ConstTensorView rows(kv.k, kv.k_type, slots, kv.kv_heads, kv.head_dim);
+  rows.strides = {kv.k_strides.token, kv.k_strides.head, 1};
+  return rows;
+}
+inline ConstTensorView value_rows(const KvCacheView& kv, Index slots) noexcept {
+  ConstTensorView rows(kv.v, kv.v_type, slots, kv.kv_heads, kv.value_dim);
+  rows.strides = {kv.v_strides.token, kv.v_strides.head, 1};
+  return rows;
+}
+
+/// Keys or values: `slots` tokens in each of `pages` pages (1 where there are none).
+struct Plane {
+  const void* data;
+  ElementType type;
+  const KvStrides& strides;
+  Index dim;
+};
+
+/// Where they lie. Several tokens, or pages, at one place are a stride that somebody forgot.
+inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane, Index length,
+                             Index slots, Index heads, Index pages) {
+  const KvStrides& strides = plane.strides;
+  if (length > 0) check_pointer(name, names.data, plane.data, plane.type);
+  Reach reach;
+  reach.add(name, names.token, slots, strides.token);
+  reach.add(name, names.head, heads, strides.head);
+  reach.add(name, names.last, pages, strides.page);
+  if (length <= 0) return {};
+  if (strides.token == 0 && length > 1 && slots > 1)
+    fail(name(names.token), Index{0}, "the distance from a token's row to the next token's");
+  if (strides.page == 0 && pages > 1) fail(name(names.last), Index{0}, "the distance from a page to the next one");
+  reach.behind += plane.dim - 1;
+  return reach.around(name, names, plane.data, plane.type, {strides.token, strides.head, 1});
+}
+
+/// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
+struct CacheRanges {
+  ByteRange k;
+  ByteRange v;
+  Index slots = 0;  ///< that tokens are in
+};
+
+/// Types, pointers, strides, lengths and sizes of a cache whose heads and widths have been checked. What of it is seen is not looked at.
+inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) {
+  check_type(name, kKeyNames.type, kv.k_type);
+  check_type(name, kValueNames.type, kv.v_type);
+  if (kv.length < 0 || kv.length > kMaxTokens) fail(name("kv.length"), kv.length, "0 to 2^48");
+  Index slots = kv.length;
+  Index pages = 1;
+  const Index least = kv.length > 0 ? 1 : 0;  // an empty cache may be without slots and pages
+  switch (kv.storage) {
+    case Storage::contiguous: break;
+    case Storage::ring:
+      if (kv.capacity < least || kv.capacity > kMaxTokens) fail(name("kv.capacity"), kv.capacity, "1 or more slots");
+      slots = kv.capacity;
+      break;
+    case Storage::paged:
+      if (kv.page_size < least || kv.page_size > kMaxTokens)
+        fail(name("kv.page_size"), kv.page_size, "1 or more tokens");
+      if (kv.pool_pages < least || kv.pool_pages > kMaxPages)
+        fail(name("kv.pool_pages"), kv.pool_pages, "1 to 2^31 pages");
+      slots = kv.page_size;
+      pages = kv.pool_pages;
+      if (kv.length == 0) break;
+      if (kv.page_table == nullptr) fail(name("kv.page_table"), "null", "a pointer to page indices");
+      if (!is_aligned(kv.page_table, alignof(std::int32_t)))
+        fail_misaligned(name, "kv.page_table", alignof(std::int32_t));
+      if (kv.page_table_size < (kv.length - 1) / kv.page_size + 1)
+        fail(name("kv.page_table_size"), kv.page_table_size,
+             "at least ceil(length / page_size) = " + std::to_string((kv.length - 1) / kv.page_size + 1));
+      break;
+    default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
+  }
+  CacheRanges ranges;
+  const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim};
+  const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim};
+  ranges.k = check_plane(name, kKeyNames, keys, kv.length, slots, kv.kv_heads, pages);
+  ranges.v = check_plane(name, kValueNames, values, kv.length, slots, kv.kv_heads, pages);
+  ranges.slots = slots;
+  if (kv.storage == Storage::paged) return {};
+  return ranges;
+}
+
+}  // namespace gqa::detail::inline GQA_ABI

@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls with hostile arguments, drawn at random. A call that is right has some of its fields replaced; a judge that works in 128 bits says
+// what becomes of it:
+//   wrong     it must throw ArgumentError, the same from scratch_bytes, and leave outputs and LSE untouched
+//   right     it must give the bits of the same numbers in plain storage, and write nothing else
+//   unknown   the views claim memory that the test does not have: scratch_bytes alone is asked, which reads no tensor
+// The functor is the same for all of them, and must go on working. Sanitizers look at the rest.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+
+#include "support/executors.hpp"
+#include "support/problem.hpp"
+
+namespace gqa::test {
+namespace {
+
+__extension__ using Wide = __int128;
+constexpr Index kMin = std::numeric_limits<Index>::min();
+constexpr Index kMax = std::numeric_limits<Index>::max();
+constexpr Index kMostOffset = Index{1} << 48;
+
+/// Memory that a view lies in.
+struct Memory {
+  const std::byte* begin = nullptr;
+  std::size_t bytes = 0;
+  explicit Memory(const std::vector<std::byte>& owner) : begin(owner.data()), bytes(owner.size()) {}
+  /// Whether elements from `low` to `high`, counted from `data`, lie in it.
+  bool holds(const void* data, ElementType type, Wide low, Wide high) const {
+    const auto at = static_cast<Wide>(reinterpret_cast<std::uintptr_t>(data));
+    const auto from = static_cast<Wide>(reinterpret_cast<std::uintptr_t>(begin));
+    const Wide size = element_bytes(type);
+    return at + low * size >= from && at + (high + 1) * size <= from + static_cast<Wide>(bytes);
+  }
+};
+
+struct Extent {
+  Wide low = 0;
+  Wide high = 0;
+  bool fits = true;
+  void add(Wide count, Index stride) {
+    const Wide distance = (count > 1 ? count - 1 : 0) * static_cast<Wide>(stride);
+    fits = fits && stride >= -kMostOffset && stride <= kMostOffset && distance >= -Wide{kMostOffset} &&
+           distance <= Wide{kMostOffset};
+    (distance < 0 ? low : high) += distance;
+  }
+};
+
+enum class Verdict : std::uint8_t { wrong, right, unknown };
+
+bool known(ElementType type) { return type <= ElementType::f16; }
+bool aligned(const void* data, Index bytes) {
+  return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(bytes) == 0;
+}
+
+/// One sequence, its memory, and the options of its call.
+struct HostileCall {
+  Problem problem;
+  Tensor q;
+  StoredCaches kv;
+  Output out;
+  std::vector<std::int32_t> table;
+  std::vector<Index> positions;
+  std::vector<std::byte> scratch;
+  CountingExecutor executor;
+  Sequence sequence;
+  Options options;
+  Index window = 0;  ///< of the variant; 0: Causal
+
+  HostileCall(const Shape& shape, const Types& types, const Place& place, TensorLayout layout, std::uint64_t seed)
+      : problem(make_problem(shape, seed)),
+        q(make_tensor(problem.q, types.q, layout)),
+        kv(store_cache(problem.kv, types.k, types.v, place)),
+        out(types.out, shape.n_q, shape.query_heads, shape.value_dim, layout),
+        sequence{q.const_view(), kv.view(), out.view(), {}, out.lse()} {
+    if (place.storage == Storage::paged) {
+      table.assign(sequence.kv.page_table,
+                   sequence.kv.page_table + (shape.n_kv + place.page_size - 1) / place.page_size);
+      sequence.kv.page_table = table.data();
+      sequence.kv.page_table_size = static_cast<Index>(table.size());
+    }
+    options.executor = executor;
+  }
+  static Tensor make_tensor(const Numbers& numbers, ElementType type, TensorLayout layout) {
+    return {numbers, type, layout};
+  }
+
+  template <class Run>
+  auto with_variant(const Run& run) const {
+    return window != 0 ? run(CausalWindow{window}) : run(Causal{});
+  }
+  PositionRange seen(Index token) const {
+    const Index length = sequence.kv.length;
+    const Index position = sequence.positions.empty() ? length - sequence.q.tokens + token
+                                                      : sequence.positions[static_cast<std::size_t>(token)];
+    Wide begin = window != 0 ? static_cast<Wide>(position) - window + 1 : 0, end = static_cast<Wide>(position) + 1;
+    begin = std::max<Wide>(begin, 0), end = std::min<Wide>(end, length);
+    if (begin >= end) return {};
+    return {static_cast<Index>(begin), static_cast<Index>(end)};
+  }
+
+  Verdict judge() const;
+  bool tensor_is_right(const ConstTensorView& t, Extent& extent) const {
+    extent.add(t.tokens, t.strides.token);
+    extent.add(t.heads, t.strides.head);
+    extent.add(t.dim, t.strides.dim);
+    return known(t.type) && extent.fits &&
+           (t.tokens == 0 || (t.data != nullptr && aligned(t.data, element_bytes(t.type))));
+  }
+  bool out_is_distinct() const;
+  bool options_are_right() const {
+    return (!options.scale.has_value() || std::isfinite(*options.scale)) && options.products <= Products::bf16_terms &&
+           (options.scratch.data() != nullptr || options.scratch.empty()) && executor.claimed_concurrency >= 1 &&
+           window >= 0 && (!options.path.has_value() || (*options.path <= Path::amx && path_available(*options.path)));
+  }
+};
+
+/// Every element of the output at a place of its own: by counting, where there are few.
+bool HostileCall::out_is_distinct() const {
+  const TensorView& o = sequence.out;
+  std::vector<Wide> places;
+  for (Index t = 0; t < o.tokens; ++t)
+    for (Index h = 0; h < o.heads; ++h)
+      for (Index d = 0; d < o.dim; ++d)
+        places.push_back(Wide{t} * o.strides.token + Wide{h} * o.strides.head + Wide{d} * o.strides.dim);
+  std::sort(places.begin(), places.end());
+  return std::adjacent_find(places.begin(), places.end()) == places.end();
+}
+
+Verdict HostileCall::judge() const {
+  const auto& [q_view, kv_view, out_view, at, lse] = sequence;
+  const auto width = [](Index n, Index most) { return n >= 1 && n <= most; };
+  if (!options_are_right()) return Verdict::wrong;
+  if (q_view.tokens < 0 || q_view.tokens > Index{1} << 40 || !width(q_view.heads, 1 << 20) || !width(q_view.dim, 65536))
+    return Verdict::wrong;
+  if (!width(kv_view.kv_heads, 1 << 20) || kv_view.head_dim != q_view.dim || !width(kv_view.value_dim, 65536))
+    return Verdict::wrong;
+  if (q_view.heads % kv_view.kv_heads != 0) return Verdict::wrong;
+  if (out_view.tokens != q_view.tokens || out_view.heads != q_view.heads || out_view.dim != kv_view.value_dim)
+    return Verdict::wrong;
+  Extent q_extent, out_extent;
+  if (!tensor_is_right(q_view, q_extent) || !tensor_is_right(out_view, out_extent)) return Verdict::wrong;
+  if (q_view.tokens > 1 && q_view.strides.token == 0) return Verdict::wrong;
+  const auto tokens = static_cast<std::size_t>(q_view.tokens);
+  const auto bad_span = [](const auto& span, std::size_t size, Index alignment) {
+    return !span.empty() && (span.size() != size || span.data() == nullptr || !aligned(span.data(), alignment));
+  };
+  if (bad_span(at, tokens, 8) || bad_span(lse, tokens * static_cast<std::size_t>(q_view.heads), 4))
+    return Verdict::wrong;
+
+  // The cache.
+  const Index length = kv_view.length;
+  const Index least = length > 0 ? 1 : 0;
+  if (!known(kv_view.k_type) || !known(kv_view.v_type) || length < 0 || length > kMostOffset) return Verdict::wrong;
+  Index slots = length, pages = 1;
+  if (kv_view.storage > Storage::paged) return Verdict::wrong;
+  if (kv_view.storage == Storage::ring) {
+    slots = kv_view.capacity;
+    if (slots < least || slots > kMostOffset) return Verdict::wrong;
+  }
+  bool table_known = true;
+  if (kv_view.storage == Storage::paged) {
+    slots = kv_view.page_size, pages = kv_view.pool_pages;
+    if (slots < least || slots > kMostOffset || pages < least || pages > Index{1} << 31) return Verdict::wrong;
+    if (length > 0) {
+      const Index needed = (length - 1) / slots + 1;
+      if (kv_view.page_table == nullptr || !aligned(kv_view.page_table, 4) || kv_view.page_table_size < needed)
+        return Verdict::wrong;
+      table_known = kv_view.page_table >= table.data() && needed <= table.data() + table.size() - kv_view.page_table;
+    }
+  }
+  Extent k_extent, v_extent;
+  for (const bool key : {true, false}) {
+    const KvStrides& strides = key ? kv_view.k_strides : kv_view.v_strides;
+    const void* data = key ? kv_view.k : kv_view.v;
+    Extent& extent = key ? k_extent : v_extent;
+    extent.add(slots, strides.token);
+    extent.add(kv_view.kv_heads, strides.head);
+    extent.add(pages, strides.page);
+    if (!extent.fits) return Verdict::wrong;
+    if (length == 0) continue;
+    if (data == nullptr || !aligned(data, element_bytes(key ? kv_view.k_type : kv_view.v_type))) return Verdict::wrong;
+    if ((strides.token == 0 && slots > 1 && length > 1) || (strides.page == 0 && pages > 1)) return Verdict::wrong;
+    extent.high += (key ? kv_view.head_dim : kv_view.value_dim) - 1;
+  }
+  if (!table_known || q_view.tokens > 100'000) return Verdict::unknown;
+  if (q_view.tokens * out_view.heads * out_view.dim > 1'000'000) return Verdict::unknown;
+  if (q_view.tokens > 0 && !out_is_distinct()) return Verdict::wrong;
+  for (Index token = 0; token < q_view.tokens; ++token) {
+    const PositionRange range = seen(token);
+    if (range.begin == range.end) continue;
+    if (kv_view.storage == Storage::ring && range.begin < kv_view.first_position()) return Verdict::wrong;
+    if (kv_view.storage == Storage::paged)
+      for (Index page = range.begin / slots; page <= (range.end - 1) / slots; ++page)
+        if (kv_view.page_table[page] < 0 || kv_view.page_table[page] >= pages) return Verdict::wrong;
+  }
+
+  // What it claims to be there.
+  const Memory q_memory(q.bytes()), out_memory(const_cast<Output&>(out).tensor().bytes());
+  if (q_view.tokens > 0 && !(q_memory.holds(q_view.data, q_view.type, q_extent.low, q_extent.high) &&
+                             out_memory.holds(out_view.data, out_view.type, out_extent.low, out_extent.high)))
+    return Verdict::unknown;
+  const std::span<float> floats = const_cast<Output&>(out).lse();
+  if (!lse.empty() && lse.data() + lse.size() > floats.data() + floats.size()) return Verdict::unknown;
+  const auto& planes = kv.planes();
+  const Memory k_memory(planes.k), v_memory(planes.v.empty() ? planes.k : planes.v);
+  if (length > 0 && !(k_memory.holds(kv_view.k, kv_view.k_type, k_extent.low, k_extent.high) &&
+                      v_memory.holds(kv_view.v, kv_view.v_type, v_extent.low, v_extent.high)))
+    return Verdict::unknown;
+  return Verdict::right;
+}
+
+// --- the same numbers in plain storage ---------------------------------------------------------------------------------
+
+Result plain_result(const HostileCall& call, const DynamicAttention& attention) {
+  const auto& [q_view, kv_view, out_view, at, lse] = call.sequence;
+  Numbers q(q_view.tokens, q_view.heads, q_view.dim);
+  const auto read = [](const void* data, ElementType type, Index offset) {
+    return read_element(static_cast<const std::byte*>(data) + offset * element_bytes(type), type);
+  };
+  for (Index t = 0; t < q.tokens; ++t)
+    for (Index h = 0; h < q.heads; ++h)
+      for (Index d = 0; d < q.dim; ++d)
+        q.at(t, h, d) =
+            read(q_view.data, q_view.type, t * q_view.strides.token + h * q_view.strides.head + d * q_view.strides.dim);
+  // Positions from the first that anybody sees on; what is before it is far too much in a ring that has gone round.
+  Index first = kv_view.length;
+  for (Index t = 0; t < q.tokens; ++t) {
+    const PositionRange range = call.seen(t);
+    if (range.begin < range.end) first = std::min(first, range.begin);
+  }
+  first = first / 512 * 512;
+  LogicalCache cache{Numbers(kv_view.length - first, kv_view.kv_heads, kv_view.head_dim),
+                     Numbers(kv_view.length - first, kv_view.kv_heads, kv_view.value_dim)};
+  for (Index p = std::max(first, kv_view.first_position()); p < kv_view.length; ++p) {
+    Index slot = p, page = 0;
+    if (kv_view.storage == Storage::ring) slot = p % kv_view.capacity;
+    if (kv_view.storage == Storage::paged) {
+      slot = p % kv_view.page_size;
+      page = kv_view.page_table[p / kv_view.page_size];
+      if (page < 0 || page >= kv_view.pool_pages) continue;
+    }
+    const KvStrides &k = kv_view.k_strides, &v = kv_view.v_strides;
+    for (Index h = 0; h < kv_view.kv_heads; ++h) {
+      for (Index d = 0; d < kv_view.head_dim; ++d)
+        cache.k.at(p - first, h, d) = read(kv_view.k, kv_view.k_type, page * k.page + slot * k.token + h * k.head + d);
+      for (Index d = 0; d < kv_view.value_dim; ++d)
+        cache.v.at(p - first, h, d) = read(kv_view.v, kv_view.v_type, page * v.page + slot * v.token + h * v.head + d);
+    }
+  }
+  std::vector<Index> positions(static_cast<std::size_t>(q.tokens));
+  for (Index t = 0; t < q.tokens; ++t) {
+    const Index position = at.empty() ? kv_view.length - q.tokens + t : at[static_cast<std::size_t>(t)];
+    positions[static_cast<std::size_t>(t)] = position < kMin + first ? kMin : position - first;
+  }
+  const Tensor q_plain(q, q_view.type);
+  const StoredCaches kv_plain = store_cache(cache, kv_view.k_type, kv_view.v_type, {});
+  Output out(out_view.type, q.tokens, q.heads, out_view.dim);
+  Options options = call.options;
+  options.executor = {};
+  options.scratch = {};
+  call.with_variant([&](const auto& variant) {
+    attention({q_plain.const_view(), kv_plain.view(), out.view(), positions, out.lse()}, variant, options);
+  });
+  return out.result();
+}
+
+Result given_result(const HostileCall& call) {
+  const TensorView& o = call.sequence.out;
+  Result result{o.tokens, o.heads, o.dim, {}, {call.sequence.lse.begin(), call.sequence.lse.end()}};
+  for (Index t = 0; t < o.tokens; ++t)
+    for (Index h = 0; h < o.heads; ++h)
+      for (Index d = 0; d < o.dim; ++d)
+        result.out.push_back(
+            read_element(static_cast<const std::byte*>(o.data) +
+                             (t * o.strides.token + h * o.strides.head + d * o.strides.dim) * element_bytes(o.type),
+                         o.type));
+  return result;
+}
+
+/// Bytes of the output's memory that changed.
+Index written_bytes(HostileCall& call) {
+  const std::vector<std::byte>& bytes = call.out.tensor().bytes();
+  return std::count_if(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0x5a}; });
+}
+
+// --- drawing -------------------------------------------------------------------------------------------------------------
+
+Index hostile_number(Random& random, Index was) {
+  const Index power = Index{1} << random.below(63);
+  switch (random.below(12)) {
+    case 0: return 0;
+    case 1: return 1;
+    case 2: return -1;
+    case 3: return power;
+    case 4: return -power;
+    case 5: return kMax;
+    case 6: return kMin;
+    case 7: return was == kMax ? was : was + 1;
+    case 8: return was == kMin ? was : was - 1;
+    case 9: return was == kMin ? was : -was;
+    case 10: return kMax - power;
+    default: return was / 2;
+  }
+}
+ElementType hostile_type(Random& random) {
+  return static_cast<ElementType>(random.below(5) == 0 ? random.below(256) : random.below(3));
+}
+template <class T>
+T* hostile_pointer(Random& random, T* was) {
+  if (random.below(3) == 0) return nullptr;
+  using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(was) + (was == nullptr ? 0 : random.below(9)));
+}
+void spoil_strides(Random& random, TensorStrides& strides) {
+  Index* const all[] = {&strides.token, &strides.head, &strides.dim};
+  Index& one = *all[random.below(3)];
+  one = hostile_number(random, one);
+}
+void spoil_strides(Random& random, KvStrides& strides) {
+  Index* const all[] = {&strides.token, &strides.head, &strides.page};
+  Index& one = *all[random.below(3)];
+  one = hostile_number(random, one);
+}
+template <class View>
+void spoil_tensor(Random& random, View& view) {
+  Index* const extents[] = {&view.tokens, &view.heads, &view.dim};
+  switch (random.below(6)) {
+    case 0: view.data = hostile_pointer(random, view.data); break;
+    case 1: view.type = hostile_type(random); break;
+    case 2:
+    case 3: spoil_strides(random, view.strides); break;
+    default: {
+      Index& extent = *extents[random.below(3)];
+      extent = hostile_number(random, extent);
+    }
+  }
+}
+void spoil_cache(Random& random, HostileCall& call) {
+  KvCacheView& kv = call.sequence.kv;
+  Index* const numbers[] = {&kv.length,   &kv.length, &kv.kv_heads,  &kv.head_dim,   &kv.value_dim,
+                            &kv.capacity, &kv.oldest, &kv.page_size, &kv.pool_pages, &kv.page_table_size};
+  switch (random.below(9)) {
+    case 0: kv.k = hostile_pointer(random, kv.k); break;
+    case 1: kv.v = hostile_pointer(random, kv.v); break;
+    case 2: (random.below(2) == 0 ? kv.k_type : kv.v_type) = hostile_type(random); break;
+    case 3: kv.storage = static_cast<Storage>(random.below(4)); break;
+    case 4: spoil_strides(random, kv.k_strides); break;
+    case 5: spoil_strides(random, kv.v_strides); break;
+    case 6:
+      if (call.table.empty()) break;
+      if (random.below(4) == 0) kv.page_table = hostile_pointer(random, kv.page_table);
+      else
+        call.table[static_cast<std::size_t>(random.below(static_cast<Index>(call.table.size())))] =
+            static_cast<std::int32_t>(hostile_number(random, 1));
+      break;
+    default: {
+      Index& number = *numbers[random.below(10)];
+      number = hostile_number(random, number);
+    }
+  }
+}
+void spoil_rest(Random& random, HostileCall& call) {
+  Sequence& s = call.sequence;
+  const auto tokens = static_cast<std::size_t>(call.problem.shape.n_q);
+  switch (random.below(8)) {
+    case 0:
+      call.positions.resize(tokens + (random.below(4) == 0 ? 1 : 0));
+      for (Index& p : call.positions) p = hostile_number(random, s.kv.length);
+      s.positions = call.positions;
+      break;
+    case 1: s.positions = {hostile_pointer(random, static_cast<const Index*>(nullptr)), tokens}; break;
+    case 2:
+      s.lse = random.below(3) == 0
+                  ? std::span<float>()
+                  : s.lse.first(s.lse.size() -
+                                std::min<std::size_t>(s.lse.size(), static_cast<std::size_t>(random.below(3))));
+      break;
+    case 3: s.lse = {hostile_pointer(random, s.lse.data()), s.lse.size()}; break;
+    case 4: call.window = hostile_number(random, 8); break;
+    case 5: call.executor.claimed_concurrency = hostile_number(random, 3); break;
+    case 6:
+      if (random.below(2) == 0) call.options.products = static_cast<Products>(random.below(256));
+      else call.options.path = static_cast<Path>(random.below(256));
+      break;
+    default: {
+      constexpr float scales[] = {0.0f, -1.0f, NAN, INFINITY, -INFINITY, 1e-40f, 0.125f};
+      call.options.scale = scales[random.below(7)];
+    }
+  }
+}
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const ArgumentError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void draw_calls(const Place& place, const Types& types, TensorLayout layout, std::uint64_t seed, int draws) {
+  const DynamicAttention attention;
+  const Shape shape{4, 2, 16, 24, 3, 20};
+  Random random(seed);
+  HostileCall good(shape, types, place, layout, 7);
+  good.window = place.storage == Storage::ring ? 8 : 0;
+  const auto run = [&](HostileCall& call) {
+    call.with_variant([&](const auto& variant) { attention(call.sequence, variant, call.options); });
+  };
+  run(good);
+  const Result always = given_result(good);
+  int count[3] = {};
+  for (int draw = 0; draw < draws; ++draw) {
+    HostileCall call(shape, types, place, layout, 7);
+    call.window = good.window;
+    for (Index changes = 1 + random.below(3) * random.below(2); changes > 0; --changes) {
+      switch (random.below(4)) {
+        case 0: spoil_tensor(random, call.sequence.q); break;
+        case 1: spoil_tensor(random, call.sequence.out); break;
+        case 2: spoil_cache(random, call); break;
+        default: spoil_rest(random, call);
+      }
+    }
+    SCOPED_TRACE(describe("seed ", seed, "draw ", draw));
+    const Verdict verdict = call.judge();
+    ++count[static_cast<int>(verdict)];
+    std::size_t bytes = 0;
+    const auto ask = [&] {
+      call.with_variant([&](const auto& variant) {
+        bytes = attention.scratch_bytes({&call.sequence, 1}, variant, call.options);
+      });
+    };
+    if (verdict == Verdict::unknown) {
+      const KvCacheView& kv = call.sequence.kv;
+      const bool reads =
+          kv.storage != Storage::contiguous;  // pages and positions of very many queries, or a table that is not there
+      if (!reads) static_cast<void>(message_of(ask));
+      continue;
+    }
+    const std::string asked = message_of(ask);
+    if (verdict == Verdict::right && asked.empty()) {
+      call.scratch.resize(bytes + 3);
+      if (random.below(2) == 0)
+        call.options.scratch = std::span(call.scratch).subspan(static_cast<std::size_t>(random.below(4)), bytes);
+    }
+    const std::string said = message_of([&] { run(call); });
+    ASSERT_EQ(said, asked) << "scratch_bytes says the same";
+    ASSERT_EQ(said.empty(), verdict == Verdict::right) << said;
+    if (verdict == Verdict::wrong) {
+      ASSERT_TRUE(call.out.untouched()) << said;
+      if (draw % 16 != 0) continue;
+      HostileCall again(shape, types, place, layout, 7);
+      again.window = good.window;
+      run(again);
+      ASSERT_TRUE(same_bits(always, given_result(again))) << "the functor goes on";
+      continue;
+    }
+    Result expected = plain_result(call, attention);
+    if (call.sequence.lse.empty()) expected.lse.clear();
+    const Result actual = given_result(call);
+    ASSERT_EQ(expected.lse.size(), actual.lse.size());
+    if (expected.lse.empty()) expected.lse.assign(static_cast<std::size_t>(actual.tokens * actual.heads), 0.0f);
+    Result compared = actual;
+    compared.lse.resize(expected.lse.size());
+    ASSERT_TRUE(same_bits(expected, compared));
+    ASSERT_LE(written_bytes(call), actual.tokens * actual.heads * actual.dim * element_bytes(call.sequence.out.type));
+  }
+  EXPECT_GT(count[0], draws / 4) << "wrong";
+  EXPECT_GT(count[1], draws / 10) << "right";
+  EXPECT_GT(count[2], draws / 100) << "unknown";
+}
+
+class HostileCalls : public testing::TestWithParam<int> {};
+
+TEST_P(HostileCalls, AreRefusedOrRight) {
+  const Place places[] = {
+      contiguous_place(), contiguous_place(CacheLayout::head_major, 24), ring_place(10),
+      paged_place(8),     paged_place(7, CacheLayout::reversed),         ring_place(10, CacheLayout::interleaved)};
+  const auto i = static_cast<std::size_t>(GetParam());
+  const Types types =
+      i % 2 == 0 ? Types{} : Types{ElementType::bf16, ElementType::bf16, ElementType::bf16, ElementType::f16};
+  draw_calls(places[i], types, kTensorLayouts[i % 5], static_cast<std::uint64_t>(i) + 1, 3000);
+}
+
+INSTANTIATE_TEST_SUITE_P(Storage, HostileCalls, testing::Range(0, 6));
+
+}  // namespace
+}  // namespace gqa::test
