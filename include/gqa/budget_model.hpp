@@ -79,7 +79,7 @@ struct ParameterShape {
 /// A model. Build it with add_layers(), from a preset (gqa/budget_presets.hpp), or read it from a checkpoint's description, as the
 /// example kv_budget does.
 struct ModelShape {
-  static constexpr Index max_kinds = 24;  ///< kinds of attention, or of feed-forward layers, that one model may mix
+  static constexpr Index max_kinds = 64;  ///< kinds of attention, or of feed-forward layers, that one model may mix
 
   std::array<LayerKind, max_kinds> kinds{};
   Index kind_count = 0;
@@ -124,7 +124,8 @@ constexpr void add_kind(ModelShape& model, const LayerKind& kind) {
     known.count = plus(known.count, kind.count);
     return;
   }
-  if (model.kind_count >= ModelShape::max_kinds) fail("kinds of layers", model.kind_count + 1, "24 at most");
+  if (model.kind_count >= ModelShape::max_kinds)
+    fail("kinds of layers", model.kind_count + 1, std::to_string(ModelShape::max_kinds) + " at most");
   model.kinds[static_cast<std::size_t>(model.kind_count++)] = kind;
 }
 
@@ -141,7 +142,8 @@ constexpr void add_feed_forward_kind(ModelShape& model, const FeedForwardKind& k
     return;
   }
   if (model.feed_forward_count >= ModelShape::max_kinds)
-    fail("kinds of feed-forward layers", model.feed_forward_count + 1, "24 at most");
+    fail("kinds of feed-forward layers", model.feed_forward_count + 1,
+         std::to_string(ModelShape::max_kinds) + " at most");
   model.feed_forward[static_cast<std::size_t>(model.feed_forward_count++)] = kind;
 }
 
@@ -163,7 +165,7 @@ constexpr void check_kind(const LayerKind& kind, Index at) {
 /// @throws ArgumentError naming what is wrong with the attention layers
 constexpr void check_model(const ModelShape& model) {
   if (model.kind_count < 1 || model.kind_count > ModelShape::max_kinds)
-    fail("model.kind_count", model.kind_count, "1 to 24");
+    fail("model.kind_count", model.kind_count, "1 to " + std::to_string(ModelShape::max_kinds));
   bool stores = false;
   for (Index i = 0; i < model.kind_count; ++i) {
     const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
