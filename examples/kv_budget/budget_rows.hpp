@@ -20,6 +20,7 @@ struct Question {
   Index sequences = 1;
   std::optional<Index> memory;      ///< bytes of a device
   std::optional<Index> weights;     ///< bytes
+  std::string weights_are;          ///< where that number is from, if it was not given
   std::optional<Index> devices;     ///< that the longest context and the most sequences are asked for
   std::optional<double> bandwidth;  ///< bytes a second
   std::optional<double> flops;      ///< operations a second
@@ -118,31 +119,38 @@ inline Index left_beside_weights(const Question& q) {
 
 /// Fills in sensible values for what was not given: the weights in bf16, and as many devices as these need.
 inline void complete(Question& q, const NamedModel& model) {
-  if (!q.weights && model.weight_bytes > 0) q.weights = model.weight_bytes;
-  if (!q.weights)
-    if (const auto counted = gqa::count_parameters(model.shape)) q.weights = gqa::detail::times(2, counted->total());
+  if (!q.weights && model.weight_bytes > 0) {
+    q.weights = model.weight_bytes;
+    q.weights_are = "the file's size";
+  }
+  if (const auto counted = gqa::count_parameters(model.shape); counted && !q.weights) {
+    q.weights = gqa::detail::times(2, counted->total());
+    q.weights_are = "all parameters in bf16";
+  }
   if (q.memory && !q.devices) q.devices = devices_for_weights(q.weights.value_or(0), *q.memory);
 }
 
-inline void answer_time(Row& row, const Question& q, double weight_rate) {
+/// The share of the weights that a decode step reads: not the experts that nobody chose, nor the embedding.
+inline double share_read(const gqa::ModelShape& shape, Index sequences) {
+  const auto counted = gqa::count_parameters(shape);
+  if (!counted) return 1;
+  return static_cast<double>(*gqa::parameters_read(shape, sequences)) / static_cast<double>(counted->total());
+}
+
+inline void answer_time(Row& row, const Question& q, double weight_rate, double weight_share) {
   const double cache_rate = q.bandwidth ? *q.bandwidth : row.measured ? row.measured->bandwidth : 0;
   const Index cache = gqa::detail::times(row.read_bytes, q.sequences);
   if (cache_rate > 0) row.cache_seconds = gqa::seconds_to_read(cache, cache_rate);
-  if (weight_rate > 0 && q.weights) {
-    double read = static_cast<double>(*q.weights);
-    const auto counted = gqa::count_parameters(row.shape);
-    if (counted)  // experts that nobody chose, and the embedding, are not read
-      read *=
-          static_cast<double>(*gqa::parameters_read(row.shape, q.sequences)) / static_cast<double>(counted->total());
-    row.weights_seconds = read / weight_rate;
-  }
+  if (weight_rate > 0 && q.weights) row.weights_seconds = static_cast<double>(*q.weights) * weight_share / weight_rate;
   const gqa::PrefillFlops flops = gqa::prefill_flops(row.shape, q.context);
   if (q.flops && flops.linear > 0) row.prefill_seconds = gqa::seconds_to_compute(flops.total(), *q.flops);
   if (row.measured && row.measured->flops > 0)
     row.prefill_attention_seconds = gqa::seconds_to_compute(flops.attention, row.measured->flops);
 }
 
-inline void answer(std::vector<Row>& rows, const Question& q) {
+/// @param published the model as it is: what the weights are those of, whatever KV heads a row has
+inline void answer(std::vector<Row>& rows, const Question& q, const gqa::ModelShape& published) {
+  const double weight_share = share_read(published, q.sequences);
   double weight_rate = q.bandwidth.value_or(0);
   if (weight_rate == 0)  // weights stream at least as well as the cache that streams best
     for (const Row& row : rows)
@@ -162,7 +170,7 @@ inline void answer(std::vector<Row>& rows, const Question& q) {
       row.longest = gqa::longest_context(row.shape, q.plan, q.sequences, left);
       row.most = gqa::most_sequences(row.shape, q.plan, q.context, left);
     }
-    answer_time(row, q, weight_rate);
+    answer_time(row, q, weight_rate, weight_share);
   }
 }
 

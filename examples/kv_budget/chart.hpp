@@ -94,9 +94,9 @@ class SvgChart {
         "font-size=\"12\">\n<rect width=\"760\" height=\"460\" fill=\"white\"/>\n";
     label(kLeft, 24, "start", title_, "#222", "font-size=\"15\" font-weight=\"bold\"");
     grid();
-    if (available > 0) memory_line(static_cast<double>(available));
     place_labels();
     for (std::size_t i = 0; i < curves_.size(); ++i) curve(i);
+    if (available > 0) memory_line(static_cast<double>(available));
     return text_ + "</svg>\n";
   }
 
@@ -140,14 +140,16 @@ class SvgChart {
       const auto context = static_cast<double>(contexts_[i]);
       line(x(context), kTop, x(context), kBottom, "stroke=\"#eee\"");
       if ((contexts_.size() - 1 - i) % step == 0)
-        label(x(context), kBottom + 18, "middle", with_commas(contexts_[i]), "#444");
+        label(x(context), kBottom + 18, i + 1 == contexts_.size() ? "end" : "middle", with_commas(contexts_[i]),
+              "#444");
     }
     label((kLeft + kRight) / 2, kBottom + 42, "middle", "tokens in a sequence", "#222");
   }
 
   void memory_line(double available) {
     line(kLeft, y(available), kRight, y(available), "stroke=\"#444\" stroke-dasharray=\"6 4\"");
-    label(kLeft + 6, y(available) - 5, "start", in_gb(available) + " beside the weights", "#444");
+    label(kLeft + 6, y(available) - 5, "start", in_gb(available) + " beside the weights", "#444",
+          "paint-order=\"stroke\" stroke=\"white\" stroke-width=\"5\"");
   }
 
   /// Where the labels at the right go: at their lines' ends, but no two closer than two lines of text.
@@ -161,6 +163,9 @@ class SvgChart {
     std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return places_[a] < places_[b]; });
     for (std::size_t i = 1; i < order.size(); ++i)
       places_[order[i]] = std::max(places_[order[i]], places_[order[i - 1]] + 32);
+    double lowest = 440;  // and those that this pushed out of the picture push back
+    for (std::size_t i = order.size(); i-- > 0; lowest = places_[order[i]] - 32)
+      places_[order[i]] = std::min(places_[order[i]], lowest);
   }
   double end_bytes(std::size_t which) const {
     return static_cast<double>(gqa::kv_batch_bytes(curves_[which].shape, q_.plan, contexts_.back(), q_.sequences));

@@ -93,6 +93,10 @@ void write_file(const std::string& path, const std::string& text) {
   if (!file) throw std::runtime_error(path + ": cannot be written");
 }
 
+std::string cache_text(const Question& q) {
+  return (q.sequences == 1 ? "a sequence" : with_commas(q.sequences) + " sequences") + ", " + plan_text(q.plan);
+}
+
 int compare(const Arguments& a) {
   std::vector<NamedModel> models;
   std::vector<Question> questions;
@@ -108,7 +112,7 @@ int compare(const Arguments& a) {
     nlohmann::ordered_json made;
     for (std::size_t i = 0; i < models.size(); ++i) {
       std::vector<Row> rows{row_of(models[i].name, models[i].shape, true)};
-      answer(rows, questions[i]);
+      answer(rows, questions[i], models[i].shape);
       made.push_back(to_json(models[i], questions[i], rows));
     }
     std::cout << made.dump(2) << '\n';
@@ -116,7 +120,8 @@ int compare(const Arguments& a) {
     print_comparison(models, questions);
     print_bars(curves, questions.front(), 0);
   }
-  if (!a.svg.empty()) write_file(a.svg, SvgChart(curves, questions.front(), "KV cache against context").draw(0));
+  if (!a.svg.empty())
+    write_file(a.svg, SvgChart(curves, questions.front(), "KV cache of " + cache_text(questions.front())).draw(0));
   return 0;
 }
 
@@ -134,7 +139,7 @@ int run(const Arguments& a) {
   }
   std::vector<Row> rows = rows_for(model, wanted_heads(a.what_if, model.shape));
   if (a.measure) measure(rows, a.threads > 0 ? a.threads : gqa::bench::usable_processors());
-  answer(rows, q);
+  answer(rows, q, model.shape);
   const Index available = q.memory ? std::max<Index>(left_beside_weights(q), 0) : 0;
   const std::vector<Curve> curves = curves_of(rows);
   if (a.json) {

@@ -79,8 +79,10 @@ inline void print_model(const NamedModel& model, const Question& q) {
                 with_commas(q.context).c_str());
   std::printf("KV cache: %s; %s tokens, %s", plan_text(q.plan).c_str(), with_commas(q.context).c_str(),
               q.sequences == 1 ? "1 sequence" : (with_commas(q.sequences) + " sequences").c_str());
-  if (q.weights) std::printf("; weights %s", in_gb(*q.weights).c_str());
-  if (q.memory) std::printf("; devices of %s", in_gb(*q.memory).c_str());
+  if (q.weights)
+    std::printf("; weights %s%s", in_gb(*q.weights).c_str(),
+                q.weights_are.empty() ? "" : (" (" + q.weights_are + ")").c_str());
+  if (q.memory) std::printf("; devices of %s (%s)", in_gb(*q.memory).c_str(), in_gib(*q.memory).c_str());
   std::printf("\n\n");
 }
 
@@ -88,18 +90,23 @@ inline std::string row_label(const Row& row) {
   return row.label + (row.published && row.label != "as published" ? " (as published)" : "");
 }
 
+/// "1/8" of the first row, or "2 x" it.
+inline std::string share_text(const Row& row, const Row& first) {
+  const double times_less = static_cast<double>(first.sequence_bytes) / static_cast<double>(row.sequence_bytes);
+  if (times_less == 1) return "1";
+  return times_less > 1 ? printed("1/%.4g", times_less) : printed("%.4g x", 1 / times_less);
+}
+
 inline void print_memory(const std::vector<Row>& rows, const Question& q) {
   Table table;
-  std::vector<std::string> head{"", "a token", "a sequence", "", "against first"};
+  std::vector<std::string> head{"", "a token", "a sequence", "", "share"};
   if (q.sequences > 1) head.push_back(with_commas(q.sequences) + " sequences");
-  if (q.plan.page_size > 0) head.push_back("of pages unused");
+  if (q.plan.page_size > 0) head.push_back("unused in pages");
   if (q.memory) head.insert(head.end(), {"devices", "in powers of two"});
   table.add(head);
   for (const Row& row : rows) {
-    const double ratio = static_cast<double>(rows.front().sequence_bytes) / static_cast<double>(row.sequence_bytes);
     std::vector<std::string> cells{row_label(row), in_gb(row.token_bytes), in_gb(row.sequence_bytes),
-                                   "= " + in_gib(row.sequence_bytes), printed("1/%.4g", ratio)};
-    if (&row == &rows.front()) cells.back() = "1";
+                                   "= " + in_gib(row.sequence_bytes), share_text(row, rows.front())};
     if (q.sequences > 1) cells.push_back(in_gb(row.batch_bytes));
     if (q.plan.page_size > 0) cells.push_back(in_gb(row.waste_bytes));
     if (q.memory) {
@@ -233,7 +240,7 @@ inline void print_comparison(const std::vector<NamedModel>& models, const std::v
   table.add(head);
   for (std::size_t i = 0; i < models.size(); ++i) {
     std::vector<Row> rows{row_of(models[i].name, models[i].shape, true)};
-    answer(rows, questions[i]);
+    answer(rows, questions[i], models[i].shape);
     const Row& row = rows.front();
     std::vector<std::string> cells{models[i].name,
                                    std::to_string(gqa::layer_count(row.shape)),
