@@ -8,8 +8,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
+#include <istream>
 #include <map>
 #include <string>
 #include <vector>
@@ -39,15 +38,14 @@ struct GgufFile {
   Index file_bytes = 0;
 };
 
-/// Reads the beginning of a file. One object, one file.
+/// Reads the beginning of a file, once.
 class GgufReader {
  public:
-  explicit GgufReader(const std::string& path) : path_(path), stream_(path, std::ios::binary) {
-    std::error_code error;
-    const std::uintmax_t bytes = std::filesystem::file_size(path, error);
-    if (!stream_ || error) throw ModelFileError(path + ": cannot be opened");
-    file_.file_bytes = static_cast<Index>(bytes);
-    left_ = static_cast<std::uint64_t>(bytes);
+  /// @param bytes in the stream, from where it stands
+  /// @param path  named in complaints
+  GgufReader(std::istream& stream, Index bytes, const std::string& path)
+      : path_(path), stream_(stream), left_(static_cast<std::uint64_t>(bytes)) {
+    file_.file_bytes = bytes;
   }
 
   GgufFile read() {
@@ -212,8 +210,8 @@ class GgufReader {
   }
 
   std::string path_;
-  std::ifstream stream_;
-  std::uint64_t left_ = 0;
+  std::istream& stream_;
+  std::uint64_t left_;
   GgufFile file_;
 };
 

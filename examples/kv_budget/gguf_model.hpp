@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -189,10 +190,11 @@ inline void add_gguf_feed_forward(const GgufFields& f, Index layers, NamedModel&
   }
 }
 
-/// Reads a model from a GGUF file. Parameters are those of the tensors that the file describes, and the weights' bytes the file's.
+/// A model from what a GGUF file says. Parameters are those of the tensors that the file describes, and the weights' bytes the file's.
+/// @param path names the file in complaints
 /// @throws ModelFileError that names what is wrong
-inline NamedModel read_gguf(const std::string& path) {
-  const GgufFile file = GgufReader(path).read();
+inline NamedModel model_from_gguf(std::istream& stream, Index bytes, const std::string& path) {
+  const GgufFile file = GgufReader(stream, bytes, path).read();
   const GgufFields f(file, path);
   NamedModel model;
   model.name = std::filesystem::path(path).filename().string();
@@ -227,6 +229,15 @@ inline NamedModel read_gguf(const std::string& path) {
   const std::optional<gqa::ParameterCount> counted = gqa::count_parameters(model.shape);
   if (counted && file.parameters > counted->total()) p.other = file.parameters - counted->total();
   return model;
+}
+
+/// Reads a GGUF file.
+inline NamedModel read_gguf(const std::string& path) {
+  std::error_code error;
+  const std::uintmax_t bytes = std::filesystem::file_size(path, error);
+  std::ifstream stream(path, std::ios::binary);
+  if (error || !stream) throw ModelFileError(path + ": cannot be opened");
+  return model_from_gguf(stream, static_cast<Index>(bytes), path);
 }
 
 }  // namespace kv_budget
