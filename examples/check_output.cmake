@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.23)
+# Runs a program and looks at what it says: exits with an error unless its status is STATUS and every pattern is found in its output.
+#   -D COMMAND=…   the program and its arguments, as a list     -D STATUS=…     0 unless given
+#   -D EXPECT=…    regular expressions, as a list               -D FILE=…       a file that it writes, whose text is looked at too
+if(NOT DEFINED STATUS)
+  set(STATUS 0)
+endif()
+if(FILE)
+  file(REMOVE "${FILE}")
+endif()
+execute_process(COMMAND ${COMMAND} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE errors)
+if(NOT result EQUAL STATUS)
+  message(FATAL_ERROR "ended with ${result}, not ${STATUS}:\n${output}${errors}")
+endif()
+if(FILE)
+  file(READ "${FILE}" written)
+endif()
+list(LENGTH EXPECT count)
+if(count EQUAL 0)
+  message(FATAL_ERROR "nothing to look for")
+endif()
+foreach(pattern IN LISTS EXPECT)
+  if(NOT "${output}${errors}${written}" MATCHES "${pattern}")
+    message(FATAL_ERROR "no match of \"${pattern}\" in:\n${output}${errors}${written}")
+  endif()
+endforeach()
