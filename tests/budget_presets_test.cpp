@@ -203,15 +203,37 @@ TEST(BudgetTime, SecondsAreAmountsOverRates) {
   }
 }
 
-TEST(BudgetTime, WrongFeedForwardLayersAreNamed) {
-  ModelShape model = preset("mixtral-8x7b");
-  model.feed_forward[0].active_experts = 9;
-  try {
-    static_cast<void>(count_parameters(model));
-    ADD_FAILURE();
-  } catch (const ArgumentError& error) {
-    EXPECT_STREQ(error.what(), "gqa: model.feed_forward.active_experts is 9; expected at most the experts of a layer");
-  }
+TEST(BudgetTime, WrongShapesAreNamed) {
+  const auto complaint = [](auto change) {
+    ModelShape model = preset("mixtral-8x7b");
+    change(model);
+    try {
+      static_cast<void>(count_parameters(model));
+    } catch (const ArgumentError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing thrown");
+  };
+  EXPECT_EQ(complaint([](ModelShape& m) { m.feed_forward[0].active_experts = 9; }),
+            "gqa: model.feed_forward[0].active_experts is 9; expected 0 to the 8 experts");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.feed_forward[0].matrices = 4; }),
+            "gqa: model.feed_forward[0].matrices is 4; expected 2 or 3");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.feed_forward[0].count = 0; }),
+            "gqa: model.feed_forward[0].count is 0; expected 1 to 2^31");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.feed_forward_count = 65; }),
+            "gqa: model.feed_forward_count is 65; expected 0 to 64");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.kind_count = -1; }), "gqa: model.kind_count is -1; expected 1 to 64");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.parameters.hidden_size = -1; }),
+            "gqa: model.parameters.hidden_size is -1; expected 0 to 2^31");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.parameters.other = -1; }),
+            "gqa: model.parameters.other is -1; expected 0 or more");
+  EXPECT_EQ(complaint([](ModelShape& m) { m.latent.nope_dim = kUnlimited; }),
+            "gqa: model.latent.nope_dim is " + std::to_string(kUnlimited) + "; expected 0 to 2^31");
+  EXPECT_NE(complaint([](ModelShape& m) {
+              m.parameters.hidden_size = m.feed_forward[0].experts = Index{1} << 31;
+              m.feed_forward[0].expert_intermediate = Index{1} << 31;
+            }).find("63 bits"),
+            std::string::npos);
 }
 
 }  // namespace

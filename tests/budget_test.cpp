@@ -270,6 +270,20 @@ TEST(BudgetInverse, MostKvHeadsIsTheLargestDivisorThatFits) {
   }
 }
 
+TEST(BudgetInverse, EveryDivisorOfTheQueryHeadsIsTried) {
+  for (const Index query_heads : {1, 2, 7, 9, 16, 30, 64, 71, 72}) {
+    const ModelShape model = uniform(1, query_heads, query_heads, 4);
+    const Index one = kv_sequence_bytes(with_kv_heads(model, 1), KvPlan{}, 10);
+    for (Index fitting = 0; fitting <= query_heads; ++fitting) {
+      std::optional<Index> expected;
+      for (Index heads = 1; heads <= fitting; ++heads)
+        if (query_heads % heads == 0) expected = heads;
+      EXPECT_EQ(most_kv_heads_that_fit(model, KvPlan{}, 10, 1, fitting * one), expected)
+          << query_heads << ' ' << fitting;
+    }
+  }
+}
+
 TEST(BudgetInverse, WithKvHeadsChangesNothingElse) {
   const ModelShape model = mixed();
   const ModelShape same = with_kv_heads(model, 6);
@@ -326,6 +340,16 @@ TEST(BudgetErrors, AreNamed) {
             }),
             "gqa: model.kinds is layers that all share another's cache; expected one that stores its own");
 
+  EXPECT_EQ(complaint([] {
+              static_cast<void>(kv_slots(LayerKind{.count = 1, .query_heads = 4, .kv_heads = 3}, KvPlan{}, 1));
+            }),
+            "gqa: kind.kv_heads is 3; expected a divisor of the 4 query heads");
+  EXPECT_EQ(complaint([&] {
+              ModelShape wrong = model;
+              wrong.kind_count = -1;
+              wrong.add_layers({.count = 1, .query_heads = 1, .kv_heads = 1, .head_dim = 1});
+            }),
+            "gqa: kinds of layers is -1; expected 64 at most");
   EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.page_size = -1}, 1)); }),
             "gqa: plan.page_size is -1; expected 1 or more, or 0 for no pages");
   EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.chunk = 0}, 1)); }),
@@ -381,6 +405,7 @@ TEST(BudgetErrors, OverflowIsAnErrorAndNeverAWrongAnswer) {
   EXPECT_LE(kv_sequence_bytes(model, KvPlan{.page_size = 1 << 30}, longest), kUnlimited - 1);
   EXPECT_EQ(tensor_parallel_devices(huge, KvPlan{}, kUnlimited, kUnlimited, 0, kUnlimited), std::nullopt);
   EXPECT_EQ(widest_format_that_fits(huge, KvPlan{}, 1, 1, kUnlimited), std::nullopt);
+  EXPECT_EQ(most_kv_heads_that_fit(huge, KvPlan{}, 1, 1, kUnlimited), std::nullopt);
 }
 
 }  // namespace

@@ -222,14 +222,19 @@ constexpr std::optional<Index> most_heads(const ModelShape& model, const KvPlan&
     const Index heads = model.kinds[static_cast<std::size_t>(i)].query_heads;
     if (heads < fewest_queries) fewest_queries = heads;
   }
-  for (Index heads = fewest_queries; heads >= 1; --heads) {
-    bool divides = true;
+  const auto fits = [&](Index heads) {
     for (Index i = 0; i < model.kind_count; ++i)
-      divides = divides && model.kinds[static_cast<std::size_t>(i)].query_heads % heads == 0;
-    if (!divides) continue;
+      if (model.kinds[static_cast<std::size_t>(i)].query_heads % heads != 0) return false;
     const Index bytes = times(stored_bytes(with_heads(model, heads), plan, tokens), sequences);
-    if (bytes <= memory && bytes != kIndexMax) return heads;
-  }
+    return bytes <= memory && bytes != kIndexMax;
+  };
+  // Divisors from the largest down: those above the square root are what those below leave.
+  Index root = 1;
+  while (root < fewest_queries / root) ++root;
+  for (Index divisor = 1; divisor <= root; ++divisor)
+    if (fewest_queries % divisor == 0 && fits(fewest_queries / divisor)) return fewest_queries / divisor;
+  for (Index divisor = root; divisor >= 1; --divisor)
+    if (fewest_queries % divisor == 0 && fits(divisor)) return divisor;
   return std::nullopt;
 }
 
@@ -243,7 +248,7 @@ GQA_ALWAYS_INLINE constexpr Index kv_bytes_per_token(const ModelShape& model, co
 /// Tokens that one layer of this kind has memory for when a sequence has `tokens`: the capacity of its cache, or its pages' tokens.
 /// With pages and a window, as many as the window can touch wherever pages begin, so that a sequence that grows never needs more.
 GQA_ALWAYS_INLINE constexpr Index kv_slots(const LayerKind& kind, const KvPlan& plan, Index tokens) {
-  detail::check_kind(kind, 0);
+  detail::check_kind(kind, -1);
   detail::check_plan(plan);
   detail::check_count("tokens", tokens, 0);
   return detail::must_fit("tokens", tokens, detail::slots_of(kind, plan, tokens));

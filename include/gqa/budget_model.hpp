@@ -113,8 +113,14 @@ constexpr Index plus(Index a, Index b) noexcept {
   return __builtin_add_overflow(a, b, &sum) ? kIndexMax : sum;
 }
 
+/// @param at which of model.kinds; below 0: a kind on its own
 [[noreturn]] inline void fail_kind(Index at, const char* member, Index value, const std::string& expected) {
-  fail("model.kinds[" + std::to_string(at) + "]." + member, value, expected);
+  fail((at < 0 ? "kind." : "model.kinds[" + std::to_string(at) + "].") + member, value, expected);
+}
+
+constexpr void check_room(const char* what, Index count) {
+  if (count < 0 || count >= ModelShape::max_kinds)
+    fail(what, count < 0 ? count : count + 1, std::to_string(ModelShape::max_kinds) + " at most");
 }
 
 constexpr void add_kind(ModelShape& model, const LayerKind& kind) {
@@ -124,8 +130,7 @@ constexpr void add_kind(ModelShape& model, const LayerKind& kind) {
     known.count = plus(known.count, kind.count);
     return;
   }
-  if (model.kind_count >= ModelShape::max_kinds)
-    fail("kinds of layers", model.kind_count + 1, std::to_string(ModelShape::max_kinds) + " at most");
+  check_room("kinds of layers", model.kind_count);
   model.kinds[static_cast<std::size_t>(model.kind_count++)] = kind;
 }
 
@@ -141,9 +146,7 @@ constexpr void add_feed_forward_kind(ModelShape& model, const FeedForwardKind& k
     known.count = plus(known.count, kind.count);
     return;
   }
-  if (model.feed_forward_count >= ModelShape::max_kinds)
-    fail("kinds of feed-forward layers", model.feed_forward_count + 1,
-         std::to_string(ModelShape::max_kinds) + " at most");
+  check_room("kinds of feed-forward layers", model.feed_forward_count);
   model.feed_forward[static_cast<std::size_t>(model.feed_forward_count++)] = kind;
 }
 
@@ -162,10 +165,20 @@ constexpr void check_kind(const LayerKind& kind, Index at) {
   if (kind.window < 0) fail_kind(at, "window", kind.window, "1 or more, or 0 for none");
 }
 
+constexpr void check_latent(const LatentProjections& latent) {
+  const auto in_range = [](Index value) { return value >= 0 && value <= kMostOfAShape; };
+  if (!in_range(latent.query_rank)) fail("model.latent.query_rank", latent.query_rank, "0 to 2^31");
+  if (!in_range(latent.kv_rank)) fail("model.latent.kv_rank", latent.kv_rank, "0 to 2^31");
+  if (!in_range(latent.nope_dim)) fail("model.latent.nope_dim", latent.nope_dim, "0 to 2^31");
+  if (!in_range(latent.rope_dim)) fail("model.latent.rope_dim", latent.rope_dim, "0 to 2^31");
+  if (!in_range(latent.value_dim)) fail("model.latent.value_dim", latent.value_dim, "0 to 2^31");
+}
+
 /// @throws ArgumentError naming what is wrong with the attention layers
 constexpr void check_model(const ModelShape& model) {
   if (model.kind_count < 1 || model.kind_count > ModelShape::max_kinds)
     fail("model.kind_count", model.kind_count, "1 to " + std::to_string(ModelShape::max_kinds));
+  check_latent(model.latent);
   bool stores = false;
   for (Index i = 0; i < model.kind_count; ++i) {
     const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
@@ -176,6 +189,7 @@ constexpr void check_model(const ModelShape& model) {
 }
 
 constexpr Index layer_count(const ModelShape& model) {
+  check_model(model);
   Index layers = 0;
   for (Index i = 0; i < model.kind_count; ++i) layers = plus(layers, model.kinds[static_cast<std::size_t>(i)].count);
   return layers;
@@ -217,7 +231,7 @@ GQA_ALWAYS_INLINE constexpr void ModelShape::add_feed_forward(const FeedForwardK
   detail::add_feed_forward_kind(*this, kind);
 }
 
-/// Attention layers in all.
+/// Attention layers in all. @throws ArgumentError naming what is wrong with the model
 GQA_ALWAYS_INLINE constexpr Index layer_count(const ModelShape& model) { return detail::layer_count(model); }
 
 /// What if the model had `kv_heads` KV heads in every layer, all else equal? As many as query heads is multi-head attention, one is

@@ -81,21 +81,42 @@ constexpr void add_feed_forward(ParameterCount& count, Index h, const FeedForwar
   count.vectors = plus(count.vectors, times(kind.count, vectors));
 }
 
+[[noreturn]] inline void fail_feed_forward(Index at, const char* member, Index value, const std::string& expected) {
+  fail("model.feed_forward[" + std::to_string(at) + "]." + member, value, expected);
+}
+
 constexpr void check_feed_forward(const ModelShape& model) {
+  const auto in_range = [](Index value) { return value >= 0 && value <= kMostOfAShape; };
+  if (model.feed_forward_count < 0 || model.feed_forward_count > ModelShape::max_kinds)
+    fail("model.feed_forward_count", model.feed_forward_count, "0 to " + std::to_string(ModelShape::max_kinds));
   for (Index i = 0; i < model.feed_forward_count; ++i) {
     const FeedForwardKind& kind = model.feed_forward[static_cast<std::size_t>(i)];
-    const bool counts = kind.count >= 1 && kind.intermediate >= 0 && kind.experts >= 0 &&
-                        kind.expert_intermediate >= 0 && (kind.matrices == 2 || kind.matrices == 3);
-    if (!counts)
-      fail("model.feed_forward", i, "kinds of one layer or more, with 2 or 3 matrices and no negative width");
+    if (kind.count < 1 || !in_range(kind.count)) fail_feed_forward(i, "count", kind.count, "1 to 2^31");
+    if (!in_range(kind.intermediate)) fail_feed_forward(i, "intermediate", kind.intermediate, "0 to 2^31");
+    if (!in_range(kind.experts)) fail_feed_forward(i, "experts", kind.experts, "0 to 2^31");
     if (kind.active_experts < 0 || kind.active_experts > kind.experts)
-      fail("model.feed_forward.active_experts", kind.active_experts, "at most the experts of a layer");
+      fail_feed_forward(i, "active_experts", kind.active_experts,
+                        "0 to the " + std::to_string(kind.experts) + " experts");
+    if (!in_range(kind.expert_intermediate))
+      fail_feed_forward(i, "expert_intermediate", kind.expert_intermediate, "0 to 2^31");
+    if (kind.matrices != 2 && kind.matrices != 3) fail_feed_forward(i, "matrices", kind.matrices, "2 or 3");
   }
+}
+
+constexpr void check_parameters(const ParameterShape& p) {
+  const auto in_range = [](Index value) { return value >= 0 && value <= kMostOfAShape; };
+  if (!in_range(p.hidden_size)) fail("model.parameters.hidden_size", p.hidden_size, "0 to 2^31");
+  if (!in_range(p.vocabulary)) fail("model.parameters.vocabulary", p.vocabulary, "0 to 2^31");
+  if (!in_range(p.norm_vectors)) fail("model.parameters.norm_vectors", p.norm_vectors, "0 to 2^31");
+  if (!in_range(p.final_norm_vectors)) fail("model.parameters.final_norm_vectors", p.final_norm_vectors, "0 to 2^31");
+  if (!in_range(p.head_scalars)) fail("model.parameters.head_scalars", p.head_scalars, "0 to 2^31");
+  if (p.other < 0) fail("model.parameters.other", p.other, "0 or more");
 }
 
 constexpr std::optional<ParameterCount> count(const ModelShape& model) {
   check_model(model);
   check_feed_forward(model);
+  check_parameters(model.parameters);
   const ParameterShape& p = model.parameters;
   if (p.hidden_size == 0) return std::nullopt;
   ParameterCount made;
