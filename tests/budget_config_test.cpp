@@ -29,10 +29,10 @@ testing::AssertionResult same(const gqa::ModelShape& a, const gqa::ModelShape& b
   if (a.kind_count != b.kind_count)
     return testing::AssertionFailure() << a.kind_count << " kinds, not " << b.kind_count;
   for (Index i = 0; i < a.kind_count; ++i) {
-    const gqa::LayerKind& kind = a.kinds[static_cast<std::size_t>(i)];
+    const gqa::LayerKind& kind = a.kinds[i];
     Index found = 0;
     for (Index j = 0; j < b.kind_count; ++j)
-      if (kind.same_kind(b.kinds[static_cast<std::size_t>(j)])) found = b.kinds[static_cast<std::size_t>(j)].count;
+      if (kind.same_kind(b.kinds[j])) found = b.kinds[j].count;
     if (found != kind.count)
       return testing::AssertionFailure() << "kind " << i << " has " << kind.count << " layers, not " << found;
   }

@@ -105,8 +105,7 @@ TEST(BudgetPresets, EachIsWholeAndNamedOnce) {
     const ModelShape model = preset(name);
     EXPECT_GT(kv_bytes_per_token(model, KvPlan{}), 0);
     Index feed_forward = 0;
-    for (Index k = 0; k < model.feed_forward_count; ++k)
-      feed_forward += model.feed_forward[static_cast<std::size_t>(k)].count;
+    for (Index k = 0; k < model.feed_forward_count; ++k) feed_forward += model.feed_forward[k].count;
     EXPECT_EQ(feed_forward, layer_count(model));
     EXPECT_GT(prefill_flops(model, 100).attention, 0);
     const bool uncounted = name.starts_with("gemma-3n") || name.starts_with("gemma-4");
@@ -121,7 +120,7 @@ Index layers(const char* name, Index window, bool shares) {
   const ModelShape model = preset(name);
   Index count = 0;
   for (Index i = 0; i < model.kind_count; ++i) {
-    const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
+    const LayerKind& kind = model.kinds[i];
     if (kind.window == window && kind.shares_kv == shares) count += kind.count;
   }
   return count;

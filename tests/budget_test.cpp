@@ -80,7 +80,7 @@ TEST(BudgetFormats, RowsOf128AreAsOtherEnginesHaveThem) {
 
 TEST(BudgetFormats, TableIsInTheOrderOfTheEnumAndNamesAreUnique) {
   std::set<std::string> names;
-  for (std::size_t i = 0; i < kKvFormats.size(); ++i) {
+  for (std::size_t i = 0; i < std::size(kKvFormats); ++i) {
     EXPECT_EQ(static_cast<std::size_t>(kKvFormats[i].format), i);
     EXPECT_TRUE(names.insert(kKvFormats[i].name).second) << kKvFormats[i].name;
     EXPECT_EQ(kv_format_named(kKvFormats[i].name), kKvFormats[i].format);
@@ -289,8 +289,8 @@ TEST(BudgetInverse, WithKvHeadsChangesNothingElse) {
   const ModelShape same = with_kv_heads(model, 6);
   ASSERT_EQ(same.kind_count, model.kind_count);
   for (Index i = 0; i < same.kind_count; ++i) {
-    EXPECT_TRUE(same.kinds[static_cast<std::size_t>(i)].same_kind(model.kinds[static_cast<std::size_t>(i)]));
-    EXPECT_EQ(same.kinds[static_cast<std::size_t>(i)].count, model.kinds[static_cast<std::size_t>(i)].count);
+    EXPECT_TRUE(same.kinds[i].same_kind(model.kinds[i]));
+    EXPECT_EQ(same.kinds[i].count, model.kinds[i].count);
   }
   for (const Index heads : {1, 2, 3, 4, 12})
     EXPECT_EQ(6 * kv_sequence_bytes(with_kv_heads(model, heads), KvPlan{}, 50),

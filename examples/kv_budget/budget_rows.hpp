@@ -52,7 +52,7 @@ struct Row {
 inline Index common_kv_heads(const gqa::ModelShape& shape) {
   Index common = shape.kinds[0].kv_heads;
   for (Index i = 0; i < shape.kind_count; ++i) {
-    const gqa::LayerKind& kind = shape.kinds[static_cast<std::size_t>(i)];
+    const gqa::LayerKind& kind = shape.kinds[i];
     if (kind.kv_heads != common || kind.values_in_keys) common = 0;
   }
   return common;
@@ -61,8 +61,7 @@ inline Index common_kv_heads(const gqa::ModelShape& shape) {
 /// The most KV heads that with_kv_heads can give all layers: the query heads of the layer that has the fewest.
 inline Index mha_heads(const gqa::ModelShape& shape) {
   Index heads = shape.kinds[0].query_heads;
-  for (Index i = 0; i < shape.kind_count; ++i)
-    heads = std::min(heads, shape.kinds[static_cast<std::size_t>(i)].query_heads);
+  for (Index i = 0; i < shape.kind_count; ++i) heads = std::min(heads, shape.kinds[i].query_heads);
   return heads;
 }
 

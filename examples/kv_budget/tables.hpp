@@ -71,8 +71,7 @@ inline void print_model(const NamedModel& model, const Question& q) {
       std::printf(", %.3g active", static_cast<double>(counted->active()) / 1e9);
   }
   std::printf("\n");
-  for (Index i = 0; i < model.shape.kind_count; ++i)
-    std::printf("  %s\n", kind_text(model.shape.kinds[static_cast<std::size_t>(i)]).c_str());
+  for (Index i = 0; i < model.shape.kind_count; ++i) std::printf("  %s\n", kind_text(model.shape.kinds[i]).c_str());
   for (const std::string& note : model.notes) std::printf("  note: %s\n", note.c_str());
   if (model.shape.max_context > 0 && q.context > model.shape.max_context)
     std::printf("  note: made for %s tokens, asked about %s\n", with_commas(model.shape.max_context).c_str(),
@@ -213,7 +212,7 @@ inline void print_presets() {
     const Index heads = common_kv_heads(shape);
     std::string windows;
     for (Index k = 0; k < shape.kind_count; ++k)
-      if (const Index w = shape.kinds[static_cast<std::size_t>(k)].window; w > 0) windows = std::to_string(w);
+      if (const Index w = shape.kinds[k].window; w > 0) windows = std::to_string(w);
     table.add({std::string(gqa::preset_name(i)), std::to_string(gqa::layer_count(shape)),
                std::to_string(first.query_heads),
                first.values_in_keys ? "latent"

@@ -68,8 +68,7 @@ inline nlohmann::ordered_json to_json(const NamedModel& model, const Question& q
   put(made, "devices", q.devices);
   put(made, "bandwidth", q.bandwidth);
   put(made, "flops", q.flops);
-  for (Index i = 0; i < model.shape.kind_count; ++i)
-    made["layers"].push_back(kind_json(model.shape.kinds[static_cast<std::size_t>(i)]));
+  for (Index i = 0; i < model.shape.kind_count; ++i) made["layers"].push_back(kind_json(model.shape.kinds[i]));
   if (!model.notes.empty()) made["notes"] = model.notes;
   for (const Row& row : rows) made["rows"].push_back(row_json(row));
   return made;

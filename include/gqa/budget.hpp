@@ -75,7 +75,7 @@ constexpr Index row_pair_bytes(const LayerKind& kind, const KvPlan& plan) {
 constexpr Index stored_bytes(const ModelShape& model, const KvPlan& plan, Index tokens) {
   Index bytes = 0;
   for (Index i = 0; i < model.kind_count; ++i) {
-    const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
+    const LayerKind& kind = model.kinds[i];
     if (kind.shares_kv) continue;
     bytes = plus(bytes, times(times(kind.count, row_pair_bytes(kind, plan)), slots_of(kind, plan, tokens)));
   }
@@ -159,7 +159,7 @@ constexpr Index devices_for(Index bytes, Index memory) {
 constexpr Index share_of_device(const ModelShape& model, const KvPlan& plan, Index tokens, Index devices) {
   Index bytes = 0;
   for (Index i = 0; i < model.kind_count; ++i) {
-    LayerKind kind = model.kinds[static_cast<std::size_t>(i)];
+    LayerKind kind = model.kinds[i];
     if (kind.shares_kv) continue;
     kind.kv_heads = divide_up(kind.kv_heads, devices);
     bytes = plus(bytes, times(times(kind.count, row_pair_bytes(kind, plan)), slots_of(kind, plan, tokens)));
@@ -184,7 +184,7 @@ constexpr std::optional<Index> parallel_devices(const ModelShape& model, const K
 
 constexpr bool formats_fit_widths(const ModelShape& model, KvFormat k, KvFormat v) {
   for (Index i = 0; i < model.kind_count; ++i) {
-    const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
+    const LayerKind& kind = model.kinds[i];
     if (!has_width(format_info(k), kind.head_dim)) return false;
     if (!kind.values_in_keys && !has_width(format_info(v), kind.width_of_values())) return false;
   }
@@ -219,12 +219,12 @@ constexpr std::optional<Index> most_heads(const ModelShape& model, const KvPlan&
   check_count("memory", memory, 0);
   Index fewest_queries = kMostOfAShape;
   for (Index i = 0; i < model.kind_count; ++i) {
-    const Index heads = model.kinds[static_cast<std::size_t>(i)].query_heads;
+    const Index heads = model.kinds[i].query_heads;
     if (heads < fewest_queries) fewest_queries = heads;
   }
   const auto fits = [&](Index heads) {
     for (Index i = 0; i < model.kind_count; ++i)
-      if (model.kinds[static_cast<std::size_t>(i)].query_heads % heads != 0) return false;
+      if (model.kinds[i].query_heads % heads != 0) return false;
     const Index bytes = times(stored_bytes(with_heads(model, heads), plan, tokens), sequences);
     return bytes <= memory && bytes != kIndexMax;
   };

@@ -6,7 +6,7 @@
 /// blocks, and one scale a token and head where a format has that. What is kept once a head or tensor (fp8's scale) is not.
 #pragma once
 
-#include <array>
+#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -48,7 +48,7 @@ struct KvFormatInfo {
 
 /// All formats, in the order of KvFormat.
 /// Sources: ggml's block structs (ggml-common.h), ik_llama.cpp's q8_KV, the OCP Microscaling specification 1.0, NVIDIA's NVFP4.
-inline constexpr std::array<KvFormatInfo, 16> kKvFormats{{
+inline constexpr KvFormatInfo kKvFormats[] = {
     {KvFormat::f32, "f32", 1, 4, 0, true, true},
     {KvFormat::bf16, "bf16", 1, 2, 0, true, true},
     {KvFormat::f16, "f16", 1, 2, 0, true, true},
@@ -65,7 +65,7 @@ inline constexpr std::array<KvFormatInfo, 16> kKvFormats{{
     {KvFormat::iq4_nl, "iq4_nl", 32, 18, 0, true, false},
     {KvFormat::mxfp4, "mxfp4", 32, 17, 0, true, false},
     {KvFormat::nvfp4, "nvfp4", 16, 9, 0, true, false},
-}};
+};
 
 namespace detail::inline GQA_ABI {
 
@@ -74,8 +74,8 @@ namespace detail::inline GQA_ABI {
 }
 
 constexpr const KvFormatInfo& format_info(KvFormat format) {
-  const auto at = static_cast<std::size_t>(format);
-  if (at >= kKvFormats.size()) fail("format", static_cast<Index>(at), "a member of KvFormat");
+  const auto at = static_cast<Index>(format);
+  if (at >= std::ssize(kKvFormats)) fail("format", at, "a member of KvFormat");
   return kKvFormats[at];
 }
 

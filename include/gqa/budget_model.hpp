@@ -10,7 +10,6 @@
 /// The order of layers does not matter to any of these numbers, so that layers are counted by kind. Everything is constexpr.
 #pragma once
 
-#include <array>
 #include <limits>
 #include <string>
 
@@ -81,9 +80,9 @@ struct ParameterShape {
 struct ModelShape {
   static constexpr Index max_kinds = 64;  ///< kinds of attention, or of feed-forward layers, that one model may mix
 
-  std::array<LayerKind, max_kinds> kinds{};
+  LayerKind kinds[max_kinds]{};
   Index kind_count = 0;
-  std::array<FeedForwardKind, max_kinds> feed_forward{};
+  FeedForwardKind feed_forward[max_kinds]{};
   Index feed_forward_count = 0;
   ParameterShape parameters{};
   LatentProjections latent{};
@@ -125,13 +124,13 @@ constexpr void check_room(const char* what, Index count) {
 
 constexpr void add_kind(ModelShape& model, const LayerKind& kind) {
   for (Index i = 0; i < model.kind_count; ++i) {
-    LayerKind& known = model.kinds[static_cast<std::size_t>(i)];
+    LayerKind& known = model.kinds[i];
     if (!known.same_kind(kind)) continue;
     known.count = plus(known.count, kind.count);
     return;
   }
   check_room("kinds of layers", model.kind_count);
-  model.kinds[static_cast<std::size_t>(model.kind_count++)] = kind;
+  model.kinds[model.kind_count++] = kind;
 }
 
 constexpr bool same_feed_forward(const FeedForwardKind& a, const FeedForwardKind& b) {
@@ -141,13 +140,13 @@ constexpr bool same_feed_forward(const FeedForwardKind& a, const FeedForwardKind
 
 constexpr void add_feed_forward_kind(ModelShape& model, const FeedForwardKind& kind) {
   for (Index i = 0; i < model.feed_forward_count; ++i) {
-    FeedForwardKind& known = model.feed_forward[static_cast<std::size_t>(i)];
+    FeedForwardKind& known = model.feed_forward[i];
     if (!same_feed_forward(known, kind)) continue;
     known.count = plus(known.count, kind.count);
     return;
   }
   check_room("kinds of feed-forward layers", model.feed_forward_count);
-  model.feed_forward[static_cast<std::size_t>(model.feed_forward_count++)] = kind;
+  model.feed_forward[model.feed_forward_count++] = kind;
 }
 
 constexpr void check_kind(const LayerKind& kind, Index at) {
@@ -181,7 +180,7 @@ constexpr void check_model(const ModelShape& model) {
   check_latent(model.latent);
   bool stores = false;
   for (Index i = 0; i < model.kind_count; ++i) {
-    const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
+    const LayerKind& kind = model.kinds[i];
     check_kind(kind, i);
     stores = stores || !kind.shares_kv;
   }
@@ -191,7 +190,7 @@ constexpr void check_model(const ModelShape& model) {
 constexpr Index layer_count(const ModelShape& model) {
   check_model(model);
   Index layers = 0;
-  for (Index i = 0; i < model.kind_count; ++i) layers = plus(layers, model.kinds[static_cast<std::size_t>(i)].count);
+  for (Index i = 0; i < model.kind_count; ++i) layers = plus(layers, model.kinds[i].count);
   return layers;
 }
 
@@ -201,7 +200,7 @@ constexpr ModelShape with_heads(const ModelShape& model, Index kv_heads) {
   ModelShape changed = model;
   changed.kind_count = 0;
   for (Index i = 0; i < model.kind_count; ++i) {
-    LayerKind kind = model.kinds[static_cast<std::size_t>(i)];
+    LayerKind kind = model.kinds[i];
     if (kv_heads < 1 || kind.query_heads % kv_heads != 0)
       fail("kv_heads", kv_heads, "a divisor of the " + std::to_string(kind.query_heads) + " query heads");
     if (kind.values_in_keys) {  // then there are no heads to count; what the latent expands to has some
@@ -215,11 +214,9 @@ constexpr ModelShape with_heads(const ModelShape& model, Index kv_heads) {
     kind.kv_heads = kv_heads;
     add_kind(changed, kind);
   }
-  for (Index i = changed.kind_count; i < ModelShape::max_kinds; ++i)
-    changed.kinds[static_cast<std::size_t>(i)] = LayerKind{};
+  for (Index i = changed.kind_count; i < ModelShape::max_kinds; ++i) changed.kinds[i] = LayerKind{};
   bool latent_left = false;
-  for (Index i = 0; i < changed.kind_count; ++i)
-    latent_left = latent_left || changed.kinds[static_cast<std::size_t>(i)].values_in_keys;
+  for (Index i = 0; i < changed.kind_count; ++i) latent_left = latent_left || changed.kinds[i].values_in_keys;
   if (!latent_left) changed.latent = LatentProjections{};
   return changed;
 }

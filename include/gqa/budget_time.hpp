@@ -90,7 +90,7 @@ constexpr void check_feed_forward(const ModelShape& model) {
   if (model.feed_forward_count < 0 || model.feed_forward_count > ModelShape::max_kinds)
     fail("model.feed_forward_count", model.feed_forward_count, "0 to " + std::to_string(ModelShape::max_kinds));
   for (Index i = 0; i < model.feed_forward_count; ++i) {
-    const FeedForwardKind& kind = model.feed_forward[static_cast<std::size_t>(i)];
+    const FeedForwardKind& kind = model.feed_forward[i];
     if (kind.count < 1 || !in_range(kind.count)) fail_feed_forward(i, "count", kind.count, "1 to 2^31");
     if (!in_range(kind.intermediate)) fail_feed_forward(i, "intermediate", kind.intermediate, "0 to 2^31");
     if (!in_range(kind.experts)) fail_feed_forward(i, "experts", kind.experts, "0 to 2^31");
@@ -124,9 +124,8 @@ constexpr std::optional<ParameterCount> count(const ModelShape& model) {
   made.output = p.tied_embeddings ? 0 : made.embedding;
   made.vectors = times(p.final_norm_vectors, p.hidden_size);
   made.other = p.other;
-  for (Index i = 0; i < model.kind_count; ++i) add_attention(made, model, model.kinds[static_cast<std::size_t>(i)]);
-  for (Index i = 0; i < model.feed_forward_count; ++i)
-    add_feed_forward(made, p.hidden_size, model.feed_forward[static_cast<std::size_t>(i)]);
+  for (Index i = 0; i < model.kind_count; ++i) add_attention(made, model, model.kinds[i]);
+  for (Index i = 0; i < model.feed_forward_count; ++i) add_feed_forward(made, p.hidden_size, model.feed_forward[i]);
   const Index sum = plus(plus(plus(made.embedding, made.output), plus(made.attention, made.feed_forward)),
                          plus(made.vectors, made.other));
   must_fit("model.parameters.hidden_size", p.hidden_size, sum);
@@ -139,7 +138,7 @@ constexpr std::optional<Index> parameters_of_step(const ModelShape& model, Index
   if (!all) return std::nullopt;
   Index unread = model.parameters.tied_embeddings ? 0 : all->embedding;
   for (Index i = 0; i < model.feed_forward_count; ++i) {
-    const FeedForwardKind& kind = model.feed_forward[static_cast<std::size_t>(i)];
+    const FeedForwardKind& kind = model.feed_forward[i];
     const Index wanted = times(sequences, kind.active_experts);
     const Index idle = wanted < kind.experts ? kind.experts - wanted : 0;
     unread += kind.count * idle * kind.matrices * model.parameters.hidden_size * kind.expert_intermediate;
@@ -152,7 +151,7 @@ constexpr Index bytes_read(const ModelShape& model, const KvPlan& plan, Index to
   check_count("tokens", tokens, 0);
   Index bytes = 0;
   for (Index i = 0; i < model.kind_count; ++i) {
-    const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
+    const LayerKind& kind = model.kinds[i];
     const Index seen = kind.window != 0 && kind.window < tokens ? kind.window : tokens;
     bytes = plus(bytes, times(times(kind.count, row_pair_bytes(kind, plan)), seen));
   }
@@ -175,7 +174,7 @@ constexpr PrefillFlops flops_of_prefill(const ModelShape& model, Index tokens) {
     flops.linear = 2 * n * static_cast<double>(all->attention + all->active_feed_forward) + 2 * output;
   }
   for (Index i = 0; i < model.kind_count; ++i) {
-    const LayerKind& kind = model.kinds[static_cast<std::size_t>(i)];
+    const LayerKind& kind = model.kinds[i];
     Index width = kind.head_dim + kind.width_of_values();
     // A prefill expands the latent to heads, which is less work than scores over the latent itself.
     if (kind.values_in_keys && model.latent.value_dim > 0)
