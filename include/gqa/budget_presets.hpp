@@ -40,19 +40,20 @@ struct PresetLine {
   bool tied;
   Index window = 0;  ///< of the layers that have one
   Index experts = 0, active_experts = 0, expert_intermediate = 0;
-  Index special =
-      0;  ///< gemma3n, gemma4: layers at the end that share; deepseek: dense layers; falcon: LayerNorms a layer
+  /// gemma3n, gemma4: layers at the end that share; deepseek: dense layers at the start; falcon: LayerNorms a layer
+  Index special = 0;
   Index period = 0;         ///< gemma4: one layer of so many is full
   Index full_kv_heads = 0;  ///< gemma4: KV heads of full layers
   Index query_rank = 0;     ///< deepseek
 };
 
-// Sources. Each line was read from one of these; parameter counts that follow were compared with published ones by a test.
+// Sources: each line was read from the one it stands under. The parameters that follow from it are compared with published counts by a
+// test. Phi-3's window of 2047 tokens is the number in its configuration.
 //   litgpt      Lightning-AI/litgpt, litgpt/config.py, which quotes each model's config.json on Hugging Face
-//   google      google/gemma_pytorch, gemma/config.py, and google-deepmind/gemma, gemma/gm/nn/{_gemma,gemma3n/_gemma3n,gemma4/_gemma4}.py
+//   google      google/gemma_pytorch, gemma/config.py; google-deepmind/gemma, gemma/gm/nn/{,gemma3n/,gemma4/}_gemma*.py
 //   openai      openai/gpt-oss, gpt_oss/torch/model.py (120B); openai/gpt-oss-20b's config.json (24 layers, 32 experts)
 //   deepseek    deepseek-ai/DeepSeek-V3, inference/configs/config_{671B,236B,16B}.json
-//   microsoft   config.json of microsoft/Phi-3-small-8k-instruct, Phi-3-medium-4k-instruct and their 128k versions
+//   microsoft   config.json of microsoft/Phi-3-small-8k-instruct, Phi-3-small-128k-instruct and Phi-3-medium-4k-instruct
 //   transformers huggingface/transformers, models/glm/configuration_glm.py, whose defaults are glm-4-9b-chat's
 namespace presets {
 using enum ModelFamily;
@@ -104,7 +105,6 @@ inline constexpr PresetLine kLines[] = {
     {"phi-3-small-8k", phi3small, 32, 4096, 32, 8, 128, 14336, 100352, 8192, true},
     {"phi-3-small-128k", phi3small, 32, 4096, 32, 8, 128, 14336, 100352, 131072, true},
     {"phi-3-medium-4k", llama, 40, 5120, 40, 10, 128, 17920, 32064, 4096, false, 2047},
-    {"phi-3-medium-128k", llama, 40, 5120, 40, 10, 128, 17920, 32064, 131072, false},
     // google
     {"gemma-2-2b", gemma2, 26, 2304, 8, 4, 256, 9216, 256000, 8192, true, 4096},
     {"gemma-2-9b", gemma2, 42, 3584, 16, 8, 256, 14336, 256000, 8192, true, 4096},
