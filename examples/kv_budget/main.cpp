@@ -183,7 +183,7 @@ int main(int argc, char** argv) {
   app.add_option("--v-type", a.v_type, "how values are stored, if otherwise");
   app.add_option("--page-size", a.page_size, "tokens in a page; 0: no pages")
       ->check(CLI::Range(Index{0}, Index{1} << 30));
-  app.add_option("--chunk", a.chunk, "tokens appended at a time; windows keep as many more")
+  app.add_option("--chunk", a.chunk, "tokens appended at a time; a window of w keeps w + chunk - 1")
       ->check(CLI::Range(Index{1}, Index{1} << 40));
   app.add_flag("--whole-windows", a.whole_windows, "layers with a window keep every token, as without a ring");
   app.add_option("--memory", a.memory, "memory of a device: 80GiB, 80GB");

@@ -81,6 +81,7 @@ inline void print_model(const NamedModel& model, const Question& q) {
   if (q.weights)
     std::printf("; weights %s%s", in_gb(*q.weights).c_str(),
                 q.weights_are.empty() ? "" : (" (" + q.weights_are + ")").c_str());
+  if (q.memory && !q.weights) std::printf("; weights not known, and not counted: give --weights");
   if (q.memory) std::printf("; devices of %s (%s)", in_gb(*q.memory).c_str(), in_gib(*q.memory).c_str());
   std::printf("\n\n");
 }
@@ -123,8 +124,9 @@ inline void print_memory(const std::vector<Row>& rows, const Question& q) {
 inline void print_inverse(const std::vector<Row>& rows, const Question& q) {
   if (!q.memory) return;
   const Index left = left_beside_weights(q);
-  std::printf("\n%s %s of %s hold %s", with_commas(*q.devices).c_str(), *q.devices == 1 ? "device" : "devices",
-              in_gb(*q.memory).c_str(), in_gb(gqa::detail::times(*q.devices, *q.memory)).c_str());
+  std::printf("\n%s of %s %s %s", (with_commas(*q.devices) + (*q.devices == 1 ? " device" : " devices")).c_str(),
+              in_gb(*q.memory).c_str(), *q.devices == 1 ? "holds" : "hold",
+              in_gb(gqa::detail::times(*q.devices, *q.memory)).c_str());
   if (q.weights) std::printf(", %s beside the weights", left > 0 ? in_gb(left).c_str() : "nothing");
   std::printf(":\n");
   if (left <= 0) return;
@@ -143,7 +145,7 @@ inline void print_inverse(const std::vector<Row>& rows, const Question& q) {
               format ? (std::string("the widest format that fits is ") + gqa::kv_format_name(*format)).c_str()
                      : "no format fits");
   const auto heads = gqa::most_kv_heads_that_fit(own.shape, q.plan, q.context, q.sequences, left);
-  std::printf("for %s in %s: %s\n", asked.c_str(), plan_text(q.plan).c_str(),
+  std::printf("for %s (%s): %s\n", asked.c_str(), plan_text(q.plan).c_str(),
               heads ? ("the most KV heads that fit are " + with_commas(*heads)).c_str() : "one KV head is too many");
 }
 
