@@ -70,11 +70,11 @@ struct RowTile {
   Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
   float* weights =
       nullptr;  ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
-  Index weight_floats = 0;  ///< from one block's to the next one's, in a stage of several; set by unit_tile
-  float* m = nullptr;       ///< state_rows(rows)
-  float* l = nullptr;       ///< state_rows(rows) × l_stride
-  float* o = nullptr;       ///< rows × o_stride
-  Index l_stride = 1;       ///< partial sums: 1 or kLanes
+  Index weight_floats = 0;   ///< from one block's to the next one's, in a stage of several; set by unit_tile
+  float* m = nullptr;        ///< state_rows(rows)
+  float* l = nullptr;        ///< state_rows(rows) × l_stride
+  float* o = nullptr;        ///< rows × o_stride
+  Index l_stride = 1;        ///< partial sums: 1 or kLanes
   bool has_divisor = false;  ///< whether o is divided by something else than l
   float* divisor = nullptr;  ///< state_rows(rows): the sum of rounded weights, if so
   Index o_stride = 0;      ///< value_dim rounded up to what the path asks for; the order within a row is the path's own

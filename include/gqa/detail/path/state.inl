@@ -87,8 +87,7 @@ inline void merge(const RowTile& into, const RowTile& from) {
     }
     for (Index i = row * into.l_stride; i < (row + 1) * into.l_stride; ++i)
       into.l[i] = __builtin_fmaf(into.l[i], a[lane], from.l[i] * b[lane]);
-    if (into.has_divisor)
-      into.divisor[row] = __builtin_fmaf(into.divisor[row], a[lane], from.divisor[row] * b[lane]);
+    if (into.has_divisor) into.divisor[row] = __builtin_fmaf(into.divisor[row], a[lane], from.divisor[row] * b[lane]);
     const Vec into_factor = set1(a[lane]);
     const Vec from_factor = set1(b[lane]);
     float* o = into.o + row * into.o_stride;
