@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// This library behind a few C functions, so that a script can call it in turn with others in one process. Not part of the build:
-/// compare_rivals.py compiles it into a shared library.
+/// compare_rivals.py and compare_accuracy.py compile it into a shared library, the latter with emulated tiles where it is asked to.
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 
 #include "gqa/gqa.hpp"
+#if defined(GQA_DETAIL_EMULATED_AMX)
+#include "../tests/support/amx_emulator.hpp"
+#endif
 #include "machine_limits.hpp"
 #include "peak_of_call.hpp"
 
@@ -18,6 +23,7 @@ struct Driver {
   gqa::bench::ThreadTeam team;
   gqa::bench::MachineLimits limits;
   gqa::DynamicAttention attention;
+  std::optional<gqa::Path> path;
   std::string error;
 };
 
@@ -53,13 +59,25 @@ double gqa_driver_peak(void* driver, int type) {
   return static_cast<Driver*>(driver)->limits.sample(peak);
 }
 
+/// Whether calls can take the path of this name from here on; if so, they do.
+int gqa_driver_take_path(void* driver, const char* name) {
+  for (const gqa::Path path :
+       {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
+    if (name == std::string(gqa::path_name(path)) && gqa::path_available(path)) {
+      static_cast<Driver*>(driver)->path = path;
+      return 1;
+    }
+  return 0;
+}
+
 /// Causal attention of the last n_q of n_kv tokens.
 /// @param q   n_q × Hq × D of `q_type`
 /// @param k,v Hkv × n_kv × D of `kv_type`
 /// @param out n_q × Hq × D, f32
+/// @param lse n_q × Hq, or null
 /// @return 0, or 1 with a message in gqa_driver_error
 int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, const void* v, int kv_type,
-                      int query_heads, int kv_heads, int head_dim, long n_q, long n_kv, float* out) {
+                      int query_heads, int kv_heads, int head_dim, long n_q, long n_kv, float* out, float* lse) {
   Driver& self = *static_cast<Driver*>(driver);
   try {
     gqa::ConstTensorView queries;
@@ -79,7 +97,10 @@ int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, co
     kv.k_strides = kv.v_strides = gqa::KvStrides::head_major(kv_heads, n_kv, head_dim);
     gqa::Options options;
     options.executor = self.team;
-    self.attention(queries, kv, gqa::TensorView(out, n_q, query_heads, head_dim), options);
+    options.path = self.path;
+    gqa::Sequence sequence{.q = queries, .kv = kv, .out = gqa::TensorView(out, n_q, query_heads, head_dim)};
+    if (lse != nullptr) sequence.lse = {lse, static_cast<std::size_t>(n_q * query_heads)};
+    self.attention(std::span<const gqa::Sequence>(&sequence, 1), gqa::Causal{}, options);
     return 0;
   } catch (const std::exception& error) {
     self.error = error.what();

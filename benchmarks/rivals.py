@@ -65,11 +65,11 @@ class Inputs:
 class Ours:
     name = "gqa"
 
-    def __init__(self, threads):
+    def __init__(self, threads, flags=()):
         with tempfile.TemporaryDirectory() as folder:
             library = os.path.join(folder, "driver.so")
             subprocess.run(
-                [os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-DNDEBUG", "-fPIC", "-shared", "-I",
+                [os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-DNDEBUG", "-fPIC", "-shared", *flags, "-I",
                  os.path.join(HERE, "..", "include"), os.path.join(HERE, "rival_driver.cpp"), "-o", library, "-lpthread"],
                 check=True)
             self.lib = ctypes.CDLL(library)
@@ -99,7 +99,12 @@ class Ours:
     def _type(problem):
         return {"f32": 0, "bf16": 1, "f16": 2}[problem.type]
 
-    def prepare(self, problem, inputs):
+    def take_path(self, name):
+        """Whether calls can take it; if so, they do from here on."""
+        return bool(self.lib.gqa_driver_take_path(self.driver, name.encode()))
+
+    def prepare(self, problem, inputs, lse=None):
+        """lse: n_q × query heads of f32, filled too; or None."""
         out = np.empty((problem.n_q, problem.query_heads, problem.head_dim), np.float32)
         kind = self._type(problem)
         pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
@@ -108,7 +113,8 @@ class Ours:
             k, v = inputs.copies[copy]
             failed = self.lib.gqa_driver_attend(
                 self.driver, pointer(inputs.q), kind, pointer(k), pointer(v), kind, problem.query_heads, problem.kv_heads,
-                problem.head_dim, ctypes.c_long(problem.n_q), ctypes.c_long(problem.n_kv), pointer(out))
+                problem.head_dim, ctypes.c_long(problem.n_q), ctypes.c_long(problem.n_kv), pointer(out),
+                None if lse is None else pointer(lse))
             if failed:
                 raise RuntimeError(self.lib.gqa_driver_error(self.driver).decode())
             return out

@@ -9,9 +9,9 @@
 namespace gqa::test {
 namespace {
 
-constexpr Distribution kEveryDistribution[] = {Distribution::normal,       Distribution::sinks,
-                                               Distribution::large_scores, Distribution::dominant_key,
-                                               Distribution::equal_keys,   Distribution::denormal};
+constexpr Distribution kEveryDistribution[] = {
+    Distribution::normal,     Distribution::sinks,      Distribution::large_scores, Distribution::dominant_key,
+    Distribution::equal_keys, Distribution::far_values, Distribution::denormal};
 
 class Accuracy : public PerPathAndType {
  protected:
@@ -85,7 +85,8 @@ TEST_P(Accuracy, EveryPairOfQueryAndOutputTypes) {
 TEST_P(Accuracy, RoundedToBf16ProductsWhereTheCallerAcceptsIt) {
   How how{path()};
   how.products = Products::bf16;
-  for (const Distribution distribution : {Distribution::normal, Distribution::sinks, Distribution::equal_keys})
+  for (const Distribution distribution :
+       {Distribution::normal, Distribution::sinks, Distribution::equal_keys, Distribution::far_values})
     hold(make_problem({4, 2, 64, 64, 5, detail::kSpan + 100}, 177, distribution), cache_of(type()), how);
 }
 
@@ -106,13 +107,61 @@ TEST_P(Accuracy, OneVisibleKeyIsExactlyItsValue) {
       }
 }
 
-// Equal values: whatever the weights, their mean is the value. The weights' errors cancel, and what stays are the roundings of the
-// two sums.
-TEST_P(Accuracy, EqualValuesComeOutToAFewRoundings) {
-  Problem p = make_problem({4, 2, 64, 16, 4, 1600}, 179, Distribution::sinks);
-  for (float& x : p.kv.v.values) x = 0.75f;
-  const double tolerance = has_f32_arithmetic_only(path()) || by_terms() ? 1e-5 : 0x1p-7;
-  for (const float x : solve(p, cache_of(type()), {path()}).out) ASSERT_NEAR(static_cast<double>(x), 0.75, tolerance);
+// Equal values: whatever the weights, their mean is the value. The weights' errors cancel, because outputs are divided by the sum of the
+// weights that values were multiplied with, as they were rounded; what stays are the roundings of the two sums. Were they divided by the
+// sum of the weights before rounding, bf16 products would be off by some 2⁻¹⁰, thirty times as much.
+TEST_P(Accuracy, EqualValuesComeOutToTheRoundingsOfTwoSums) {
+  for (const Index head_dim : {64, 40})
+    for (const Index n_kv : {1, 2, 5, 63, 100, 512, 1600})
+      for (const Index n_q : {Index{1}, std::min<Index>(n_kv, 23)}) {
+        const Shape shape{4, 2, head_dim, 48, n_q, n_kv};
+        Problem p = make_problem(shape, 179, Distribution::sinks);
+        std::vector<float> value(48);
+        Random random(180);
+        for (float& x : value) x = rounded_to(ElementType::bf16, random.normal() + 2.0f);
+        for (Index t = 0; t < n_kv; ++t)
+          for (Index h = 0; h < 2; ++h)
+            for (Index d = 0; d < 48; ++d) p.kv.v.at(t, h, d) = value[static_cast<std::size_t>(d)];
+        // An addition a token; eight rescalings a span; three roundings a merge; the other sum's and the quotient's are fewer than 40.
+        const double spans = std::ceil(static_cast<double>(n_kv) / static_cast<double>(detail::kSpan));
+        const double tokens = static_cast<double>(std::min(n_kv, detail::kSpan));
+        const double tolerance = (tokens + 16.0 + 6.0 * spans + 40.0) * 0x1p-24;
+        const Result result = solve(p, cache_of(type()), {path()});
+        for (Index token = 0; token < n_q; ++token)
+          for (Index head = 0; head < 4; ++head)
+            for (Index d = 0; d < 48; ++d) {
+              const auto expected = static_cast<double>(value[static_cast<std::size_t>(d)]);
+              ASSERT_NEAR(static_cast<double>(result.at(token, head, d)) / expected, 1.0, tolerance)
+                  << on(path()) << "; " << shape << "; token " << token << ", head " << head << ", dim " << d;
+            }
+      }
+}
+
+// On the AMX path it is of those that values meet.
+TEST_P(Accuracy, TheLogSumExpIsOfWeightsBeforeTheyAreRounded) {
+  if (path() == Path::amx) GTEST_SKIP() << "it has the sum of the weights as values meet them";
+  const Problem p = make_problem({4, 2, 64, 16, 20, 600}, 181);
+  const Tensor q(p.q, type());
+  const StoredCaches kv = store_cache(p.kv, type(), type(), {});
+  const Result result = attend(q.const_view(), kv.view(), {path()}, Causal{});
+  const ReferenceResult reference = reference_attention(q.const_view(), kv.view(), Causal{});
+  for (std::size_t row = 0; row < result.lse.size(); ++row)  // scores of about 6 with 20 roundings, and 30 of the sum
+    ASSERT_NEAR(static_cast<double>(result.lse[row]), reference.lse[static_cast<Index>(row)], 1e-5) << on(path());
+}
+
+// bf16 products take denormal bf16 numbers as zero; the f32 arithmetic takes them as they are.
+TEST_P(Accuracy, DenormalsAreZeroForBf16ProductsAlone) {
+  if (type() == ElementType::f16) GTEST_SKIP() << "f16 has no numbers of this size";
+  constexpr float least_normal = 0x1p-126f;
+  Problem p = make_problem({2, 1, 32, 32, 1, 1}, 182);
+  for (Index d = 0; d < 32; ++d) p.kv.v.at(0, 0, d) = d % 2 == 0 ? least_normal : 0.5f * least_normal;
+  const Result result = solve(p, cache_of(type()), {path()});
+  const bool bf16_products = !has_f32_arithmetic_only(path()) && (type() == ElementType::bf16 || by_terms());
+  for (Index head = 0; head < 2; ++head)
+    for (Index d = 0; d < 32; ++d) {
+      const float expected = d % 2 == 0 ? least_normal : bf16_products ? 0.0f : 0.5f * least_normal;
+      ASSERT_EQ(result.at(0, head, d), expected) << on(path()) << "; dim " << d;
+    }
 }
 
 // The bound is worth something: for ordinary inputs it is of the size that the types make one expect.

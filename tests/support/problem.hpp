@@ -104,6 +104,9 @@ inline Problem make_problem(const Shape& shape, std::uint64_t seed, Distribution
         for (Index h = 0; h < shape.kv_heads; ++h)
           for (Index d = 0; d < shape.head_dim; ++d) problem.kv.k.at(t, h, d) = problem.kv.k.at(0, h, d);
       break;
+    case Distribution::far_values:
+      for (float& x : problem.kv.v.values) x += 64.0f;
+      break;
     case Distribution::denormal:
       // Denormal as f32 and as bf16, and in f16 zero or its least denormals.
       for (float& x : problem.kv.k.values) x *= 0x1p-130f;

@@ -57,11 +57,13 @@ enum class Distribution : std::uint8_t {
   large_scores,   ///< scaled scores of about ±10,000
   dominant_key,   ///< one key takes nearly all the weight of every query
   equal_keys,     ///< all keys the same: every weight is equal
+  far_values,     ///< values of mean 64: their distance from the output is a small part of them
   denormal        ///< values that are denormal in the type they are stored in
 };
 
 inline const char* distribution_name(Distribution distribution) {
-  constexpr const char* names[] = {"normal", "sinks", "large_scores", "dominant_key", "equal_keys", "denormal"};
+  constexpr const char* names[] = {"normal",     "sinks",      "large_scores", "dominant_key",
+                                   "equal_keys", "far_values", "denormal"};
   return names[static_cast<int>(distribution)];
 }
 

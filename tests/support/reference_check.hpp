@@ -20,16 +20,20 @@
 //       δ_t = 2^(e_t + u·(m − σ_t) + …) · (1 + ε + u)^(1 + R) − 1.
 //   What underflows (2^x for x < −126 is 0) is less than 2⁻¹²⁶ of the largest weight.
 //   Paths with bf16 products round p_t to bf16 once, half a unit being 2⁻⁸, after an exponential that is good to 2⁻¹¹. Two terms hold it
-//   to 2⁻¹⁷ and, as what is denormal is zero, 2⁻¹²⁶ of the largest weight.
+//   to 2⁻¹⁷ and, as what is denormal is zero, 2⁻¹²⁶ of the largest weight. So p̂_t = p_t·(1 + a_t), |a_t| ≤ δ_t, and the sum of weights
+//   that outputs are divided by has the same p̂_t as the sum of values: what is rounded, is rounded in both.
 //
 // Sums: a term of Σ p_t·v_t goes through at most min(n, span) fused additions, one rescaling a block and three roundings in each
 //   merge of spans: γ(N_o). The sum of weights has 16 short lanes: γ(N_l). With two terms it goes through one product of 16 fused and
 //   one plain addition, and three sums for each half block that follows; the sum of weights through two for each. Products of both
 //   lose what left_out says.
 //
-// Output: o = Σ w_t·v_t with w_t = p_t / Σ p. From ô − o = (Σ w_t·v_t·a_t − o·Σ w_t·b_t) / (1 + Σ w_t·b_t):
-//       |ô − o| ≤ (Σ w_t·|v_t|·(δ_t + γ(N_o)) + |o|·η) / (1 − η) + 3u·|o| + the output type's rounding,   η = Σ w_t·δ_t + γ(N_l).
-//   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding.
+// Output: o = Σ w_t·v_t with w_t = p_t / Σ p. With g_t and h_t for the roundings of the two sums,
+//       ô = Σ w_t·(1 + a_t)·(1 + g_t)·v_t / Σ w_t·(1 + a_t)·(1 + h_t),   |g_t| ≤ γ(N_o), |h_t| ≤ γ(N_l), and as Σ w_t·(v_t − o) = 0:
+//       |ô − o| ≤ Σ w_t·(δ_t·|v_t − o| + (1 + δ_t)·(γ(N_o)·|v_t| + γ(N_l)·|o|)) / (1 − η) + 3u·|o| + the output type's rounding,
+//       η = Σ w_t·δ_t + γ(N_l).
+//   A weight's error counts by its value's distance from the output: values that are all alike come out to the roundings of two sums.
+//   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding; on Path::avx512bf16 it has the weights before they are rounded.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -130,7 +134,9 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       const Eigen::VectorXd query =
           detail::reference_row(q.data, q.type, token * q.strides.token + head * q.strides.head, q.dim, q.strides.dim);
       const double lse = reference.lse[row];
+      const Eigen::VectorXd expected = reference.out.row(row).transpose();
       double eta = gamma(n_l);
+      double eta_of_lse = gamma(n_l);
       double underflow = 0.0;
       Eigen::VectorXd spread = Eigen::VectorXd::Zero(kv.value_dim);
       for (Index t = 0; t < kv.length; ++t) {
@@ -149,21 +155,25 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         if (ScoringVariant<V>) e = 2.0 * e + gamma(6.0) * (std::abs(score) + std::abs(product)) / ln2;
         const double below = std::max(0.0, lse - score) / ln2;  // at least m − σ_t, as lse ≥ m
         const double weight = std::exp(score - lse);
-        const double delta = weight == 0.0 ? 0.0
-                                           : std::exp2(e + u * (below + 2.0 * e)) * (1.0 + weight_rounding) *
-                                                     std::pow(1.0 + exponential + u, 1.0 + rescalings) - 1.0;
+        const double unrounded =
+            weight == 0.0 ? 1.0
+                          : std::exp2(e + u * (below + 2.0 * e)) * std::pow(1.0 + exponential + u, 1.0 + rescalings);
+        const double delta = weight == 0.0 ? 0.0 : unrounded * (1.0 + weight_rounding) - 1.0;
         eta += weight * delta;
-        spread += value.cwiseAbs() * (weight * (delta + gamma(n_o) + lost_of_value));
-        underflow += 0x1p-125 * value.cwiseAbs().maxCoeff() + tiny;
+        eta_of_lse += weight * (how.path == Path::avx512bf16 ? unrounded - 1.0 : delta);
+        const double of_sum = gamma(n_o) + lost_of_value * (1.0 + gamma(n_o));
+        spread += weight * (delta * (value - expected).cwiseAbs() +
+                            (1.0 + delta) * (of_sum * value.cwiseAbs() + gamma(n_l) * expected.cwiseAbs()));
+        underflow += 0x1p-125 * (value.cwiseAbs().maxCoeff() + expected.cwiseAbs().maxCoeff()) + tiny;
       }
       report.largest_eta = std::max(report.largest_eta, eta);
       for (Index d = 0; d < kv.value_dim; ++d) {
-        const double expected = reference.out(row, d);
-        const double exact = (spread[d] + std::abs(expected) * eta) / (1.0 - eta) + 3.0 * u * std::abs(expected) + underflow;
-        const double bound = exact + out_relative * (std::abs(expected) + exact) + out_absolute;
-        judge(static_cast<double>(result.at(token, head, d)), expected, bound, "out", token, head, d);
+        const double size = std::abs(expected[d]);
+        const double exact = spread[d] / (1.0 - eta) + 3.0 * u * size + underflow;
+        const double bound = exact + out_relative * (size + exact) + out_absolute;
+        judge(static_cast<double>(result.at(token, head, d)), expected[d], bound, "out", token, head, d);
       }
-      const double lse_bound = -std::log1p(-eta) + 2.0 * u * std::abs(lse) + 0x1p-125;
+      const double lse_bound = -std::log1p(-eta_of_lse) + 2.0 * u * std::abs(lse) + 0x1p-125;
       judge(static_cast<double>(result.lse_at(token, head)), lse, lse_bound, "lse", token, head, -1);
     }
   }

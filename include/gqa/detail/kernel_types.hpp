@@ -60,7 +60,8 @@ GQA_ALWAYS_INLINE constexpr Index state_rows(Index rows) noexcept {
 /// The rows of one tile for one KV head, and the scratch that holds them. Strides in floats.
 ///
 /// A row's state over the tokens seen so far is (m, l, o): running maximum of its scores in units of log2, the sum of
-/// exp2(score − m), as one number or as kLanes partial sums, and the unnormalised output.
+/// exp2(score − m), as one number or as kLanes partial sums, and the unnormalised output. Where weights are rounded before they meet
+/// values, o is divided by the sum of the rounded ones: what all values have in common is then free of the roundings.
 struct RowTile {
   Index rows = 0;
   Index head_dim = 0;
@@ -69,11 +70,13 @@ struct RowTile {
   Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
   float* weights =
       nullptr;  ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
-  Index weight_floats = 0;  ///< from one block's to the next one's, in a stage of several; set by unit_tile
-  float* m = nullptr;       ///< state_rows(rows)
-  float* l = nullptr;       ///< state_rows(rows) × l_stride
-  float* o = nullptr;       ///< rows × o_stride
-  Index l_stride = 1;       ///< partial sums: 1 or kLanes
+  Index weight_floats = 0;   ///< from one block's to the next one's, in a stage of several; set by unit_tile
+  float* m = nullptr;        ///< state_rows(rows)
+  float* l = nullptr;        ///< state_rows(rows) × l_stride
+  float* o = nullptr;        ///< rows × o_stride
+  Index l_stride = 1;        ///< partial sums: 1 or kLanes
+  bool has_divisor = false;  ///< whether o is divided by something else than l
+  float* divisor = nullptr;  ///< state_rows(rows): the sum of rounded weights, if so
   Index o_stride = 0;      ///< value_dim rounded up to what the path asks for; the order within a row is the path's own
   float* alpha = nullptr;  ///< round_up(rows, kLanes): what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
@@ -188,6 +191,7 @@ GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
   part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
   part.m = tile.m + j * state_rows(tile.rows);
   part.l = tile.l + j * state_rows(tile.rows) * tile.l_stride;
+  part.divisor = tile.divisor + (tile.has_divisor ? j * state_rows(tile.rows) : 0);
   part.o = tile.o + j * tile.rows * tile.o_stride;
   return part;
 }
@@ -262,16 +266,17 @@ struct Kernels {
   void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
   void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
   void (*scores[3])(const RowTile&, const Stage&) = {};        ///< weights ← scaled q·k of the blocks
-  /// weights ← exp2(score − m); m, l, alpha. Asks for lines meanwhile, if there are any.
+  /// weights ← exp2(score − m); m, l, divisor, alpha. Asks for lines meanwhile, if there are any.
   void (*softmax)(const RowTile&, const Block&, Lines*) = nullptr;
   void (*accumulate[3])(const RowTile&, const Stage&) = {};           ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
-  void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / l; lse ← m + log l
+  void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / divisor; lse ← m + log l
   Index (*short_turn)(Index head_dim) = nullptr;                      ///< for set_distances
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
   Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights
   Index l_stride = 1;         ///< see RowTile
+  bool has_divisor = false;   ///< likewise
   Index o_multiple = kLanes;  ///< what o_stride is a multiple of
   /// Up to so many rows, keys and values of an element type are streamed: many blocks a stage.
   struct StreamRows {

@@ -23,10 +23,11 @@ struct TaskScratch {
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// Room for the state of `rows` rows of each of `heads` KV heads; l_stride and o_stride are there.
+/// Room for the state of `rows` rows of each of `heads` KV heads; l_stride, has_divisor and o_stride are there.
 inline void carve_state(Carver& carver, RowTile& tile, Index heads, Index rows) noexcept {
   tile.m = carver.take<float>(heads * state_rows(rows));
   tile.l = carver.take<float>(heads * state_rows(rows) * tile.l_stride);
+  if (tile.has_divisor) tile.divisor = carver.take<float>(heads * state_rows(rows));
   tile.o = carver.take<float>(heads * rows * tile.o_stride);
 }
 
@@ -39,6 +40,7 @@ inline std::size_t state_bytes(RowTile like, Index heads, Index rows) noexcept {
 /// Strides of the state, as the kernels want them.
 inline void set_strides(RowTile& tile, const Kernels& kernels, Index value_dim) noexcept {
   tile.l_stride = kernels.l_stride;
+  tile.has_divisor = kernels.has_divisor;
   tile.o_stride = round_up(value_dim, kernels.o_multiple);
 }
 

@@ -3,7 +3,7 @@
 /// The AVX-512 path with bf16 products: vdpbf16ps adds two products to an f32 lane, at twice the rate of f32 multiply-adds.
 ///
 ///   scores      s[row][t] = scale · Σ_d q[row][d] · k[t][d]     lane i sums pairs d = 2i, 2i + 1, then 2i + 32, …; fixed tree
-///   softmax     that of the AVX-512 path, then w rounded to bf16
+///   softmax     that of the AVX-512 path, then w rounded to bf16; divisor ← α · divisor + Σ_t w[row][t], these
 ///   accumulate  o[row][d] = α · o[row][d] + Σ_t w[row][t] · v[t][d]     token pairs (2j, 2j + 1), j ascending
 ///
 /// | intrinsic            | instruction | what it does here                                                          |
@@ -14,7 +14,9 @@
 ///
 /// Outputs stay in the order that unpacking leaves dims in until they are stored.
 ///
-/// q and k are used as stored: scores are exact products, summed in f32. Weights are rounded to bf16, their sum is not.
+/// q and k are used as stored: scores are exact products, summed in f32, and scaled then. Weights are rounded to bf16, and outputs are
+/// divided by the sum of the rounded ones, so that a weight's error meets a value's distance from the output, not the value: values that
+/// are all alike come out as they are. The log-sum-exp is that of the weights before they are rounded.
 #pragma once
 
 #include "gqa/detail/path/avx512.hpp"
@@ -85,6 +87,8 @@ GQA_OP __m512i narrow_pairs(const std::byte* p, Index count) {
 
 #include "gqa/detail/path/bf16_products.inl"
 
+#include "gqa/detail/path/bf16_softmax.inl"
+
 #include "gqa/detail/path/accumulate.inl"
 
 // K rounded to bf16 (other codecs only), or V interleaved, one block at a time; sixteen queries while they are packed.
@@ -112,6 +116,7 @@ constexpr Kernels common_kernels() {
       .store = store_outputs,
       .short_turn = short_turn,
       .staging_bytes = staging_bytes,
+      .has_divisor = true,
       .o_multiple = kLanes2,
   };
 }

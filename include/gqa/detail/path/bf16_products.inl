@@ -213,33 +213,6 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
   return {tile.staging, stride};
 }
 
-// That of the AVX-512 path, then weights rounded while they are in the first-level cache: 64 floats of a row, or of each row of a
-// group, → 32 pairs of bf16 in the first half of the room.
-inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
-  avx512::softmax(tile, block, lines);
-  const __m512i by_row = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const Index grouped = grouped_rows(tile.rows);
-  for (Index row = 0; row < grouped; row += kLanes) {
-    float* w = tile.weights + row * kBlock;
-    for (Index pair = 0; pair < kBlock / 2; ++pair) {
-      const Vec even = load(w + 2 * pair * kLanes);
-      const Vec odd = load(w + (2 * pair + 1) * kLanes);
-      const auto rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
-      _mm512_storeu_si512(w + pair * kLanes, _mm512_permutexvar_epi16(by_row, rounded));
-    }
-  }
-  for (Index row = grouped; row < tile.rows; ++row) {
-    float* w = tile.weights + row * kBlock;
-    const Vec a = load(w);
-    const Vec b = load(w + kLanes);
-    const Vec c = load(w + 2 * kLanes);
-    const Vec d = load(w + 3 * kLanes);
-    _mm512_storeu_si512(w, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
-    _mm512_storeu_si512(w + kLanes, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(d, c)));
-  }
-}
-
 template <int HeadDim>
 inline void score_pairs(const RowTile& tile, const Stage& stage) {
   score_stage<Dot, HeadDim>(tile, stage);

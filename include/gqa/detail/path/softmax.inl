@@ -51,28 +51,34 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   }
   return reduce_max(running);
 }
+// Asks for the part of so many lines from `ask` on that goes with one vector of a row's weights, unless it is null. Returns what is next.
+GQA_OP const std::byte* ask_part(const std::byte* ask, Index lines) {
+  constexpr Index kPart = Lines::kBytes * kLanes / kBlock;  // of a line
+  if (ask == nullptr) return ask;
+  ask_bytes<Lines::kUsual * kPart>(ask, lines * kPart);
+  return ask + lines * kPart;
+}
+// What the older sums of a row are multiplied by: 2^(m_old − m_new).
+GQA_OP float rescaling(float m_old, float m_new, const Vec& base) {
+  if (m_new == m_old) return 1.0f;
+  alignas(64) float lanes[kLanes];
+  store(lanes, exp2_nonpositive(sub(set1(m_old), base)));
+  return lanes[0];
+}
 // The row's weights; asks for so many lines from `ask` on, evenly, unless it is null.
 GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask, Index lines) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
-  constexpr Index kPart = Lines::kBytes * kLanes / kBlock;  // of a line, for each vector
   Vec s[kBlock / kLanes];
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
-    if (ask == nullptr) continue;
-    ask_bytes<Lines::kUsual * kPart>(ask, lines * kPart);
-    ask += lines * kPart;
+    ask = ask_part(ask, lines);
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
-  float alpha = 1.0f;
-  if (m_new != m_old) {
-    alignas(64) float lanes[kLanes];
-    store(lanes, exp2_nonpositive(sub(set1(m_old), base)));
-    alpha = lanes[0];
-  }
+  const float alpha = rescaling(m_old, m_new, base);
   tile.m[row] = m_new;
   tile.alpha[row] = alpha;
   tile.l[row] = __builtin_fmaf(tile.l[row], alpha, sum);

@@ -63,6 +63,7 @@ inline void begin(const RowTile& tile) {
   const Index rows = state_rows(tile.rows);
   for (Index row = 0; row < rows; ++row) tile.m[row] = kMinusInfinity;
   for (Index i = 0; i < rows * tile.l_stride; ++i) tile.l[i] = 0.0f;
+  for (Index row = 0; tile.has_divisor && row < rows; ++row) tile.divisor[row] = 0.0f;
   for (Index i = 0; i < tile.rows * tile.o_stride; i += kLanes) store(tile.o + i, zero());
 }
 
@@ -86,6 +87,7 @@ inline void merge(const RowTile& into, const RowTile& from) {
     }
     for (Index i = row * into.l_stride; i < (row + 1) * into.l_stride; ++i)
       into.l[i] = __builtin_fmaf(into.l[i], a[lane], from.l[i] * b[lane]);
+    if (into.has_divisor) into.divisor[row] = __builtin_fmaf(into.divisor[row], a[lane], from.divisor[row] * b[lane]);
     const Vec into_factor = set1(a[lane]);
     const Vec from_factor = set1(b[lane]);
     float* o = into.o + row * into.o_stride;
@@ -109,14 +111,15 @@ GQA_OP void store_row(const float* o, float factor, Index dim, std::byte* out, I
   }
 }
 
-// out ← o / l, zeros where nothing was visible; lse ← natural logarithm of the sum of exp(score).
+// out ← o / divisor, zeros where nothing was visible; lse ← natural logarithm of the sum of exp(score).
 inline void store(const RowTile& tile, const OutputTarget& target) {
   for (Index row = 0; row < tile.rows; ++row) {
     const RowPlace at(target.first_row + row, target.group);
     std::byte* out = target.data + at.token * target.token_stride + at.head * target.head_stride;
     const float* o = tile.o + row * tile.o_stride;
     const float l = tile.l_stride == 1 ? tile.l[row] : reduce_add(load(tile.l + row * kLanes));
-    const float factor = l == 0.0f ? 0.0f : 1.0f / l;
+    const float divisor = tile.has_divisor ? tile.divisor[row] : l;
+    const float factor = divisor == 0.0f ? 0.0f : 1.0f / divisor;
     switch (target.type) {
       case ElementType::f32: store_row<F32>(o, factor, tile.value_dim, out, target.dim_stride); break;
       case ElementType::bf16: store_row<Bf16>(o, factor, tile.value_dim, out, target.dim_stride); break;
