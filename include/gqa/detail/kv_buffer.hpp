@@ -44,6 +44,8 @@ class Buffer {
   GQA_ALWAYS_INLINE Buffer() noexcept : data_(nullptr), bytes_(0) {}
   /// @param what named in the message of StorageExhausted, which is thrown when the system has no memory to give
   GQA_ALWAYS_INLINE Buffer(Index bytes, const char* what) : data_(allocate_bytes(bytes, what)), bytes_(bytes) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
   GQA_ALWAYS_INLINE Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.forget(); }
   GQA_ALWAYS_INLINE Buffer& operator=(Buffer&& other) noexcept {
     if (this == &other) return *this;

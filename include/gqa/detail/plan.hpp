@@ -10,8 +10,8 @@ namespace gqa::detail {
 /// Everything a task needs besides its inputs, carved out of one slot of scratch (and, if split, out of the partials).
 struct TaskScratch {
   Block* units = nullptr;      ///< of a stage
-  RowTile tile;                ///< the state of the current span
-  RowTile total;               ///< the state of the spans before it
+  RowTile tile{};              ///< the state of the current span
+  RowTile total{};             ///< the state of the spans before it
   Index* tables = nullptr;     ///< AddressBook
   Index* row_begin = nullptr;  ///< per row: what it sees
   Index* row_end = nullptr;

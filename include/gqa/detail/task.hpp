@@ -15,7 +15,7 @@ struct TaskRange {
   Index rows = 0;
   Index first_head = 0;
   Index heads = 0;
-  PositionRange hull;
+  PositionRange hull{};
 };
 
 }  // namespace gqa::detail
@@ -391,7 +391,7 @@ class SequenceTasks {
   RowRanges rows_;
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
-  TaskRange range_;
+  TaskRange range_{};
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:
   Index head_group_ = -1;  // whose queries are packed
