@@ -102,7 +102,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       }
 
       const double max = score.maxCoeff<Eigen::PropagateNaN>();
-      if (max == -infinity) continue;  // the variant scored every visible token −∞: nothing is attended to
+      if (std::isinf(max) && max < 0.0) continue;  // the variant scored every visible token −∞: nothing is attended to
       const Eigen::VectorXd weight = (score.array() - max).exp();
       const Index row = token * q.heads + head;
       result.out.row(row) = (values * weight / weight.sum()).transpose();

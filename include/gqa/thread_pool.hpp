@@ -27,10 +27,10 @@ namespace detail {
 /// it is counted, and goes back to the list it came from when the last of them has looked at it.
 struct PoolJob {
   struct List {
-    std::mutex mutex;
-    std::vector<std::unique_ptr<PoolJob>> idle;
+    std::mutex mutex{};
+    std::vector<std::unique_ptr<PoolJob>> idle{};
   };
-  std::shared_ptr<List> home;      ///< keeps the list alive while the job is in flight
+  std::shared_ptr<List> home{};    ///< keeps the list alive while the job is in flight
   TaskRef work{nullptr, nullptr};  ///< followed only after a task has been claimed: the caller is waiting then
   Index count = 0;
   std::atomic<Index> next{0};        ///< the next task to claim
@@ -46,7 +46,7 @@ namespace detail::inline GQA_ABI {
 inline PoolJob* take_job(const std::shared_ptr<PoolJob::List>& list, Index count, const TaskRef& work, int users) {
   std::unique_ptr<PoolJob> job;
   {
-    const std::lock_guard lock(list->mutex);
+    const std::lock_guard<std::mutex> lock(list->mutex);
     if (!list->idle.empty()) {
       job = std::move(list->idle.back());
       list->idle.pop_back();
@@ -66,7 +66,7 @@ inline PoolJob* take_job(const std::shared_ptr<PoolJob::List>& list, Index count
 inline void leave_job(PoolJob* job) {
   if (job->users.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const std::shared_ptr<PoolJob::List> list = std::move(job->home);
-  const std::lock_guard lock(list->mutex);
+  const std::lock_guard<std::mutex> lock(list->mutex);
   list->idle.emplace_back(job);
 }
 
@@ -138,7 +138,7 @@ class ThreadPoolExecutor {
  private:
   Index concurrency_;
   std::shared_ptr<detail::PoolJob::List> jobs_ = std::make_shared<detail::PoolJob::List>();
-  std::unique_ptr<Eigen::ThreadPool> owned_;  // after jobs_: its threads are joined first
+  std::unique_ptr<Eigen::ThreadPool> owned_{};  // after jobs_: its threads are joined first
   Eigen::ThreadPoolInterface* pool_;
 };
 

@@ -91,8 +91,10 @@ inline void check_no_overlap(const ArgumentName& name, const TensorView& out) {
     for (int i = 0; i < 2; ++i)
       if (stride[i] > stride[i + 1]) {
         const Index s = stride[i], e = extent[i];
-        stride[i] = stride[i + 1], extent[i] = extent[i + 1];
-        stride[i + 1] = s, extent[i + 1] = e;
+        stride[i] = stride[i + 1];
+        extent[i] = extent[i + 1];
+        stride[i + 1] = s;
+        extent[i + 1] = e;
       }
   Index reach = 0;
   for (int i = 0; i < 3; ++i) {
@@ -203,8 +205,14 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
       done = range;
       continue;
     }
-    if (range.begin < done.begin) check_pages(range.begin, done.begin), done.begin = range.begin;
-    if (range.end > done.end) check_pages(done.end, range.end), done.end = range.end;
+    if (range.begin < done.begin) {
+      check_pages(range.begin, done.begin);
+      done.begin = range.begin;
+    }
+    if (range.end > done.end) {
+      check_pages(done.end, range.end);
+      done.end = range.end;
+    }
   }
 }
 
