@@ -12,8 +12,10 @@
 
 #if GQA_DETAIL_X86
 #include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace gqa {
@@ -160,7 +162,11 @@ inline ActivePath choose_path(const CpuFeatures& has, const char* wish) {
     if (best == Path::avx512) return {best, "the processor has AVX-512 (F, BW, DQ, VL), but no bf16 products"};
     if (best == Path::avx2)
       return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
+#if defined(__x86_64__) && !GQA_DETAIL_X86
+    return {best, "GCC for Windows, which does not align the stack for wide registers, compiles no other path"};
+#else
     return {best, "the processor has none of the instruction sets that other paths need"};
+#endif
   }
   const Path asked = parse_path(wish);
   if (asked == Path::neon || !has_path(has, asked)) {
