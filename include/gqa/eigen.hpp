@@ -62,7 +62,7 @@ inline void check_map(ElementType given, ElementType wanted, Index head, Index h
   if (given != wanted) fail("view.type", element_name(given), element_name(wanted));
   if (head < 0 || head >= heads) fail("head", head, "0 or more and less than view.heads = " + std::to_string(heads));
   if (strides.token < 0 || strides.dim < 0)
-    fail("view.strides", std::min(strides.token, strides.dim), "steps that Eigen can express: 0 or more");
+    fail("view.strides", (std::min)(strides.token, strides.dim), "steps that Eigen can express: 0 or more");
 }
 
 }  // namespace detail::inline GQA_ABI

@@ -80,7 +80,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
     const PositionRange range = variant.visible_range(position, kv.length);
     for (Index head = 0; head < q.heads; ++head) {
       std::vector<Index> visible;
-      for (Index t = std::max<Index>(range.begin, 0); t < std::min(range.end, kv.length); ++t) {
+      for (Index t = (std::max<Index>)(range.begin, 0); t < (std::min)(range.end, kv.length); ++t) {
         if constexpr (MaskingVariant<V>)
           if (!variant.is_visible(position, t, head)) continue;
         visible.push_back(t);

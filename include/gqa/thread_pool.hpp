@@ -120,7 +120,7 @@ class ThreadPoolExecutor {
   GQA_ALWAYS_INLINE explicit ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool)
       : concurrency_(Index{pool.NumThreads()} + 1), pool_(&pool) {}
   GQA_ALWAYS_INLINE ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool, int threads)
-      : concurrency_(std::min(detail::checked_threads(threads), Index{pool.NumThreads()} + 1)), pool_(&pool) {}
+      : concurrency_((std::min)(detail::checked_threads(threads), Index{pool.NumThreads()} + 1)), pool_(&pool) {}
 
   ThreadPoolExecutor(const ThreadPoolExecutor&) = delete;
   ThreadPoolExecutor& operator=(const ThreadPoolExecutor&) = delete;
@@ -130,7 +130,7 @@ class ThreadPoolExecutor {
 
   /// Runs work(0) … work(count − 1), each once; returns when all are done.
   GQA_ALWAYS_INLINE void parallel_for(Index count, const TaskRef& work) const {
-    const Index helpers = std::min(concurrency_, count) - 1;
+    const Index helpers = (std::min)(concurrency_, count) - 1;
     if (helpers <= 0) return SerialExecutor::parallel_for(count, work);
     detail::run_on_pool(*pool_, jobs_, helpers, count, work);
   }

@@ -9,10 +9,10 @@
 // What is refused is refused in a sentence. The compiler stops at the file after it, which does not exist: what it would say of the rest of
 // the headers helps nobody.
 #if !defined(__GNUC__)
-#error "gqa needs GCC 12 or newer, or Clang 14 or newer; MSVC, and Clang in MSVC's place, are not supported"
+#error "gqa needs GCC 11 or newer, or Clang 14 or newer; MSVC, and Clang in MSVC's place, are not supported"
 #include "gqa/see_the_error_above"
-#elif (defined(__clang__) && __clang_major__ < 14) || (!defined(__clang__) && __GNUC__ < 12)
-#error "gqa needs GCC 12 or newer, or Clang 14 or newer: this compiler is older"
+#elif (defined(__clang__) && __clang_major__ < 14) || (!defined(__clang__) && __GNUC__ < 11)
+#error "gqa needs GCC 11 or newer, or Clang 14 or newer: this compiler is older"
 #include "gqa/see_the_error_above"
 #elif __cplusplus < 202002L
 #error "gqa needs C++20: compile this unit with -std=c++20 or newer"

@@ -66,7 +66,7 @@ inline Index plane_bytes(const char* argument, Index slots, Index kv_heads, Inde
   Index bytes = 0;
   // Half of the address space stays free, so that neither rounding up nor an offset within overflows.
   if (__builtin_mul_overflow(kv_heads, dim, &bytes) || __builtin_mul_overflow(bytes, element_bytes(type), &bytes) ||
-      __builtin_mul_overflow(bytes, slots, &bytes) || bytes > std::numeric_limits<Index>::max() / 2)
+      __builtin_mul_overflow(bytes, slots, &bytes) || bytes > (std::numeric_limits<Index>::max)() / 2)
     fail(argument, slots, "tokens * kv_heads * width elements that fit in the address space");
   return bytes;
 }

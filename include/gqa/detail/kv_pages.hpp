@@ -71,7 +71,7 @@ inline Index pages_for(Index tokens, Index page_size) { return tokens / page_siz
 
 inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages) {
   if (page_size < 1) fail("config.page_size", page_size, "1 or more");
-  if (pages < 1 || pages > std::numeric_limits<std::int32_t>::max())
+  if (pages < 1 || pages > (std::numeric_limits<std::int32_t>::max)())
     fail("config.pages", pages, "1 to 2147483647, so that a page table entry can name each");
   Index slots = 0;
   if (__builtin_mul_overflow(page_size, pages, &slots))

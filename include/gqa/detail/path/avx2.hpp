@@ -43,7 +43,7 @@ GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 // b where a is NaN.
-GQA_OP Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+GQA_OP Vec larger(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(const Vec& a) {

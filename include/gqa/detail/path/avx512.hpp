@@ -40,7 +40,7 @@ GQA_OP Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 // a·b + c, rounded once.
 GQA_OP Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 // b where a is NaN.
-GQA_OP Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+GQA_OP Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(Vec a) {

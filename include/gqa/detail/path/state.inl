@@ -76,7 +76,7 @@ inline void merge(const RowTile& into, const RowTile& from) {
       const Index rows = into.rows - row < kLanes ? into.rows - row : kLanes;
       const Vec m_into = load_part<F32>(reinterpret_cast<const std::byte*>(into.m + row), rows);
       const Vec m_from = load_part<F32>(reinterpret_cast<const std::byte*>(from.m + row), rows);
-      const Vec m = max(m_from, m_into);
+      const Vec m = larger(m_from, m_into);
       const Vec base = finite_base(m);
       alignas(64) float lanes[kLanes];
       store(a, exp2_nonpositive(sub(m_into, base)));
