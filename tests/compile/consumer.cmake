@@ -22,6 +22,7 @@ endif()
 if(RUN STREQUAL "TRUE")
   execute_process(COMMAND "${PROGRAM}" COMMAND_ERROR_IS_FATAL ANY)
 elseif(RUN AND NOT RUN STREQUAL "FALSE")
+  set(ENV{WINEPREFIX} "${PROGRAM}.wine")  # not in the home folder
   set(ENV{WINEDEBUG} -all)
   execute_process(COMMAND ${RUN} "${PROGRAM}" COMMAND_ERROR_IS_FATAL ANY)
 else()
