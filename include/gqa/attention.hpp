@@ -123,7 +123,7 @@ class GroupedQueryAttention {
   }
 
   HeadShape shape_{QueryHeads, KvHeads, HeadDim, ValueDim};
-  mutable detail::ScratchCache scratch_;
+  mutable detail::ScratchCache scratch_{};
 };
 
 /// Standard multi-head attention: one KV head per query head (Vaswani et al. 2017).

@@ -36,7 +36,7 @@ struct KvPlan {
 };
 
 /// What longest_context returns where memory does not limit it: all layers have windows, and these fit.
-inline constexpr Index kUnlimited = std::numeric_limits<Index>::max();
+inline constexpr Index kUnlimited = (std::numeric_limits<Index>::max)();
 
 namespace detail::inline GQA_ABI {
 

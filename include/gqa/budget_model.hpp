@@ -97,7 +97,7 @@ struct ModelShape {
 
 namespace detail::inline GQA_ABI {
 
-inline constexpr Index kIndexMax = std::numeric_limits<Index>::max();
+inline constexpr Index kIndexMax = (std::numeric_limits<Index>::max)();
 
 // Numbers above are not shapes of models; below, no product of two overflows.
 inline constexpr Index kMostOfAShape = Index{1} << 31;

@@ -190,7 +190,7 @@ constexpr PrefillFlops flops_of_prefill(const ModelShape& model, Index tokens) {
 }
 
 constexpr double seconds(const char* argument, double amount, double rate) {
-  if (!(rate > 0) || rate > std::numeric_limits<double>::max()) fail_number(argument, rate, "a positive number");
+  if (!(rate > 0) || rate > (std::numeric_limits<double>::max)()) fail_number(argument, rate, "a positive number");
   return amount / rate;
 }
 

@@ -12,8 +12,10 @@
 
 #if GQA_DETAIL_X86
 #include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace gqa {
@@ -130,15 +132,11 @@ inline const CpuFeatures& features() noexcept {
 }
 
 inline bool has_path(const CpuFeatures& has, Path path) noexcept {
-  switch (path) {
-    case Path::portable: return true;
-    case Path::neon: return false;
-    case Path::avx2: return has.avx2;
-    case Path::avx512: return has.avx512;
-    case Path::avx512bf16: return has.avx512bf16;
-    case Path::amx: return has.amx;
-  }
-  return false;
+  if (path == Path::avx2) return has.avx2;
+  if (path == Path::avx512) return has.avx512;
+  if (path == Path::avx512bf16) return has.avx512bf16;
+  if (path == Path::amx) return has.amx;
+  return path == Path::portable;
 }
 
 inline Path best_path(const CpuFeatures& has, Path limit) noexcept {
@@ -158,15 +156,17 @@ inline Path parse_path(const char* word) {
 inline ActivePath choose_path(const CpuFeatures& has, const char* wish) {
   const Path best = best_path(has, Path::amx);
   if (wish == nullptr || *wish == '\0') {
-    switch (best) {
-      case Path::amx: return {best, "the processor has AMX-BF16 and the operating system granted tile state"};
-      case Path::avx512bf16:
-        return {best, "the processor has AVX-512 with bf16 products, but no AMX-BF16 that may be used"};
-      case Path::avx512: return {best, "the processor has AVX-512 (F, BW, DQ, VL), but no bf16 products"};
-      case Path::avx2:
-        return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
-      default: return {best, "the processor has none of the instruction sets that other paths need"};
-    }
+    if (best == Path::amx) return {best, "the processor has AMX-BF16 and the operating system granted tile state"};
+    if (best == Path::avx512bf16)
+      return {best, "the processor has AVX-512 with bf16 products, but no AMX-BF16 that may be used"};
+    if (best == Path::avx512) return {best, "the processor has AVX-512 (F, BW, DQ, VL), but no bf16 products"};
+    if (best == Path::avx2)
+      return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
+#if defined(__x86_64__) && !GQA_DETAIL_X86
+    return {best, "GCC for Windows, which does not align the stack for wide registers, compiles no other path"};
+#else
+    return {best, "the processor has none of the instruction sets that other paths need"};
+#endif
   }
   const Path asked = parse_path(wish);
   if (asked == Path::neon || !has_path(has, asked)) {

@@ -108,9 +108,17 @@ GQA_ALWAYS_INLINE constexpr Index element_bytes(ElementType type) noexcept { ret
 
 namespace detail {
 
+/// Memory as T. By way of void, because compilers warn of alignment where bytes are cast to it.
+template <class T>
+GQA_ALWAYS_INLINE T* typed(std::conditional_t<std::is_const_v<T>, const void, void>* memory) noexcept {
+  return static_cast<T*>(memory);
+}
+
 /// Sets of element types: bit t is ElementType t.
 GQA_ALWAYS_INLINE constexpr unsigned type_bit(ElementType type) noexcept { return 1u << static_cast<unsigned>(type); }
-GQA_ALWAYS_INLINE constexpr bool is_among(unsigned types, ElementType type) noexcept { return (types & type_bit(type)) != 0; }
+GQA_ALWAYS_INLINE constexpr bool is_among(unsigned types, ElementType type) noexcept {
+  return (types & type_bit(type)) != 0;
+}
 
 }  // namespace detail
 

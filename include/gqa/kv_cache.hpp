@@ -108,7 +108,7 @@ class ContiguousKvCache {
   GQA_ALWAYS_INLINE Index bytes() const noexcept { return slots_.k.bytes() + slots_.v.bytes(); }
 
  private:
-  detail::KvSlots slots_;
+  detail::KvSlots slots_{};
 };
 
 /// The last `capacity` tokens of one sequence; older ones are overwritten. Positions stay absolute: length() counts
@@ -169,7 +169,7 @@ class RingKvCache {
   GQA_ALWAYS_INLINE Index bytes() const noexcept { return slots_.k.bytes() + slots_.v.bytes(); }
 
  private:
-  detail::KvSlots slots_;
+  detail::KvSlots slots_{};
 };
 
 /// One sequence whose tokens lie in pages of a PagedKvPool. Made by PagedKvPool::sequence() and fork(); gives its pages
@@ -254,7 +254,7 @@ class PagedSequence {
 
  private:
   friend class PagedKvPool;
-  detail::KvPageTable table_;
+  detail::KvPageTable table_{};
 };
 
 /// A fixed number of pages of a fixed number of tokens, from which any number of sequences of any length are served:
@@ -277,6 +277,8 @@ class PagedKvPool {
   /// @throws ArgumentError naming the wrong member of `config`; StorageExhausted if the system has no memory to give
   GQA_ALWAYS_INLINE explicit PagedKvPool(const KvPoolConfig& config)
       : pool_(detail::open_pool(detail::row_format(config), config.page_size, config.pages)) {}
+  PagedKvPool(const PagedKvPool&) = delete;
+  PagedKvPool& operator=(const PagedKvPool&) = delete;
   GQA_ALWAYS_INLINE PagedKvPool(PagedKvPool&& other) noexcept : pool_(other.pool_) { other.pool_ = nullptr; }
   GQA_ALWAYS_INLINE PagedKvPool& operator=(PagedKvPool&& other) noexcept {
     if (this == &other) return *this;

@@ -112,7 +112,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
     PositionRange ranges[kMaxRanges];
     get_ranges(variant, position, kv.length, ranges);
     for (Index i = 0; i < ranges_of<V>; ++i)
-      for (Index t = std::max<Index>(ranges[i].begin, 0); t < std::min(ranges[i].end, kv.length); ++t)
+      for (Index t = (std::max<Index>)(ranges[i].begin, 0); t < (std::min)(ranges[i].end, kv.length); ++t)
         in_range[static_cast<std::size_t>(t)] = true;
     for (Index head = 0; head < q.heads; ++head) {
       std::vector<Index> visible;
@@ -139,7 +139,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       }
 
       const double max = score.maxCoeff<Eigen::PropagateNaN>();
-      if (max == -infinity) continue;  // the variant scored every visible token −∞: nothing is attended to
+      if (std::isinf(max) && max < 0.0) continue;  // the variant scored every visible token −∞: nothing is attended to
       const Eigen::VectorXd weight = (score.array() - max).exp();
       const Index row = token * q.heads + head;
       result.out.row(row) = (values * weight / weight.sum()).transpose();

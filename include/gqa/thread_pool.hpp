@@ -31,10 +31,10 @@ namespace detail {
 /// it is counted, and goes back to the list it came from when the last of them has looked at it.
 struct PoolJob {
   struct List {
-    std::mutex mutex;
-    std::vector<std::unique_ptr<PoolJob>> idle;
+    std::mutex mutex{};
+    std::vector<std::unique_ptr<PoolJob>> idle{};
   };
-  std::shared_ptr<List> home;      ///< keeps the list alive while the job is in flight
+  std::shared_ptr<List> home{};    ///< keeps the list alive while the job is in flight
   TaskRef work{nullptr, nullptr};  ///< followed only after a task has been claimed: the caller is waiting then
   Index count = 0;
   std::atomic<Index> next{0};        ///< the next task to claim
@@ -50,7 +50,7 @@ namespace detail::inline GQA_ABI {
 inline PoolJob* take_job(const std::shared_ptr<PoolJob::List>& list, Index count, const TaskRef& work, int users) {
   std::unique_ptr<PoolJob> job;
   {
-    const std::lock_guard lock(list->mutex);
+    const std::lock_guard<std::mutex> lock(list->mutex);
     if (!list->idle.empty()) {
       job = std::move(list->idle.back());
       list->idle.pop_back();
@@ -70,7 +70,7 @@ inline PoolJob* take_job(const std::shared_ptr<PoolJob::List>& list, Index count
 inline void leave_job(PoolJob* job) {
   if (job->users.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const std::shared_ptr<PoolJob::List> list = std::move(job->home);
-  const std::lock_guard lock(list->mutex);
+  const std::lock_guard<std::mutex> lock(list->mutex);
   list->idle.emplace_back(job);
 }
 
@@ -140,7 +140,7 @@ class ThreadPoolExecutor {
   GQA_ALWAYS_INLINE explicit ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool)
       : concurrency_(Index{pool.NumThreads()} + 1), pool_(&pool) {}
   GQA_ALWAYS_INLINE ThreadPoolExecutor(Eigen::ThreadPoolInterface& pool, int threads)
-      : concurrency_(std::min(detail::checked_threads(threads), Index{pool.NumThreads()} + 1)), pool_(&pool) {}
+      : concurrency_((std::min)(detail::checked_threads(threads), Index{pool.NumThreads()} + 1)), pool_(&pool) {}
 
   GQA_ALWAYS_INLINE ~ThreadPoolExecutor() {
     if (owner_ != detail::this_process())
@@ -154,7 +154,7 @@ class ThreadPoolExecutor {
 
   /// Runs work(0) … work(count − 1), each once; returns when all are done.
   GQA_ALWAYS_INLINE void parallel_for(Index count, const TaskRef& work) const {
-    const Index helpers = std::min(concurrency_, count) - 1;
+    const Index helpers = (std::min)(concurrency_, count) - 1;
     if (helpers <= 0 || owner_ != detail::this_process()) return SerialExecutor::parallel_for(count, work);
     detail::run_on_pool(*pool_, jobs_, helpers, count, work);
   }
@@ -163,7 +163,7 @@ class ThreadPoolExecutor {
   Index concurrency_;
   Index owner_ = detail::this_process();  // whose threads the pool's are
   std::shared_ptr<detail::PoolJob::List> jobs_ = std::make_shared<detail::PoolJob::List>();
-  std::unique_ptr<Eigen::ThreadPool> owned_;  // after jobs_: its threads are joined first
+  std::unique_ptr<Eigen::ThreadPool> owned_{};  // after jobs_: its threads are joined first
   Eigen::ThreadPoolInterface* pool_;
 };
 

@@ -14,5 +14,6 @@ int main() {
   attention(gqa::ConstTensorView(q.data(), 1, 8, 64), cache.view(), gqa::TensorView(out.data(), 1, 8, 64));
   std::printf("gqa %d.%d.%d on the %s path: %g\n", GQA_VERSION_MAJOR, GQA_VERSION_MINOR, GQA_VERSION_PATCH,
               gqa::path_name(gqa::active_path().path), static_cast<double>(out.back()));
-  return out.front() == 3.0f && out.back() == 3.0f ? 0 : 1;
+  const auto other = [](float value) { return value < 3.0f || value > 3.0f; };
+  return other(out.front()) || other(out.back()) ? 1 : 0;
 }

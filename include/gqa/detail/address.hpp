@@ -57,18 +57,15 @@ inline std::uint64_t bit_range(Index first, Index last) noexcept {
 }
 
 inline Place locate(const KvCacheView& kv, Index position) noexcept {
-  switch (kv.storage) {
-    case Storage::contiguous: return {0, position, kv.length - position};
-    case Storage::ring: {
-      const Index slot = position % kv.capacity;
-      return {0, slot, kv.capacity - slot};
-    }
-    case Storage::paged: {
-      const Index slot = position % kv.page_size;
-      return {kv.page_table[position / kv.page_size], slot, kv.page_size - slot};
-    }
+  if (kv.storage == Storage::ring) {
+    const Index slot = position % kv.capacity;
+    return {0, slot, kv.capacity - slot};
   }
-  return {};
+  if (kv.storage == Storage::paged) {
+    const Index slot = position % kv.page_size;
+    return {kv.page_table[position / kv.page_size], slot, kv.page_size - slot};
+  }
+  return {0, position, kv.length - position};
 }
 
 /// Finds the rows of a sequence's blocks. One for the tasks of a sequence that a worker takes: it keeps the table of offsets that every block in one run shares, and

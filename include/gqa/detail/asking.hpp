@@ -106,7 +106,7 @@ struct Stream {
   static constexpr Index kGrain = 16;    ///< tokens: as many at least go by between one kind of rows and the next
   static constexpr Index kMostShift = 4;
   static constexpr Index kSlowTokens = kGrain / 2;  ///< a surplus is a multiple of them
-  Asked rows;
+  Asked rows{};
   const Upcoming* then = nullptr;
   Index heads = 1;
   Index askers = 0;  ///< strips that ask, as a power of two
@@ -188,9 +188,9 @@ struct Ahead {
   Upcoming then;  ///< none once it is `next`
   Index heads;
   Streaming streaming;
-  Index work;  ///< that there is meanwhile
-  Index rows;  ///< to ask for
-  Index token;
+  Index work;      ///< that there is meanwhile
+  Index rows = 0;  ///< to ask for
+  Index token = 0;
   Index head = 0;
   Index credit = 0;  ///< work done times rows, less work times rows asked for
 
@@ -231,7 +231,7 @@ struct Ahead {
 
 /// How a kernel asks for rows while it works: by distance, or as work is done, or not.
 struct Asker {
-  Stream stream;
+  Stream stream{};
   Ahead* ahead = nullptr;
 };
 

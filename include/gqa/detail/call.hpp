@@ -37,7 +37,7 @@ using KernelsFor = const Kernels& (*)(Path path, int bf16_terms) noexcept;
 
 /// What a functor says of every call.
 struct FunctorRef {
-  HeadShape shape;           ///< static and given extents
+  HeadShape shape{};         ///< static and given extents
   unsigned cache_types = 0;  ///< CacheOf::types
   KernelsFor kernels_for = nullptr;
 };
@@ -83,13 +83,13 @@ struct CallStatus {
 
 /// A checked and planned call.
 struct CallPlan {
-  std::span<const Sequence> batch;
-  HeadShape shape;
+  std::span<const Sequence> batch{};
+  HeadShape shape{};
   KernelsFor kernels_for = nullptr;
   Path path = Path::portable;
   Streaming streaming = Streaming::prefetched;
   Index group = 1;
-  VariantRef variant;
+  VariantRef variant{};
   float scale = 1.0f;
   CallControl* control = nullptr;
   CallStatus* status = nullptr;

@@ -154,8 +154,14 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
       done = range;
       return;
     }
-    if (range.begin < done.begin) check_pages(range.begin, done.begin), done.begin = range.begin;
-    if (range.end > done.end) check_pages(done.end, range.end), done.end = range.end;
+    if (range.begin < done.begin) {
+      check_pages(range.begin, done.begin);
+      done.begin = range.begin;
+    }
+    if (range.end > done.end) {
+      check_pages(done.end, range.end);
+      done.end = range.end;
+    }
   });
 }
 

@@ -10,7 +10,7 @@
 namespace gqa::detail {
 
 /// What stands for a sum or product that does not fit: no argument may be as large, so whatever is given it refuses it.
-inline constexpr Index kTooLarge = std::numeric_limits<Index>::max();
+inline constexpr Index kTooLarge = (std::numeric_limits<Index>::max)();
 
 /// An Index, or the knowledge that it does not fit in one. The library's only arithmetic on numbers that have not been checked.
 class Checked {

@@ -6,8 +6,20 @@
 #include <cstddef>
 #include <cstdint>
 
+// What is refused is refused in a sentence. The compiler stops at the file after it, which does not exist: what it would say of the rest of
+// the headers helps nobody.
 #if !defined(__GNUC__)
-#error "gqa needs GCC 12 or newer, or Clang 14 or newer"
+#error "gqa needs GCC 11 or newer, or Clang 14 or newer; MSVC, and Clang in MSVC's place, are not supported"
+#include "gqa/see_the_error_above"
+#elif (defined(__clang__) && __clang_major__ < 14) || (!defined(__clang__) && __GNUC__ < 11)
+#error "gqa needs GCC 11 or newer, or Clang 14 or newer: this compiler is older"
+#include "gqa/see_the_error_above"
+#elif __cplusplus < 202002L
+#error "gqa needs C++20: compile this unit with -std=c++20 or newer"
+#include "gqa/see_the_error_above"
+#elif PTRDIFF_MAX < 0x7fffffffffffffff
+#error "gqa needs a 64-bit target: extents, strides and positions of caches are 64-bit numbers"
+#include "gqa/see_the_error_above"
 #endif
 
 // Results are the same bits on every path because the order of every addition is fixed. -ffast-math lets the compiler
@@ -15,6 +27,7 @@
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error \
     "gqa cannot keep its results exact under -ffast-math, -Ofast or -ffinite-math-only: compile this unit without them"
+#include "gqa/see_the_error_above"
 #endif
 
 // Function bodies depend on the unit's -m flags and on -fno-exceptions. Each combination has its own inline namespace, so
@@ -45,7 +58,10 @@
 /// Members of plain public types are forwarded from here: never emitted as a symbol of their own.
 #define GQA_ALWAYS_INLINE inline __attribute__((always_inline))
 
-#if defined(__x86_64__)
+// GCC for Windows does not align the stack for registers wider than 16 bytes (its bug 54412): code that spills them there crashes.
+#if defined(__x86_64__) && defined(_WIN32) && !defined(__clang__)
+#define GQA_DETAIL_X86 0
+#elif defined(__x86_64__)
 #define GQA_DETAIL_X86 1
 #else
 #define GQA_DETAIL_X86 0

@@ -5,13 +5,17 @@
 
 #include "gqa/detail/path/region.hpp"
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace gqa::detail::inline GQA_ABI {
 
 /// Sets the default floating-point environment for its lifetime and puts back what was there. A host program that was linked
 /// with -ffast-math, or that runs audio code, has denormals flushed; results must not depend on it.
 class FloatEnvironment {
  public:
-#if GQA_DETAIL_X86
+#if defined(__x86_64__)
   FloatEnvironment() noexcept : saved_(_mm_getcsr()) {
     if (saved_ != kDefault) _mm_setcsr(kDefault);
   }

@@ -110,7 +110,7 @@ struct Block {
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;  ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k;       ///< of a stage's last block: the keys of this head that the task reads after it; or none
+  Upcoming next_k{};     ///< of a stage's last block: the keys of this head that the task reads after it; or none
 };
 
 /// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their
@@ -135,7 +135,7 @@ struct Stage {
   Streaming streaming = Streaming::prefetched;
   Index ahead = kBlock;     ///< tokens that rows are asked for ahead, see set_distances
   bool long_turns = false;  ///< heads side by side take half a block in turn
-  Upcoming after;           ///< what is read after the last values; or none
+  Upcoming after{};         ///< what is read after the last values; or none
   /// Tokens whose rows are asked for before any is read, besides `ahead`.
   Index k_surplus = 0;
   Index v_surplus = 0;

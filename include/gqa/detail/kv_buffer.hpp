@@ -10,6 +10,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace gqa::detail {
@@ -27,7 +29,11 @@ inline void* allocate_bytes(Index bytes, const char* what) {
   const auto wanted = static_cast<std::size_t>(bytes);
   const std::size_t alignment = wanted >= kHugePageThreshold ? kHugePageBytes : kCacheLineBytes;
   const std::size_t rounded = (wanted + alignment - 1) / alignment * alignment;
+#if defined(_WIN32)  // there free() cannot take back what was aligned
+  void* memory = ::_aligned_malloc(rounded, alignment);
+#else
   void* memory = std::aligned_alloc(alignment, rounded);
+#endif
   if (memory == nullptr) raise<StorageExhausted>("gqa: no memory for " + std::to_string(bytes) + " bytes of " + what);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   // A wish: where the system has no huge pages to give, ordinary ones do.
@@ -38,22 +44,33 @@ inline void* allocate_bytes(Index bytes, const char* what) {
 
 }  // namespace GQA_ABI
 
+/// Gives back what allocate_bytes gave.
+GQA_ALWAYS_INLINE void free_bytes(void* memory) noexcept {
+#if defined(_WIN32)
+  ::_aligned_free(memory);
+#else
+  std::free(memory);
+#endif
+}
+
 /// Owns uninitialised memory. Moving a Buffer moves the ownership; the memory stays where it is.
 class Buffer {
  public:
   GQA_ALWAYS_INLINE Buffer() noexcept : data_(nullptr), bytes_(0) {}
   /// @param what named in the message of StorageExhausted, which is thrown when the system has no memory to give
   GQA_ALWAYS_INLINE Buffer(Index bytes, const char* what) : data_(allocate_bytes(bytes, what)), bytes_(bytes) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
   GQA_ALWAYS_INLINE Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.forget(); }
   GQA_ALWAYS_INLINE Buffer& operator=(Buffer&& other) noexcept {
     if (this == &other) return *this;
-    std::free(data_);
+    free_bytes(data_);
     data_ = other.data_;
     bytes_ = other.bytes_;
     other.forget();
     return *this;
   }
-  GQA_ALWAYS_INLINE ~Buffer() { std::free(data_); }
+  GQA_ALWAYS_INLINE ~Buffer() { free_bytes(data_); }
 
   template <class T>
   GQA_ALWAYS_INLINE T* as() const noexcept {

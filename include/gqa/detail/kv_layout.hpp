@@ -65,7 +65,7 @@ inline KvCacheView describe_rows(const KvRowFormat& format) {
 inline Index plane_bytes(const char* argument, Index slots, Index kv_heads, Index dim, ElementType type) {
   const Checked bytes = Checked(kv_heads) * dim * element_bytes(type) * slots;
   // Half of the address space stays free, so that neither rounding up nor an offset within overflows.
-  if (!bytes.at_most(std::numeric_limits<Index>::max() / 2))
+  if (!bytes.at_most((std::numeric_limits<Index>::max)() / 2))
     fail(argument, slots, "tokens * kv_heads * width elements that fit in the address space");
   return bytes.value();
 }

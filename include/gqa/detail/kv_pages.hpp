@@ -14,11 +14,11 @@ namespace gqa::detail {
 /// Physical pages and who uses them. Lives on the heap, so that sequences find it wherever the pool's handle moves to,
 /// and as long as the handle or a sequence needs it.
 struct KvPool {
-  Buffer k;
-  Buffer v;
-  Buffer free_pages;  // std::int32_t: a stack of the pages that nobody uses
-  Buffer references;  // std::int32_t per page: sequences that use it
-  KvCacheView view;   // of a sequence without tokens
+  Buffer k{};
+  Buffer v{};
+  Buffer free_pages{};  // std::int32_t: a stack of the pages that nobody uses
+  Buffer references{};  // std::int32_t per page: sequences that use it
+  KvCacheView view{};   // of a sequence without tokens
   Index free_count = 0;
   Index owners = 1;  // the handle and the sequences
 
@@ -31,10 +31,12 @@ struct KvPool {
 /// A sequence's page table: which pages hold its tokens, in order. Uses ceil(length / page size) of them, no more.
 struct KvPageTable {
   KvPool* pool = nullptr;
-  Buffer entries;  // std::int32_t: logical page → physical page
-  KvCacheView view;
+  Buffer entries{};  // std::int32_t: logical page → physical page
+  KvCacheView view{};
 
   GQA_ALWAYS_INLINE KvPageTable() noexcept {}
+  KvPageTable(const KvPageTable&) = delete;
+  KvPageTable& operator=(const KvPageTable&) = delete;
   GQA_ALWAYS_INLINE KvPageTable(KvPageTable&& other) noexcept
       : pool(other.pool), entries(static_cast<Buffer&&>(other.entries)), view(other.view) {
     other.forget();
@@ -69,7 +71,7 @@ inline Index pages_for(Index tokens, Index page_size) { return tokens / page_siz
 
 inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages) {
   if (page_size < 1) fail("config.page_size", page_size, "1 or more");
-  if (pages < 1 || pages > std::numeric_limits<std::int32_t>::max())
+  if (pages < 1 || pages > (std::numeric_limits<std::int32_t>::max)())
     fail("config.pages", pages, "1 to 2147483647, so that a page table entry can name each");
   const Checked slots = Checked(page_size) * pages;
   if (!slots.fits()) fail("config.pages", pages, "pages * page_size tokens that fit in 63 bits");

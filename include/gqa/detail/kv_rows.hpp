@@ -40,8 +40,8 @@ inline void copy_row(std::byte* to, const std::byte* from, Index dim, Index step
       return;
     }
   }
-  auto* out = reinterpret_cast<To*>(to);
-  const auto* in = reinterpret_cast<const From*>(from);
+  auto* out = typed<To>(to);
+  const auto* in = typed<const From>(from);
   for (Index i = 0; i < dim; ++i) {
     if constexpr (std::is_same_v<To, From>) out[i] = in[i * step];
     else out[i] = static_cast<To>(static_cast<float>(in[i * step]));
@@ -53,20 +53,14 @@ using RowCopy = void (*)(std::byte* to, const std::byte* from, Index dim, Index 
 
 template <class To>
 inline RowCopy row_copy_to(ElementType from) {
-  switch (from) {
-    case ElementType::f32: return copy_row<To, float>;
-    case ElementType::bf16: return copy_row<To, bf16>;
-    case ElementType::f16: break;
-  }
+  if (from == ElementType::f32) return copy_row<To, float>;
+  if (from == ElementType::bf16) return copy_row<To, bf16>;
   return copy_row<To, f16>;
 }
 
 inline RowCopy row_copy(ElementType to, ElementType from) {
-  switch (to) {
-    case ElementType::f32: return row_copy_to<float>(from);
-    case ElementType::bf16: return row_copy_to<bf16>(from);
-    case ElementType::f16: break;
-  }
+  if (to == ElementType::f32) return row_copy_to<float>(from);
+  if (to == ElementType::bf16) return row_copy_to<bf16>(from);
   return row_copy_to<f16>(from);
 }
 

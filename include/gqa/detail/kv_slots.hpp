@@ -11,9 +11,9 @@ namespace gqa::detail {
 
 /// A cache without pages. Public caches hold one and forward to the functions below.
 struct KvSlots {
-  Buffer k;
-  Buffer v;
-  KvCacheView view;
+  Buffer k{};
+  Buffer v{};
+  KvCacheView view{};
   Index slots = 0;  // tokens there is room for
   Index first = 0;  // ring: positions before it have been overwritten
 

@@ -23,7 +23,7 @@ class Carver {
     const std::size_t at = used_;
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     used_ += (bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+    return base_ == nullptr ? nullptr : static_cast<T*>(static_cast<void*>(base_ + at));
   }
   GQA_ALWAYS_INLINE std::size_t used() const noexcept { return used_; }
 

@@ -15,7 +15,7 @@ struct TaskRange {
   Index rows = 0;
   Index first_head = 0;
   Index heads = 0;
-  PositionRange hull;
+  PositionRange hull{};
 };
 
 /// Spans [first, first + count) of a fold, which a worker computes.
@@ -403,7 +403,7 @@ class SequenceTasks {
   RowTile total_;  // of the fold
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
-  TaskRange range_;
+  TaskRange range_{};
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:
   Index tile_ = -1;  // whose rows are marked

@@ -21,7 +21,7 @@ class ThreadSetup {
   ThreadSetup& operator=(const ThreadSetup&) = delete;
 
  private:
-  const FloatEnvironment environment_;
+  const FloatEnvironment environment_{};
   const Kernels& kernels_;
 };
 

@@ -6,11 +6,10 @@ template <class Codec, int Terms>
 struct ValueRow {
   const std::byte* at;
   Index step;  // bytes
-  GQA_OP ValueRow(const Block& block, std::uint64_t seen, Index t) {
-    const bool shows = ((seen >> t) & 1u) != 0;
-    at = shows ? block.v + block.v_offset[t] : kZeros.byte;
-    step = shows ? kHalf * Codec::bytes : 0;
-  }
+  GQA_OP ValueRow(const Block& block, std::uint64_t seen, Index t)
+      : at(shows(seen, t) ? block.v + block.v_offset[t] : kZeros.byte),
+        step(shows(seen, t) ? kHalf * Codec::bytes : 0) {}
+  static GQA_OP bool shows(std::uint64_t seen, Index t) { return ((seen >> t) & 1u) != 0; }
   GQA_OP Words<Terms> next(Index count) {
     const std::byte* p = at;
     at += step;
@@ -229,7 +228,7 @@ GQA_OP void copy_rows(const float* from, float* to, Index floats, std::uint32_t 
 // Room for 16 rows of o, and of l, in staging.
 template <int Terms>
 GQA_OP float* staged_rows(const RowTile& tile) {
-  return reinterpret_cast<float*>(tile.staging + staged_state<Terms>(tile.head_dim, tile.value_dim));
+  return typed<float>(tile.staging + staged_state<Terms>(tile.head_dim, tile.value_dim));
 }
 
 // The rows of a group named by bits: o += weights · V by way of staging, where there is room for 16.

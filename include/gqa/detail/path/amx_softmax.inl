@@ -32,7 +32,7 @@ GQA_OP __m512i weight_bits(Vec s, const Exponent& e) {
         avx512::fma(avx512::sub(avx512::mul(s, e.factor), e.base), avx512::set1(kStep), avx512::set1(kOffset));
     x = _mm512_mask_mov_ps(x, e.large, steps);
   }
-  x = avx512::max(avx512::zero(), x);  // x where it is NaN
+  x = avx512::larger(avx512::zero(), x);  // x where it is NaN
   const Vec t = _mm512_add_round_ps(x, avx512::set1(kFloor), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const Vec whole = avx512::sub(t, avx512::set1(kFloor));
   const Vec f = avx512::sub(x, whole);
@@ -101,9 +101,9 @@ GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
       avx512::store(scores + t * kGroup, s);
       bit = _mm512_slli_epi32(bit, 1);
     }
-    m[t % kChains] = avx512::max(s, m[t % kChains]);
+    m[t % kChains] = avx512::larger(s, m[t % kChains]);
   }
-  return avx512::max(avx512::max(m[0], m[1]), avx512::max(m[2], m[3]));
+  return avx512::larger(avx512::larger(m[0], m[1]), avx512::larger(m[2], m[3]));
 }
 
 // weights ← exp2(score − m) by terms, zero for hidden tokens; m and alpha follow. l is left to the products. A row
@@ -125,7 +125,7 @@ inline void softmax(const RowTile& tile, const Block& block, Lines*) {
                             : maximum<true>(of_half, view.half[half], raw);
     }
     const Vec m_old = _mm512_mask_loadu_ps(nothing, lanes, m);
-    const Vec m_new = avx512::max(avx512::mul(raw, factor), m_old);
+    const Vec m_new = avx512::larger(avx512::mul(raw, factor), m_old);
     const Vec base = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m_new, nothing, _CMP_NEQ_UQ), m_new);
     const __mmask16 same = _mm512_cmp_ps_mask(m_new, m_old, _CMP_EQ_OQ);
     const Vec alpha = avx512::exp2_nonpositive(avx512::sub(m_old, base));

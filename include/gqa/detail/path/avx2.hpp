@@ -43,7 +43,7 @@ GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 // b where a is NaN.
-GQA_OP Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+GQA_OP Vec larger(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(const Vec& a) {
@@ -153,9 +153,9 @@ GQA_OP bool any_nonfinite(const Vec& a) {
 template <class Codec>
 GQA_OP __m256 widen8(const std::byte* p) {
   if constexpr (Codec::type == ElementType::f32) {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    return _mm256_loadu_ps(typed<const float>(p));
   } else {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i bits = _mm_loadu_si128(static_cast<const __m128i*>(static_cast<const void*>(p)));
     if constexpr (Codec::type == ElementType::f16) return _mm256_cvtph_ps(bits);
     else return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
@@ -177,7 +177,7 @@ struct HalfDot {
   using Operand = __m256;
   using Sum = __m256;
   static GQA_OP __m256 none() { return _mm256_setzero_ps(); }
-  static GQA_OP __m256 query(const std::byte* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+  static GQA_OP __m256 query(const std::byte* p) { return _mm256_loadu_ps(typed<const float>(p)); }
   static GQA_OP __m256 key(const std::byte* p) { return widen8<Codec>(p); }
   static GQA_OP __m256 key_part(const std::byte* p, Index count) {
     return load_part<Codec>(p, count < 8 ? count : 8).low;  // none, if fewer than one
@@ -201,9 +201,9 @@ GQA_OP __m128i narrow_bf16(__m256 a) {
 template <class Codec>
 GQA_OP void store_as(std::byte* p, const Vec& a) {
   if constexpr (Codec::type == ElementType::f32) {
-    store(reinterpret_cast<float*>(p), a);
+    store(typed<float>(p), a);
   } else {
-    __m128i* out = reinterpret_cast<__m128i*>(p);
+    __m128i* out = static_cast<__m128i*>(static_cast<void*>(p));
     if constexpr (Codec::type == ElementType::f16) {
       _mm_storeu_si128(out, _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
       _mm_storeu_si128(out + 1, _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));

@@ -40,7 +40,7 @@ GQA_OP Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 // a·b + c, rounded once.
 GQA_OP Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 // b where a is NaN.
-GQA_OP Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+GQA_OP Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(Vec a) {
@@ -181,9 +181,9 @@ GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi
 template <class Codec>
 GQA_OP Vec load_as(const std::byte* p) {
   if constexpr (Codec::type == ElementType::f32) {
-    return _mm512_loadu_ps(reinterpret_cast<const float*>(p));
+    return _mm512_loadu_ps(typed<const float>(p));
   } else {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i bits = _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(p)));
     if constexpr (Codec::type == ElementType::f16) return _mm512_cvtph_ps(bits);
     else return widen_bf16(bits);
   }
@@ -203,16 +203,17 @@ GQA_OP Vec load_part(const std::byte* p, Index count) {
 template <class Codec>
 GQA_OP void store_as(std::byte* p, Vec a) {
   if constexpr (Codec::type == ElementType::f32) {
-    store(reinterpret_cast<float*>(p), a);
+    store(typed<float>(p), a);
   } else if constexpr (Codec::type == ElementType::f16) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(static_cast<__m256i*>(static_cast<void*>(p)), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
   } else {  // round to nearest, ties to even; NaN stays NaN
     const __m512i bits = _mm512_castps_si512(a);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), quiet);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+    _mm256_storeu_si256(static_cast<__m256i*>(static_cast<void*>(p)),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
 }
 #include "gqa/detail/path/memory.inl"

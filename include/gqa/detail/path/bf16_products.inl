@@ -38,8 +38,8 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
     avx512::prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
     const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
     for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, tile.staging + r * row_bytes);
-    avx512::transpose_group(reinterpret_cast<const float*>(tile.staging), row_bytes / 4, count, row_bytes / 4,
-                            reinterpret_cast<float*>(q + row * row_bytes));
+    avx512::transpose_group(typed<const float>(tile.staging), row_bytes / 4, count, row_bytes / 4,
+                            typed<float>(q + row * row_bytes));
   }
   for (Index row = grouped; row < tile.rows; ++row) pack_query(tile, source, row, q + row * row_bytes);
 }

@@ -16,35 +16,26 @@ namespace gqa::detail::inline GQA_ABI {
 /// where they may be sums of two, none where they are to be taken as they are. What a path has no kernels for goes by the f32 arithmetic
 /// of avx512.
 template <unsigned Types, int HeadDim, int ValueDim>
-inline const Kernels& kernels_for(Path path, [[maybe_unused]] int bf16_terms) noexcept {
-  switch (path) {
+inline const Kernels& kernels_for([[maybe_unused]] Path path, [[maybe_unused]] int bf16_terms) noexcept {
 #if GQA_DETAIL_X86
-    case Path::amx:
-      return bf16_terms == 1   ? amx::one_term::kernels<Types, HeadDim, ValueDim>()
-             : bf16_terms == 2 ? amx::two_terms::kernels<Types, HeadDim, ValueDim>()
-                               : avx512::kernels<Types, HeadDim, ValueDim>();
-    case Path::avx512bf16:
-      return bf16_terms == 1 ? avx512bf16::kernels<Types, HeadDim, ValueDim>()
-                             : avx512::kernels<Types, HeadDim, ValueDim>();
-    case Path::avx512: return avx512::kernels<Types, HeadDim, ValueDim>();
-    case Path::avx2: return avx2::kernels<Types, HeadDim, ValueDim>();
+  if (path == Path::amx && bf16_terms == 2) return amx::two_terms::kernels<Types, HeadDim, ValueDim>();
+  if (path == Path::amx && bf16_terms == 1) return amx::one_term::kernels<Types, HeadDim, ValueDim>();
+  if (path == Path::avx512bf16 && bf16_terms == 1) return avx512bf16::kernels<Types, HeadDim, ValueDim>();
+  if (path >= Path::avx512) return avx512::kernels<Types, HeadDim, ValueDim>();
+  if (path == Path::avx2) return avx2::kernels<Types, HeadDim, ValueDim>();
 #endif
-    default: return portable::kernels<Types, HeadDim, ValueDim>();
-  }
+  return portable::kernels<Types, HeadDim, ValueDim>();
 }
 
 /// A user's score functor compiled for the path of `kernels`.
 template <class V>
-inline auto transform_on(const Kernels& kernels) noexcept {
-  switch (kernels.path) {
+inline auto transform_on([[maybe_unused]] const Kernels& kernels) noexcept {
 #if GQA_DETAIL_X86
-    case Path::amx: return &amx::transform<V>;
-    case Path::avx512bf16:  // the same layout of scores
-    case Path::avx512: return &avx512::transform<V>;
-    case Path::avx2: return &avx2::transform<V>;
+  if (kernels.path == Path::amx) return &amx::transform<V>;
+  if (kernels.path >= Path::avx512) return &avx512::transform<V>;  // also for avx512bf16, whose scores lie alike
+  if (kernels.path == Path::avx2) return &avx2::transform<V>;
 #endif
-    default: return &portable::transform<V>;
-  }
+  return &portable::transform<V>;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -61,7 +61,7 @@ GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
   return r;
 }
 // b where a is NaN, like the x86 instruction.
-GQA_OP Vec max(const Vec& a, const Vec& b) {
+GQA_OP Vec larger(const Vec& a, const Vec& b) {
   Vec r;
   for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
   return r;

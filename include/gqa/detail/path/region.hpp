@@ -25,30 +25,60 @@
 
 #define GQA_DETAIL_PRAGMA(text) _Pragma(#text)
 
+// What strict sets of warnings find in the regions and is meant: floats that are compared for equality, and switches that name every
+// enumerator and have no default. GCC also takes a template argument of type int that is an array's extent for a conversion that may
+// change a sign; Clang, which does not, is left to look for those that may.
 #if defined(__clang__)
-#define GQA_BEGIN_REGION(features, tuning)                                                        \
-  GQA_DETAIL_PRAGMA(float_control(push))                                                          \
-  GQA_DETAIL_PRAGMA(clang fp contract(off))                                                       \
+#define GQA_DETAIL_BEGIN_QUIET()                              \
+  GQA_DETAIL_PRAGMA(clang diagnostic push)                    \
+  GQA_DETAIL_PRAGMA(clang diagnostic ignored "-Wfloat-equal") \
+  GQA_DETAIL_PRAGMA(clang diagnostic ignored "-Wswitch-default")
+#define GQA_DETAIL_END_QUIET() GQA_DETAIL_PRAGMA(clang diagnostic pop)
+#else
+#define GQA_DETAIL_BEGIN_QUIET()                               \
+  GQA_DETAIL_PRAGMA(GCC diagnostic push)                       \
+  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wfloat-equal")    \
+  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wswitch-default") \
+  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wsign-conversion")
+#define GQA_DETAIL_END_QUIET() GQA_DETAIL_PRAGMA(GCC diagnostic pop)
+#endif
+
+#if defined(__clang__)
+#define GQA_BEGIN_REGION(features, tuning)  \
+  GQA_DETAIL_BEGIN_QUIET()                  \
+  GQA_DETAIL_PRAGMA(float_control(push))    \
+  GQA_DETAIL_PRAGMA(clang fp contract(off)) \
   GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define GQA_END_REGION() GQA_DETAIL_PRAGMA(clang attribute pop) GQA_DETAIL_PRAGMA(float_control(pop))
+#define GQA_END_REGION()                 \
+  GQA_DETAIL_PRAGMA(clang attribute pop) \
+  GQA_DETAIL_PRAGMA(float_control(pop))  \
+  GQA_DETAIL_END_QUIET()
 #if GQA_DETAIL_X86
-#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(push)) GQA_DETAIL_PRAGMA(clang fp contract(off))
-#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(pop))
+#define GQA_BEGIN_PLAIN_REGION()                                  \
+  GQA_DETAIL_BEGIN_QUIET() GQA_DETAIL_PRAGMA(float_control(push)) \
+  GQA_DETAIL_PRAGMA(clang fp contract(off))
+#define GQA_END_PLAIN_REGION()          \
+  GQA_DETAIL_PRAGMA(float_control(pop)) \
+  GQA_DETAIL_END_QUIET()
 #else  // no float_control there: what is put back is the language's default
-#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(off))
-#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(on))
+#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_BEGIN_QUIET() GQA_DETAIL_PRAGMA(clang fp contract(off))
+#define GQA_END_PLAIN_REGION()             \
+  GQA_DETAIL_PRAGMA(clang fp contract(on)) \
+  GQA_DETAIL_END_QUIET()
 #endif
 #else
 // Passes that find nothing to improve in code unrolled by hand, and take a quarter of the time that a unit takes to compile; some make it
 // slower.
-#define GQA_DETAIL_FEWER_PASSES() \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-code-hoisting,no-gcse,no-schedule-insns2,no-split-paths,no-store-merging,no-thread-jumps")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-pre,no-tree-pta")) \
+#define GQA_DETAIL_FEWER_PASSES()                                                                                  \
+  GQA_DETAIL_PRAGMA(                                                                                               \
+      GCC optimize("no-code-hoisting,no-gcse,no-schedule-insns2,no-split-paths,no-store-merging,no-thread-jumps")) \
+  GQA_DETAIL_PRAGMA(                                                                                               \
+      GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-pre,no-tree-pta")) \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
 // The warnings again, for units that include immintrin.h before us. Then `tuning`: for no processor in particular, GCC 12 keeps integers
 // that it has no register for in vector registers, and an address from there waits behind the products.
 #define GQA_BEGIN_REGION(features, tuning)                          \
-  GQA_DETAIL_PRAGMA(GCC diagnostic push)                            \
+  GQA_DETAIL_BEGIN_QUIET()                                          \
   GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wuninitialized")       \
   GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
   GQA_DETAIL_PRAGMA(GCC push_options)                               \
@@ -57,9 +87,15 @@
   GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))                \
   GQA_DETAIL_FEWER_PASSES()                                         \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-loop-vectorize"))
-#define GQA_END_REGION() GQA_DETAIL_PRAGMA(GCC pop_options) GQA_DETAIL_PRAGMA(GCC diagnostic pop)
-#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC push_options) GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
-#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
+#define GQA_END_REGION()             \
+  GQA_DETAIL_PRAGMA(GCC pop_options) \
+  GQA_DETAIL_END_QUIET()
+#define GQA_BEGIN_PLAIN_REGION()                               \
+  GQA_DETAIL_BEGIN_QUIET() GQA_DETAIL_PRAGMA(GCC push_options) \
+  GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
+#define GQA_END_PLAIN_REGION()       \
+  GQA_DETAIL_PRAGMA(GCC pop_options) \
+  GQA_DETAIL_END_QUIET()
 #endif
 #if GQA_DETAIL_X86 && !defined(__clang__)
 #define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_FEWER_PASSES()

@@ -93,7 +93,7 @@ template <class Dot, int R, int T, int N>
 GQA_OP void store_scores(const RowTile& tile, Index row, Index t0, float (&sums)[N]) {
   if constexpr (N % kLanes == 0) {
     GQA_UNROLL
-    for (int i = 0; i < N; i += kLanes) store(sums + i, Dot::finish(load(sums + i), tile));
+    for (int i = 0; i < N; i += int{kLanes}) store(sums + i, Dot::finish(load(sums + i), tile));
   }
   GQA_UNROLL
   for (int r = 0; r < R; ++r) __builtin_memcpy(tile.weights + (row + r) * kBlock + t0, sums + r * T, T * sizeof(float));
@@ -169,7 +169,7 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
     } else {
       alignas(64) float lanes[R * T][kLanes];
       GQA_NO_UNROLL
-      for (int lane = 0; lane < kLanes; lane += kLanes / parts) {
+      for (int lane = 0; lane < kLanes; lane += int{kLanes} / parts) {
         typename Strip::Sum some[R * T];
         strip_sums<Dot, Strip, R, T>(q, q_bytes, tile.head_dim, keys, s, lane, some);
         GQA_UNROLL

@@ -47,7 +47,7 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
       s = select(block.visible[row] >> (i * kLanes), s, set1(kMinusInfinity));
       store(w + i * kLanes, s);
     }
-    running = max(s, running);
+    running = larger(s, running);
   }
   return reduce_max(running);
 }
@@ -140,9 +140,9 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
   for (int c = 0; c < kChains; ++c) m[c] = m_old;
   for (Index t = 0; t < kBlock; t += kChains) {
     GQA_UNROLL
-    for (int c = 0; c < kChains; ++c) m[c] = max(load(scores + (t + c) * kLanes), m[c]);
+    for (int c = 0; c < kChains; ++c) m[c] = larger(load(scores + (t + c) * kLanes), m[c]);
   }
-  const Vec m_new = max(max(m[0], m[1]), max(m[2], m[3]));
+  const Vec m_new = larger(larger(m[0], m[1]), larger(m[2], m[3]));
   const Vec base = finite_base(m_new);
   Vec sum[kLanes];
   GQA_NO_UNROLL

@@ -51,7 +51,7 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
   if (grouped > 0) prefetch_queries(tile, source, 0, kLanes);
   for (Index row = 0; row < grouped; row += kLanes) {
     prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
-    auto* rows = reinterpret_cast<float*>(tile.staging);
+    auto* rows = typed<float>(tile.staging);
     const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
     for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, rows + r * tile.q_stride);
     transpose_group(rows, tile.q_stride, count, round_up(tile.head_dim, kLanes), q + row * tile.q_stride);
@@ -77,7 +77,7 @@ inline void merge(const RowTile& into, const RowTile& from) {
       const Index rows = into.rows - row < kLanes ? into.rows - row : kLanes;
       const Vec m_into = load_part<F32>(reinterpret_cast<const std::byte*>(into.m + row), rows);
       const Vec m_from = load_part<F32>(reinterpret_cast<const std::byte*>(from.m + row), rows);
-      const Vec m = max(m_from, m_into);
+      const Vec m = larger(m_from, m_into);
       const Vec base = finite_base(m);
       alignas(64) float lanes[kLanes];
       store(a, exp2_nonpositive(sub(m_into, base)));

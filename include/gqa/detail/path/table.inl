@@ -3,16 +3,10 @@
 // common_kernels(), what is the same for all, and add_codec<Codec, HeadDim, ValueDim>(), what is not.
 //
 // A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS,
-// all with the same -m flags, and with exceptions or without. Nobody has to; without them every unit carries the kernels it asks for, and
-// the linker keeps one copy.
+// all with the same -m flags, and with exceptions or without. A unit that has both definitions, because a whole target has the second,
+// is the one that compiles them. Nobody has to; without them every unit carries the kernels it asks for, and the linker keeps one copy.
 
-#if defined(GQA_COMPILED_KERNELS)
-const Kernels& every_kernel() noexcept;
-template <unsigned Types, int HeadDim, int ValueDim>
-inline const Kernels& kernels() noexcept {
-  return every_kernel();
-}
-#else
+#if defined(GQA_COMPILE_KERNELS_HERE) || !defined(GQA_COMPILED_KERNELS)
 template <unsigned Types, int HeadDim, int ValueDim>
 constexpr Kernels make_kernels() {
   Kernels table = common_kernels();
@@ -23,11 +17,19 @@ constexpr Kernels make_kernels() {
 }
 template <unsigned Types, int HeadDim, int ValueDim>
 inline constexpr Kernels kTable = make_kernels<Types, HeadDim, ValueDim>();
+#endif
+#if defined(GQA_COMPILE_KERNELS_HERE) || defined(GQA_COMPILED_KERNELS)
+const Kernels& every_kernel() noexcept;
+template <unsigned Types, int HeadDim, int ValueDim>
+inline const Kernels& kernels() noexcept {
+  return every_kernel();
+}
+#else
 template <unsigned Types, int HeadDim, int ValueDim>
 inline const Kernels& kernels() noexcept {
   return kTable<Types, HeadDim, ValueDim>;
 }
+#endif
 #if defined(GQA_COMPILE_KERNELS_HERE)
 const Kernels& every_kernel() noexcept { return kTable<AnyCache::types, dynamic, dynamic>; }
-#endif
 #endif

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# gqa_add_kernels(<name>)
+#
+# Makes the static library <name>, which holds the kernels of every path and type, at -O2 whatever the build type is. Units of a target
+# that links <name> call those and compile none themselves, which saves most of their compile time, and makes a debug build nearly as
+# fast as a release build. It brings gqa::gqa along.
+#
+# What holds for units with GQA_COMPILED_KERNELS holds here: -m flags and -fno-exceptions are the same for <name> and for the units that
+# use it. What CMAKE_CXX_FLAGS and add_compile_options say before the call is.
+set_property(GLOBAL PROPERTY GQA_KERNELS_SOURCE "${CMAKE_CURRENT_LIST_DIR}/kernels.cpp")
+
+function(gqa_add_kernels name)
+  get_property(source GLOBAL PROPERTY GQA_KERNELS_SOURCE)
+  add_library(${name} STATIC "${source}")
+  target_link_libraries(${name} PUBLIC gqa::gqa)
+  target_compile_definitions(${name} INTERFACE GQA_COMPILED_KERNELS)
+  target_compile_options(${name} PRIVATE -O2)
+  # In a precompiled header the library would come before the definition that asks for its kernels. A shared library may want them, too.
+  set_target_properties(${name} PROPERTIES UNITY_BUILD OFF DISABLE_PRECOMPILE_HEADERS ON POSITION_INDEPENDENT_CODE ON)
+endfunction()

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// A second file that calls attention, by a functor of another kind.
+#include "gqa/gqa.hpp"
+
+void attend(const gqa::ConstTensorView& q, const gqa::KvCacheView& kv, const gqa::TensorView& out);
+
+void attend(const gqa::ConstTensorView& q, const gqa::KvCacheView& kv, const gqa::TensorView& out) {
+  gqa::DynamicAttention{}(q, kv, out, gqa::CausalWindow{4});
+}
