@@ -482,7 +482,7 @@ TEST_P(HostileCalls, AreRefusedOrRight) {
   const auto i = static_cast<std::size_t>(GetParam());
   const Types types =
       i % 2 == 0 ? Types{} : Types{ElementType::bf16, ElementType::bf16, ElementType::bf16, ElementType::f16};
-  draw_calls(places[i], types, kTensorLayouts[i % 5], static_cast<std::uint64_t>(i) + 1, 3000);
+  draw_calls(places[i], types, kTensorLayouts[i % 5], static_cast<std::uint64_t>(i) + 1, 2000);
 }
 
 INSTANTIATE_TEST_SUITE_P(Storage, HostileCalls, testing::Range(0, 6));
