@@ -176,7 +176,7 @@ inline constexpr Index kMostOfAll = Index{1} << 40;
 inline Index limited(const Checked& total, const CallPlan& call, std::size_t i, const char* member, Index given) {
   if (!total.at_most(kMostOfAll))
     fail(ArgumentName{static_cast<Index>(i), call.batch.size() > 1}(member), given,
-         "one with which the call has at most 2^40 tasks");
+         "one with which the call has at most 2^40 spans");
   return total.value();
 }
 
