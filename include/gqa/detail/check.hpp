@@ -3,7 +3,6 @@
 /// Every argument of a call, looked at once before any work.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <string>
 
@@ -277,7 +276,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   call.shape = call_shape(functor.shape, batch.front());
   call.kernels_for = functor.kernels_for;
   call.variant = variant;
-  if (options.scale.has_value() && !std::isfinite(*options.scale))
+  if (options.scale.has_value() && !is_finite(*options.scale))
     fail("options.scale", std::to_string(*options.scale), "a finite number");
   if (variant.check != nullptr) variant.check(variant.variant);
   if (options.executor.concurrency() < 1)

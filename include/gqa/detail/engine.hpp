@@ -74,7 +74,7 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
   check_call(batch, functor, variant, options, call);
   {
     const FloatEnvironment environment;
-    call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
+    call.scale = options.scale.has_value() ? *options.scale : default_scale(call.shape.head_dim);
   }
   const ScratchSizes sizes = plan_batch(call, options);
   if (call.task_count == 0) return;

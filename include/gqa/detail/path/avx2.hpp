@@ -35,15 +35,15 @@ GQA_OP void store(float* p, const Vec& a) {
   _mm256_storeu_ps(p, a.low);
   _mm256_storeu_ps(p + 8, a.high);
 }
-GQA_OP Vec add(const Vec& a, const Vec& b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-GQA_OP Vec sub(const Vec& a, const Vec& b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-GQA_OP Vec mul(const Vec& a, const Vec& b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+GQA_OP Vec add(const Vec& a, const Vec& b) { return {a.low + b.low, a.high + b.high}; }
+GQA_OP Vec sub(const Vec& a, const Vec& b) { return {a.low - b.low, a.high - b.high}; }
+GQA_OP Vec mul(const Vec& a, const Vec& b) { return {a.low * b.low, a.high * b.high}; }
 // a·b + c, rounded once.
 GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  return {GQA_FMA_PS256(a.low, b.low, c.low), GQA_FMA_PS256(a.high, b.high, c.high)};
 }
 // b where a is NaN.
-GQA_OP Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+GQA_OP Vec max(const Vec& a, const Vec& b) { return {GQA_MAX_PS256(a.low, b.low), GQA_MAX_PS256(a.high, b.high)}; }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(const Vec& a) {
@@ -70,30 +70,29 @@ GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
   return {_mm256_blendv_ps(b.low, a.low, lane_mask(bits)), _mm256_blendv_ps(b.high, a.high, lane_mask(bits >> 8))};
 }
 GQA_OP float reduce_max(const Vec& a) {
-  const __m256 m = _mm256_max_ps(a.low, a.high);
-  __m128 x = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_max_ss(x, _mm_shuffle_ps(x, x, 1));
+  const __m256 m = GQA_MAX_PS256(a.low, a.high);
+  __m128 x = GQA_MAX_PS128(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  x = GQA_MAX_PS128(x, _mm_movehl_ps(x, x));
+  x = GQA_MAX_SS(x, _mm_shuffle_ps(x, x, 1));
   return _mm_cvtss_f32(x);
 }
 // The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
 GQA_OP float reduce_add(const Vec& a) {
-  const __m256 s = _mm256_add_ps(a.low, a.high);
-  __m128 x = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_add_ss(x, _mm_shuffle_ps(x, x, 1));
-  return _mm_cvtss_f32(x);
+  const __m256 s = a.low + a.high;
+  __m128 x = _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1);
+  x = x + _mm_movehl_ps(x, x);
+  return _mm_cvtss_f32(x) + _mm_cvtss_f32(_mm_shuffle_ps(x, x, 1));
 }
 // The same tree for four vectors at once: sums[i] = reduce_add(acc[i]).
 GQA_OP void reduce_four(const Vec* acc, float* sums) {
-  const __m256 a0 = _mm256_add_ps(acc[0].low, acc[0].high);
-  const __m256 a1 = _mm256_add_ps(acc[1].low, acc[1].high);
-  const __m256 a2 = _mm256_add_ps(acc[2].low, acc[2].high);
-  const __m256 a3 = _mm256_add_ps(acc[3].low, acc[3].high);
-  const __m256 b0 = _mm256_add_ps(_mm256_permute2f128_ps(a0, a2, 0x20), _mm256_permute2f128_ps(a0, a2, 0x31));
-  const __m256 b1 = _mm256_add_ps(_mm256_permute2f128_ps(a1, a3, 0x20), _mm256_permute2f128_ps(a1, a3, 0x31));
-  const __m256 c = _mm256_add_ps(_mm256_shuffle_ps(b0, b1, 0x44), _mm256_shuffle_ps(b0, b1, 0xee));
-  const __m256 d = _mm256_add_ps(_mm256_shuffle_ps(c, c, 0x88), _mm256_shuffle_ps(c, c, 0xdd));
+  const __m256 a0 = acc[0].low + acc[0].high;
+  const __m256 a1 = acc[1].low + acc[1].high;
+  const __m256 a2 = acc[2].low + acc[2].high;
+  const __m256 a3 = acc[3].low + acc[3].high;
+  const __m256 b0 = _mm256_permute2f128_ps(a0, a2, 0x20) + _mm256_permute2f128_ps(a0, a2, 0x31);
+  const __m256 b1 = _mm256_permute2f128_ps(a1, a3, 0x20) + _mm256_permute2f128_ps(a1, a3, 0x31);
+  const __m256 c = _mm256_shuffle_ps(b0, b1, 0x44) + _mm256_shuffle_ps(b0, b1, 0xee);
+  const __m256 d = _mm256_shuffle_ps(c, c, 0x88) + _mm256_shuffle_ps(c, c, 0xdd);
   _mm_storeu_ps(sums, _mm_shuffle_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1), 0x44));
 }
 template <int N>
@@ -182,7 +181,7 @@ struct HalfDot {
   static GQA_OP __m256 key_part(const std::byte* p, Index count) {
     return load_part<Codec>(p, count < 8 ? count : 8).low;  // none, if fewer than one
   }
-  static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return _mm256_fmadd_ps(q, k, acc); }
+  static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return GQA_FMA_PS256(q, k, acc); }
   static GQA_OP void keep(float* lanes, __m256 sum) { _mm256_storeu_ps(lanes, sum); }
 };
 template <class Codec, class Whole>

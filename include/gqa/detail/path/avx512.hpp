@@ -34,13 +34,13 @@ GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }
 GQA_OP Vec load(const float* p) { return _mm512_loadu_ps(p); }
 GQA_OP void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
-GQA_OP Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-GQA_OP Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-GQA_OP Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+GQA_OP Vec add(Vec a, Vec b) { return a + b; }
+GQA_OP Vec sub(Vec a, Vec b) { return a - b; }
+GQA_OP Vec mul(Vec a, Vec b) { return a * b; }
 // a·b + c, rounded once.
-GQA_OP Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+GQA_OP Vec fma(Vec a, Vec b, Vec c) { return GQA_FMA_PS512(a, b, c); }
 // b where a is NaN.
-GQA_OP Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+GQA_OP Vec max(Vec a, Vec b) { return GQA_MAX_PS512(a, b); }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(Vec a) {
@@ -59,19 +59,18 @@ GQA_OP Vec select(std::uint64_t bits, Vec a, Vec b) { return _mm512_mask_mov_ps(
 GQA_OP __m256 lower_half(Vec a) { return _mm512_castps512_ps256(a); }
 GQA_OP __m256 upper_half(Vec a) { return _mm512_extractf32x8_ps(a, 1); }
 GQA_OP float reduce_max(Vec a) {
-  const __m256 m = _mm256_max_ps(lower_half(a), upper_half(a));
-  __m128 x = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_max_ss(x, _mm_shuffle_ps(x, x, 1));
+  const __m256 m = GQA_MAX_PS256(lower_half(a), upper_half(a));
+  __m128 x = GQA_MAX_PS128(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  x = GQA_MAX_PS128(x, _mm_movehl_ps(x, x));
+  x = GQA_MAX_SS(x, _mm_shuffle_ps(x, x, 1));
   return _mm_cvtss_f32(x);
 }
 // The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
 GQA_OP float reduce_add(Vec a) {
-  const __m256 s = _mm256_add_ps(lower_half(a), upper_half(a));
-  __m128 x = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_add_ss(x, _mm_shuffle_ps(x, x, 1));
-  return _mm_cvtss_f32(x);
+  const __m256 s = lower_half(a) + upper_half(a);
+  __m128 x = _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1);
+  x = x + _mm_movehl_ps(x, x);
+  return _mm_cvtss_f32(x) + _mm_cvtss_f32(_mm_shuffle_ps(x, x, 1));
 }
 // The same tree for sixteen vectors at once: sums[i] = reduce_add(acc[i]). Each step adds halves of two vectors and leaves their
 // sums side by side; the pairs are chosen so that vector i ends in lane i.

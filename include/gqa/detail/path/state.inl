@@ -123,7 +123,8 @@ inline void store(const RowTile& tile, const OutputTarget& target) {
       case ElementType::f16: store_row<F16>(o, factor, tile.value_dim, out, target.dim_stride); break;
     }
     if (target.lse != nullptr) {
-      const double scaled = static_cast<double>(tile.m[row]) * 0.693147180559945309417;
+      constexpr double kLog2 = static_cast<double>(0x1.62e42fefa39efp-1L);  // the suffix: for -fsingle-precision-constant
+      const double scaled = static_cast<double>(tile.m[row]) * kLog2;
       const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));
       target.lse[at.token * target.lse_token_stride + at.head] = static_cast<float>(scaled + log_l);
     }
