@@ -39,6 +39,7 @@ GQA_OP Vec add(const Vec& a, const Vec& b) { return {a.low + b.low, a.high + b.h
 GQA_OP Vec sub(const Vec& a, const Vec& b) { return {a.low - b.low, a.high - b.high}; }
 GQA_OP Vec mul(const Vec& a, const Vec& b) { return {a.low * b.low, a.high * b.high}; }
 // a·b + c, rounded once.
+GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
   return {GQA_FMA_PS256(a.low, b.low, c.low), GQA_FMA_PS256(a.high, b.high, c.high)};
 }
@@ -52,8 +53,7 @@ GQA_OP Vec shift_left(const Vec& a) {
 }
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
-  return {_mm256_and_ps(_mm256_cmp_ps(x.low, floor.low, _CMP_NLT_UQ), value.low),
-          _mm256_and_ps(_mm256_cmp_ps(x.high, floor.high, _CMP_NLT_UQ), value.high)};
+  return {GQA_ZERO_BELOW_PS256(x.low, floor.low, value.low), GQA_ZERO_BELOW_PS256(x.high, floor.high, value.high)};
 }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
@@ -193,7 +193,8 @@ GQA_OP __m128i narrow_bf16(__m256 a) {
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
   const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
 }

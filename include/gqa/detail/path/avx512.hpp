@@ -13,6 +13,8 @@ namespace gqa::detail::inline GQA_ABI::avx512 {
 
 using Vec = __m512;
 inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
+inline constexpr int kNaN = 0x81;             // for fpclass: quiet and signalling
+inline constexpr int kNonfinite = 0x99;       // and ±infinity
 
 inline constexpr int kScoreTile = 16;  // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 4;   // the most rows of a score tile
@@ -38,6 +40,7 @@ GQA_OP Vec add(Vec a, Vec b) { return a + b; }
 GQA_OP Vec sub(Vec a, Vec b) { return a - b; }
 GQA_OP Vec mul(Vec a, Vec b) { return a * b; }
 // a·b + c, rounded once.
+GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(Vec a, Vec b, Vec c) { return GQA_FMA_PS512(a, b, c); }
 // b where a is NaN.
 GQA_OP Vec max(Vec a, Vec b) { return GQA_MAX_PS512(a, b); }
@@ -48,7 +51,7 @@ GQA_OP Vec shift_left(Vec a) {
 }
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
+  return GQA_ZERO_BELOW_PS512(x, floor, value);
 }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(Vec bits, Vec a, Vec b) {
@@ -174,7 +177,7 @@ GQA_OP Vec join_units(const Vec (&a)[kUnits]) {
   const __m512i second = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   return add(_mm512_permutex2var_ps(a[0], first, a[1]), _mm512_permutex2var_ps(a[0], second, a[1]));
 }
-GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // quiet, signalling NaN, ±infinity
+GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, kNonfinite) != 0; }
 
 GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 template <class Codec>
@@ -210,7 +213,7 @@ GQA_OP void store_as(std::byte* p, Vec a) {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), quiet);
+    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_fpclass_ps_mask(a, kNaN), quiet);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
 }

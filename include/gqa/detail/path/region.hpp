@@ -75,8 +75,9 @@
 /// Kernels of a few hundred instructions, that are called by the stages: registers are for them alone.
 #define GQA_KERNEL inline __attribute__((noinline))
 #if GQA_DETAIL_X86
-// Fused multiply-adds, and maxima (the second where the first is NaN), of the region they stand in. With Clang immintrin.h's functions
-// bring their unit's flags along, its macros and builtins do not; sums, differences and products are operators for the same reason.
+// Fused multiply-adds, maxima (the second where the first is NaN) and value, but 0 where x < floor (value where x is NaN), by what the unit's
+// flags do not reach. With Clang they reach immintrin.h's functions, and its comparisons; they do not reach operators in a region, of which
+// sums, differences and products are made too.
 #if !defined(__clang__)
 #define GQA_FMA_PS256(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define GQA_FMA_PS512(a, b, c) _mm512_fmadd_ps(a, b, c)
@@ -84,6 +85,8 @@
 #define GQA_MAX_PS128(a, b) _mm_max_ps(a, b)
 #define GQA_MAX_PS256(a, b) _mm256_max_ps(a, b)
 #define GQA_MAX_PS512(a, b) _mm512_max_ps(a, b)
+#define GQA_ZERO_BELOW_PS256(x, floor, value) _mm256_and_ps(_mm256_cmp_ps(x, floor, _CMP_NLT_UQ), value)
+#define GQA_ZERO_BELOW_PS512(x, floor, value) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value)
 #else
 #if __has_builtin(__builtin_elementwise_fma)
 #define GQA_FMA_PS256(a, b, c) __builtin_elementwise_fma(a, b, c)
@@ -96,6 +99,10 @@
 #define GQA_MAX_PS128(a, b) __builtin_ia32_maxps(a, b)
 #define GQA_MAX_PS256(a, b) __builtin_ia32_maxps256(a, b)
 #define GQA_MAX_PS512(a, b) _mm512_max_round_ps(a, b, _MM_FROUND_CUR_DIRECTION)
+#define GQA_ZERO_BELOW_PS256(x, floor, value) \
+  _mm256_castsi256_ps(_mm256_andnot_si256(reinterpret_cast<__m256i>(x < floor), _mm256_castps_si256(value)))
+#define GQA_ZERO_BELOW_PS512(x, floor, value) \
+  _mm512_castsi512_ps(_mm512_andnot_si512(reinterpret_cast<__m512i>(x < floor), _mm512_castps_si512(value)))
 #endif
 #endif
 
@@ -129,6 +136,15 @@ struct F16 {
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
+
+#if defined(__clang__) && GQA_DETAIL_X86 && !defined(__FMA__)
+/// The C library's, by another name: Clang may take __builtin_fmaf for a product and a sum under -fassociative-math, and where the target has
+/// no such instruction it does.
+float library_fmaf(float a, float b, float c) noexcept __asm__("fmaf");
+#define GQA_FMAF(a, b, c) ::gqa::detail::library_fmaf(a, b, c)
+#else
+#define GQA_FMAF(a, b, c) __builtin_fmaf(a, b, c)
+#endif
 
 /// 1 / √head_dim, what q·k is multiplied by unless the caller says otherwise.
 inline float default_scale(Index head_dim) noexcept { return 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)); }

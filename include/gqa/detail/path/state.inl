@@ -85,7 +85,7 @@ inline void merge(const RowTile& into, const RowTile& from) {
       __builtin_memcpy(into.m + row, lanes, static_cast<std::size_t>(rows) * sizeof(float));
     }
     for (Index i = row * into.l_stride; i < (row + 1) * into.l_stride; ++i)
-      into.l[i] = __builtin_fmaf(into.l[i], a[lane], from.l[i] * b[lane]);
+      into.l[i] = fma(into.l[i], a[lane], from.l[i] * b[lane]);
     const Vec into_factor = set1(a[lane]);
     const Vec from_factor = set1(b[lane]);
     float* o = into.o + row * into.o_stride;
