@@ -222,8 +222,10 @@ GQA_OP void store_as(std::byte* p, Vec a) {
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP
 #define GQA_KERNEL_PATH Path::avx512
+#define GQA_KERNELS_NAME "gqa_kernels_avx512"
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
+#undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
 

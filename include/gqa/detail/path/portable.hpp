@@ -176,8 +176,10 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #define GQA_LONG_OP GQA_KERNEL  // lane by lane, too long to be inlined
 #define GQA_STRIP_LOOP
 #define GQA_KERNEL_PATH Path::portable
+#define GQA_KERNELS_NAME "gqa_kernels_portable"
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
+#undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
 
