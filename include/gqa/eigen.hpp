@@ -47,20 +47,20 @@ GQA_ALWAYS_INLINE Index column_step(const M& matrix) {
 /// Columns per head. `what` is the call that names them in an error.
 inline Index split_columns(const char* what, Index columns, Index heads) {
   if (heads <= 0) fail("heads", heads, "1 or more");
-  if (columns % heads != 0) fail(what, columns, "a multiple of heads = " + std::to_string(heads));
+  if (columns % heads != 0) fail(what, columns, "a multiple of heads = " + to_text(heads));
   return columns / heads;
 }
 
 inline void check_cache_matrices(Index k_rows, Index k_step, Index v_rows, Index v_step, Index length) {
   if (k_step != 1) fail("column step of keys", k_step, "1: the dims of a key row lie side by side in memory");
   if (v_step != 1) fail("column step of values", v_step, "1: the dims of a value row lie side by side in memory");
-  if (v_rows != k_rows) fail("values.rows()", v_rows, "keys.rows() = " + std::to_string(k_rows));
-  if (length < 0 || length > k_rows) fail("length", length, "0 to keys.rows() = " + std::to_string(k_rows));
+  if (v_rows != k_rows) fail("values.rows()", v_rows, "keys.rows() = " + to_text(k_rows));
+  if (length < 0 || length > k_rows) fail("length", length, "0 to keys.rows() = " + to_text(k_rows));
 }
 
 inline void check_map(ElementType given, ElementType wanted, Index head, Index heads, const TensorStrides& strides) {
   if (given != wanted) fail("view.type", element_name(given), element_name(wanted));
-  if (head < 0 || head >= heads) fail("head", head, "0 or more and less than view.heads = " + std::to_string(heads));
+  if (head < 0 || head >= heads) fail("head", head, "0 or more and less than view.heads = " + to_text(heads));
   if (strides.token < 0 || strides.dim < 0)
     fail("view.strides", std::min(strides.token, strides.dim), "steps that Eigen can express: 0 or more");
 }

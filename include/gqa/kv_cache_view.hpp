@@ -4,7 +4,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 
 #include "gqa/element.hpp"
 #include "gqa/error.hpp"
@@ -153,7 +152,7 @@ inline void check_kv_span(const char* what, std::size_t given, Index tokens, Ind
   if (__builtin_mul_overflow(tokens, heads, &needed) || __builtin_mul_overflow(needed, dim, &needed))
     fail("kv.length", tokens, "length * kv_heads * dim that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed))
-    fail(what, static_cast<Index>(given), "at least length * kv_heads * dim = " + std::to_string(needed));
+    fail(what, static_cast<Index>(given), "at least length * kv_heads * dim = " + to_text(needed));
 }
 
 }  // namespace detail::inline GQA_ABI

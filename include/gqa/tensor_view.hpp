@@ -4,7 +4,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 #include <type_traits>
 
 #include "gqa/element.hpp"
@@ -22,15 +21,15 @@ struct TensorStrides {
 namespace detail::inline GQA_ABI {
 
 inline void check_span_extent(const char* what, std::size_t given, Index tokens, Index heads, Index dim) {
-  if (tokens < 0) fail(std::string(what) + ".tokens", tokens, "0 or more");
-  if (heads < 0) fail(std::string(what) + ".heads", heads, "0 or more");
-  if (dim < 0) fail(std::string(what) + ".dim", dim, "0 or more");
+  if (tokens < 0) fail(Text(what) + ".tokens", tokens, "0 or more");
+  if (heads < 0) fail(Text(what) + ".heads", heads, "0 or more");
+  if (dim < 0) fail(Text(what) + ".dim", dim, "0 or more");
   Index needed = 0;
   if (__builtin_mul_overflow(tokens, heads, &needed) || __builtin_mul_overflow(needed, dim, &needed))
-    fail(std::string(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
+    fail(Text(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed))
-    fail(std::string(what) + ".size()", static_cast<Index>(given),
-         "at least tokens * heads * dim = " + std::to_string(needed));
+    fail(Text(what) + ".size()", static_cast<Index>(given),
+         "at least tokens * heads * dim = " + to_text(needed));
 }
 
 }  // namespace detail::inline GQA_ABI

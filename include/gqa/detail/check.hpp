@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 #include "gqa/detail/call.hpp"
 
@@ -23,7 +22,7 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
     if (wish == dynamic) return;
     if (wish <= 0) fail(name, wish, extent_expectation());
     if (extent != dynamic && extent != wish)
-      fail(name, wish, std::to_string(extent) + ", the template's static extent");
+      fail(name, wish, to_text(extent) + ", the template's static extent");
     extent = wish;
   };
   merge("shape.query_heads", merged.query_heads, given.query_heads);
@@ -31,7 +30,7 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
   merge("shape.head_dim", merged.head_dim, given.head_dim);
   merge("shape.value_dim", merged.value_dim, given.value_dim);
   if (merged.query_heads > 0 && merged.kv_heads > 0 && merged.query_heads % merged.kv_heads != 0)
-    fail("shape.kv_heads", merged.kv_heads, "a divisor of query_heads = " + std::to_string(merged.query_heads));
+    fail("shape.kv_heads", merged.kv_heads, "a divisor of query_heads = " + to_text(merged.query_heads));
   return merged;
 }
 
@@ -39,14 +38,14 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
 struct ArgumentName {
   Index sequence;
   bool in_batch;
-  std::string operator()(const char* member) const {
-    return in_batch ? "batch[" + std::to_string(sequence) + "]." + member : std::string(member);
+  Text operator()(const char* member) const {
+    return in_batch ? "batch[" + to_text(sequence) + "]." + member : Text(member);
   }
 };
 
 inline void check_extent(const ArgumentName& name, const char* member, Index given, Index expected, Index most) {
-  if (expected != dynamic && given != expected) fail(name(member), given, std::to_string(expected));
-  if (given <= 0 || given > most) fail(name(member), given, "1 to " + std::to_string(most));
+  if (expected != dynamic && given != expected) fail(name(member), given, to_text(expected));
+  if (given <= 0 || given > most) fail(name(member), given, "1 to " + to_text(most));
 }
 
 inline void check_type(const ArgumentName& name, const char* member, ElementType type) {
@@ -54,9 +53,9 @@ inline void check_type(const ArgumentName& name, const char* member, ElementType
 }
 
 inline void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
-  if (data == nullptr) fail(name(member), "null", "a pointer to " + std::string(element_name(type)) + " elements");
+  if (data == nullptr) fail(name(member), "null", "a pointer to " + Text(element_name(type)) + " elements");
   if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(element_bytes(type)) != 0)
-    fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(element_bytes(type)));
+    fail(name(member), "misaligned", "an address that is a multiple of " + to_text(element_bytes(type)));
 }
 
 /// (extent − 1) · |stride| elements added to `reach`; fails if that leaves 56 bits. A stride that is never stepped is bounded too,
@@ -98,8 +97,8 @@ inline void check_no_overlap(const ArgumentName& name, const TensorView& out) {
     if (extent[i] <= 1) continue;
     if (stride[i] <= reach)
       fail(name("out.strides"),
-           "{" + std::to_string(out.strides.token) + ", " + std::to_string(out.strides.head) + ", " +
-               std::to_string(out.strides.dim) + "}",
+           "{" + to_text(out.strides.token) + ", " + to_text(out.strides.head) + ", " +
+               to_text(out.strides.dim) + "}",
            "strides that give every (token, head, dim) an element of its own");
     reach += (extent[i] - 1) * stride[i];
   }
@@ -136,7 +135,7 @@ inline void check_cache(const ArgumentName& name, const KvCacheView& kv) {
       if (kv.page_table == nullptr) fail(name("kv.page_table"), "null", "a pointer to page indices");
       if (kv.page_table_size < (kv.length - 1) / kv.page_size + 1)
         fail(name("kv.page_table_size"), kv.page_table_size,
-             "at least ceil(length / page_size) = " + std::to_string((kv.length - 1) / kv.page_size + 1));
+             "at least ceil(length / page_size) = " + to_text((kv.length - 1) / kv.page_size + 1));
       slots = kv.page_size;
       pages = kv.pool_pages;
       break;
@@ -182,16 +181,16 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   if (kv.storage == Storage::ring) {
     if (hull.begin >= kv.first_position()) return;
     if (kv.length - hull.begin <= kv.capacity)
-      fail(name("kv.oldest"), kv.oldest, "position " + std::to_string(hull.begin) + ", which a query sees, or before");
+      fail(name("kv.oldest"), kv.oldest, "position " + to_text(hull.begin) + ", which a query sees, or before");
     fail(name("kv.capacity"), kv.capacity,
-         "room for position " + std::to_string(hull.begin) +
-             ", which a query sees: at least length - position = " + std::to_string(kv.length - hull.begin));
+         "room for position " + to_text(hull.begin) +
+             ", which a query sees: at least length - position = " + to_text(kv.length - hull.begin));
   }
   const auto check_pages = [&](Index begin, Index end) {
     for (Index page = begin / kv.page_size; page * kv.page_size < end; ++page)
       if (kv.page_table[page] < 0 || kv.page_table[page] >= kv.pool_pages)
-        fail(name(("kv.page_table[" + std::to_string(page) + "]").c_str()), kv.page_table[page],
-             "a page in [0, " + std::to_string(kv.pool_pages) + ")");
+        fail(name(("kv.page_table[" + to_text(page) + "]").c_str()), kv.page_table[page],
+             "a page in [0, " + to_text(kv.pool_pages) + ")");
   };
   PositionRange done;  // grows while ranges touch it, as those of successive positions do
   for (Index token = 0; token < sequence.q.tokens; ++token) {
@@ -210,10 +209,10 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
 /// One of the functor's cache types, as bits?
 inline void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
   if (is_among(types, type)) return;
-  std::string expected;
+  Text expected;
   constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   for (const ElementType other : every)
-    if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
+    if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + Text(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
 }
 
@@ -229,8 +228,8 @@ inline void check_sequence(const ArgumentName& name, const HeadShape& shape, uns
   check_extent(name, "kv.head_dim", kv.head_dim, q.dim, kMaxWidth);
   check_extent(name, "kv.value_dim", kv.value_dim, shape.value_dim, kMaxWidth);
   if (q.heads % kv.kv_heads != 0)
-    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of q.heads = " + std::to_string(q.heads));
-  if (out.tokens != q.tokens) fail(name("out.tokens"), out.tokens, "q.tokens = " + std::to_string(q.tokens));
+    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of q.heads = " + to_text(q.heads));
+  if (out.tokens != q.tokens) fail(name("out.tokens"), out.tokens, "q.tokens = " + to_text(q.tokens));
   check_extent(name, "out.heads", out.heads, q.heads, kMaxHeads);
   check_extent(name, "out.dim", out.dim, kv.value_dim, kMaxWidth);
   check_tensor(name, "q.type", "q.data", "q.strides", q.data, q.type, q.tokens, q.heads, q.dim, q.strides);
@@ -240,10 +239,10 @@ inline void check_sequence(const ArgumentName& name, const HeadShape& shape, uns
   const auto count = static_cast<std::size_t>(q.tokens);
   if (!sequence.positions.empty() && sequence.positions.size() != count)
     fail(name("positions.size()"), static_cast<Index>(sequence.positions.size()),
-         "q.tokens = " + std::to_string(q.tokens) + ", or none");
+         "q.tokens = " + to_text(q.tokens) + ", or none");
   if (!sequence.lse.empty() && sequence.lse.size() != count * static_cast<std::size_t>(q.heads))
     fail(name("lse.size()"), static_cast<Index>(sequence.lse.size()),
-         "q.tokens * q.heads = " + std::to_string(q.tokens * q.heads) + ", or none");
+         "q.tokens * q.heads = " + to_text(q.tokens * q.heads) + ", or none");
   check_cache(name, kv);
   check_compiled(name, "kv.k_type", kv.k_type, types);
   check_compiled(name, "kv.v_type", kv.v_type, types);
@@ -265,7 +264,7 @@ inline Path check_path(const Options& options) {
   if (!options.path.has_value()) return active;
   if (*options.path > Path::amx || !path_available(*options.path))
     fail("options.path", *options.path > Path::amx ? "unknown" : path_name(*options.path),
-         "a path that this process can run, such as " + std::string(path_name(active)));
+         "a path that this process can run, such as " + Text(path_name(active)));
   return *options.path;
 }
 
@@ -277,7 +276,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   call.kernels_for = functor.kernels_for;
   call.variant = variant;
   if (options.scale.has_value() && !is_finite(*options.scale))
-    fail("options.scale", std::to_string(*options.scale), "a finite number");
+    fail("options.scale", to_text(*options.scale), "a finite number");
   if (variant.check != nullptr) variant.check(variant.variant);
   if (options.executor.concurrency() < 1)
     fail("options.executor.concurrency()", options.executor.concurrency(), "1 or more");

@@ -81,7 +81,7 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
   const std::size_t needed = total_scratch(sizes);
   if (!options.scratch.empty() && options.scratch.size() < needed)
     fail("options.scratch.size()", static_cast<Index>(options.scratch.size()),
-         "at least scratch_bytes() = " + std::to_string(needed));
+         "at least scratch_bytes() = " + to_text(needed));
 
   const auto run = [&](std::byte* memory) {
     const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;

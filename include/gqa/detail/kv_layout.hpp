@@ -5,7 +5,6 @@
 
 #include <limits>
 #include <optional>
-#include <string>
 #include <utility>
 
 #include "gqa/detail/kv_rows.hpp"

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -99,17 +98,17 @@ inline void check_element_type(const char* argument, ElementType type) {
     fail(argument, static_cast<Index>(type), "ElementType::f32, bf16 or f16");
 }
 
-inline void check_rows(const std::string& name, const ConstTensorView& rows, Index kv_heads, const char* width,
+inline void check_rows(const Text& name, const ConstTensorView& rows, Index kv_heads, const char* width,
                        Index dim) {
   if (rows.tokens < 0) fail(name + ".tokens", rows.tokens, "0 or more");
-  if (rows.heads != kv_heads) fail(name + ".heads", rows.heads, "the cache's kv_heads = " + std::to_string(kv_heads));
-  if (rows.dim != dim) fail(name + ".dim", rows.dim, std::string("the cache's ") + width + " = " + std::to_string(dim));
+  if (rows.heads != kv_heads) fail(name + ".heads", rows.heads, "the cache's kv_heads = " + to_text(kv_heads));
+  if (rows.dim != dim) fail(name + ".dim", rows.dim, Text("the cache's ") + width + " = " + to_text(dim));
   check_element_type((name + ".type").c_str(), rows.type);
   if (rows.tokens == 0) return;
   if (rows.data == nullptr) fail(name + ".data", "null", "a pointer to the rows");
   const Index bytes = element_bytes(rows.type);
   if (reinterpret_cast<std::uintptr_t>(rows.data) % static_cast<std::uintptr_t>(bytes) != 0)
-    fail(name + ".data", "misaligned", "an address that is a multiple of " + std::to_string(bytes));
+    fail(name + ".data", "misaligned", "an address that is a multiple of " + to_text(bytes));
 }
 
 inline void check_not_moved_from(Index kv_heads) {
@@ -121,7 +120,7 @@ inline void check_append(const KvCacheView& cache, const ConstTensorView& k, con
   check_not_moved_from(cache.kv_heads);
   check_rows("k", k, cache.kv_heads, "head_dim", cache.head_dim);
   check_rows("v", v, cache.kv_heads, "value_dim", cache.value_dim);
-  if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + std::to_string(k.tokens));
+  if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + to_text(k.tokens));
 }
 
 /// Packed (token, head, dim) elements as rows; as many tokens as there are elements for.
@@ -131,16 +130,16 @@ inline ConstTensorView packed_rows(const char* name, std::span<T, Extent> elemen
   const auto size = static_cast<Index>(elements.size());
   const Index token = kv_heads * dim;
   if (size % token != 0)
-    fail(std::string(name) + ".size()", size, "a multiple of the elements of a token, " + std::to_string(token));
+    fail(Text(name) + ".size()", size, "a multiple of the elements of a token, " + to_text(token));
   return ConstTensorView(elements.data(), size / token, kv_heads, dim);
 }
 
 inline void check_truncate(Index length, Index first, Index current) {
   if (length < 0 || length > current || (length < first && length != 0))
     fail("length", length,
-         first == 0 ? "between 0 and the tokens held, " + std::to_string(current)
-                    : "0, or between the oldest position held, " + std::to_string(first) + ", and the next one, " +
-                          std::to_string(current));
+         first == 0 ? "between 0 and the tokens held, " + to_text(current)
+                    : "0, or between the oldest position held, " + to_text(first) + ", and the next one, " +
+                          to_text(current));
 }
 
 }  // namespace GQA_ABI

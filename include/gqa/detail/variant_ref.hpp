@@ -3,8 +3,6 @@
 /// A variant with its type erased, so that checking, planning and the task loop are compiled once.
 #pragma once
 
-#include <bit>
-
 #include "gqa/detail/path/kernels.hpp"
 #include "gqa/variant.hpp"
 
@@ -41,7 +39,7 @@ VariantRef variant_ref(const V& variant) noexcept {
                     Index block_begin) {
       std::uint64_t visible = 0;
       for (std::uint64_t rest = candidates; rest != 0; rest &= rest - 1) {
-        const int t = std::countr_zero(rest);
+        const int t = __builtin_ctzll(rest);
         if (static_cast<const V*>(self)->is_visible(query_position, block_begin + t, query_head))
           visible |= std::uint64_t{1} << t;
       }
