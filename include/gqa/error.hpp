@@ -3,7 +3,6 @@
 /// What is thrown when an argument is wrong or storage has run out, and what happens under -fno-exceptions.
 #pragma once
 
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -33,13 +32,13 @@ class StorageExhausted : public std::runtime_error {
 using ErrorHandler = void (*)(const char* message);
 
 namespace detail {
-inline std::atomic<ErrorHandler> error_handler{nullptr};
+inline ErrorHandler error_handler = nullptr;  // atomic, by builtins: std::atomic's functions are shared by units of other flags
 }  // namespace detail
 
 /// Sets the handler for units compiled with -fno-exceptions and returns the one before (null: print and abort).
 /// Safe to call from any thread. Units compiled with exceptions throw and never call it.
 GQA_ALWAYS_INLINE ErrorHandler set_error_handler(ErrorHandler handler) noexcept {
-  return detail::error_handler.exchange(handler);
+  return __atomic_exchange_n(&detail::error_handler, handler, __ATOMIC_SEQ_CST);
 }
 
 namespace detail::inline GQA_ABI {
@@ -49,7 +48,7 @@ template <class Exception>
 #if defined(__cpp_exceptions)
   throw Exception(message);
 #else
-  if (const ErrorHandler handler = error_handler.load()) handler(message);
+  if (const ErrorHandler handler = __atomic_load_n(&error_handler, __ATOMIC_SEQ_CST)) handler(message);
   std::fprintf(stderr, "%s\n", message);
   std::abort();
 #endif

@@ -79,7 +79,7 @@ struct KvCacheView {
   template <Element K, Element V>
   GQA_ALWAYS_INLINE static KvCacheView contiguous(const K* keys, const V* values, KvShape shape, KvStrides k_steps,
                                                   KvStrides v_steps) noexcept {
-    KvCacheView view;
+    KvCacheView view{};
     view.k = keys;
     view.v = values;
     view.k_type = ElementTraits<K>::type;

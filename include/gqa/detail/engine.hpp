@@ -40,9 +40,9 @@ inline void run_worker(const CallPlan& call, Index worker) {
 }
 
 inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef& executor) {
-  for (Index i = 0; i < sizes.progress; ++i) ::new (&call.progress[i]) Progress;
+  for (Index i = 0; i < sizes.progress; ++i) ::new (&call.progress[i]) Progress{};
   for (Index i = 0, begin = 0; i < call.workers; ++i) {
-    WorkerTasks& tasks = *::new (&call.queues[i]) WorkerTasks;
+    WorkerTasks& tasks = *::new (&call.queues[i]) WorkerTasks{};
     tasks.next.store(begin, std::memory_order_relaxed);
     tasks.end = begin += (call.task_count - begin) / (call.workers - i);
   }
@@ -53,7 +53,7 @@ inline void execute(CallPlan& call, const ScratchSizes& sizes, const ExecutorRef
 /// Scratch in bytes, with room to align a buffer of any alignment.
 inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
   Carver carver(nullptr);
-  CallPlan layout;
+  CallPlan layout{};
   carve_call(carver, sizes, layout);
   return carver.used() + kScratchAlignment;
 }
@@ -61,7 +61,7 @@ inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
 inline std::size_t scratch_needed(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                                   const Options& options) {
   if (batch.empty()) return 0;
-  CallPlan call;
+  CallPlan call{};
   check_call(batch, functor, variant, options, call);
   return total_scratch(plan_batch(call, options));
 }
@@ -70,7 +70,7 @@ inline std::size_t scratch_needed(std::span<const Sequence> batch, const Functor
 inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                    const Options& options, ScratchCache& cache) {
   if (batch.empty()) return;
-  CallPlan call;
+  CallPlan call{};
   check_call(batch, functor, variant, options, call);
   {
     const FloatEnvironment environment;

@@ -17,7 +17,7 @@ struct KvPool {
   Buffer v;
   Buffer free_pages;  // std::int32_t: a stack of the pages that nobody uses
   Buffer references;  // std::int32_t per page: sequences that use it
-  KvCacheView view;   // of a sequence without tokens
+  KvCacheView view{};   // of a sequence without tokens
   Index free_count = 0;
   Index owners = 1;  // the handle and the sequences
 
@@ -31,7 +31,7 @@ struct KvPool {
 struct KvPageTable {
   KvPool* pool = nullptr;
   Buffer entries;  // std::int32_t: logical page → physical page
-  KvCacheView view;
+  KvCacheView view{};
 
   GQA_ALWAYS_INLINE KvPageTable() noexcept {}
   GQA_ALWAYS_INLINE KvPageTable(KvPageTable&& other) noexcept

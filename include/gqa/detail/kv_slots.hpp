@@ -12,7 +12,7 @@ namespace gqa::detail {
 struct KvSlots {
   Buffer k;
   Buffer v;
-  KvCacheView view;
+  KvCacheView view{};
   Index slots = 0;  // tokens there is room for
   Index first = 0;  // ring: positions before it have been overwritten
 

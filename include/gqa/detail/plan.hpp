@@ -50,7 +50,7 @@ inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
 
 /// Room for a task of a sequence.
 inline TaskScratch carve_task(Carver& carver, const SequencePlan& plan, const HeadShape& shape) noexcept {
-  TaskScratch scratch;
+  TaskScratch scratch{};
   RowTile& tile = scratch.tile;
   const Kernels& kernels = *plan.kernels;
   const Index heads = plan.heads;
@@ -147,7 +147,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
       plan.progress = sizes.progress;
       plan.partial = sizes.partial_bytes;
       sizes.progress += plan.head_groups;
-      RowTile strides;
+      RowTile strides{};
       set_strides(strides, *plan.kernels, call.shape.value_dim);
       sizes.partial_bytes +=
           state_bytes(strides, plan.heads, plan.rows) * static_cast<std::size_t>(plan.head_groups * plan.spans);

@@ -3,7 +3,6 @@
 /// Scratch memory: carving it up, and keeping it between calls.
 #pragma once
 
-#include <atomic>
 #include <cstring>
 #include <new>
 
@@ -77,12 +76,12 @@ class ScratchCache {
   }
   // Held for a few instructions only.
   GQA_ALWAYS_INLINE void lock() noexcept {
-    while (busy_.exchange(true, std::memory_order_acquire)) {
+    while (__atomic_test_and_set(&busy_, __ATOMIC_ACQUIRE)) {
     }
   }
-  GQA_ALWAYS_INLINE void unlock() noexcept { busy_.store(false, std::memory_order_release); }
+  GQA_ALWAYS_INLINE void unlock() noexcept { __atomic_clear(&busy_, __ATOMIC_RELEASE); }
 
-  std::atomic<bool> busy_{false};
+  bool busy_ = false;  // by builtins: std::atomic's functions are shared by units of other flags
   Buffer* spare_ = nullptr;
 };
 
