@@ -2,8 +2,11 @@
 // Attention calls whose results any compiler flag that changes floating-point arithmetic would show in. Prints a digest of the bits for
 // each path and case; built with other flags it must print the same. GQA_FLAGS_TYPES says which types of caches.
 //
+// Path::amx is tried by emulated tiles too: amx_emulator.cpp is linked.
+//
 // Inputs are exact whatever the flags, and so is what the variant does: a user's functor is compiled with the user's flags.
-#include <bit>
+#define GQA_DETAIL_EMULATED_AMX
+
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
