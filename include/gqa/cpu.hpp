@@ -151,8 +151,7 @@ inline Path parse_path(const char* word) {
   constexpr Path every[] = {Path::portable, Path::neon, Path::avx2, Path::avx512, Path::avx512bf16, Path::amx};
   for (const Path path : every)
     if (std::strcmp(word, path_name(path)) == 0) return path;
-  fail("environment variable GQA_PATH", Text("\"") + word + "\"",
-       "portable, neon, avx2, avx512, avx512bf16 or amx");
+  fail("environment variable GQA_PATH", Text("\"") + word + "\"", "portable, neon, avx2, avx512, avx512bf16 or amx");
 }
 
 /// `wish`: the value of GQA_PATH, or null. Lowers the path, never raises it.

@@ -3,8 +3,8 @@
 /// Element types of queries, outputs and caches: f32 and the two 16-bit storage types.
 #pragma once
 
-#include <cstddef>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -17,8 +17,8 @@ enum class ElementType : std::uint8_t { f32, bf16, f16 };
 
 namespace detail::inline GQA_ABI {
 
-// By its bits: a compiler may have been told that every number is finite.
-GQA_ALWAYS_INLINE constexpr bool is_finite(float value) noexcept {
+// By its bits, where it lies: a compiler may have been told that every number is finite, and every argument a number.
+GQA_ALWAYS_INLINE constexpr bool is_finite(const float& value) noexcept {
   return (__builtin_bit_cast(std::uint32_t, value) & 0x7f800000u) != 0x7f800000u;
 }
 

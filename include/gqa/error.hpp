@@ -32,7 +32,8 @@ class StorageExhausted : public std::runtime_error {
 using ErrorHandler = void (*)(const char* message);
 
 namespace detail {
-inline ErrorHandler error_handler = nullptr;  // atomic, by builtins: std::atomic's functions are shared by units of other flags
+inline ErrorHandler error_handler =
+    nullptr;  // atomic, by builtins: std::atomic's functions are shared by units of other flags
 }  // namespace detail
 
 /// Sets the handler for units compiled with -fno-exceptions and returns the one before (null: print and abort).

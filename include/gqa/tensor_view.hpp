@@ -28,8 +28,7 @@ inline void check_span_extent(const char* what, std::size_t given, Index tokens,
   if (__builtin_mul_overflow(tokens, heads, &needed) || __builtin_mul_overflow(needed, dim, &needed))
     fail(Text(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed))
-    fail(Text(what) + ".size()", static_cast<Index>(given),
-         "at least tokens * heads * dim = " + to_text(needed));
+    fail(Text(what) + ".size()", static_cast<Index>(given), "at least tokens * heads * dim = " + to_text(needed));
 }
 
 }  // namespace detail::inline GQA_ABI

@@ -24,7 +24,8 @@ using gqa::Index;
 
 constexpr Index kQueryHeads = 6;
 constexpr Index kKvHeads = 2;
-constexpr Index kHeadDim = 40;  // no power of two: the default scale is rounded; not a multiple of 16: tails are computed too
+constexpr Index kHeadDim =
+    40;  // no power of two: the default scale is rounded; not a multiple of 16: tails are computed too
 constexpr Index kTokens = 777;
 
 using Attention = gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, kHeadDim, kHeadDim, gqa::CacheOf<GQA_FLAGS_TYPES>>;
@@ -117,7 +118,8 @@ void run_types(gqa::Path path, gqa::CacheOf<T...>) {
 }  // namespace
 
 int main() {
-  for (const gqa::Path path : {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
+  for (const gqa::Path path :
+       {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
     if (gqa::path_available(path)) run_types(path, gqa::CacheOf<GQA_FLAGS_TYPES>{});
   float element = 0.0f;
 #if defined(__cpp_exceptions)

@@ -8,7 +8,9 @@ extern "C" std::uint64_t GQA_UNIT();
 
 // Public types of a program, with external names: what the library makes of them is shared if its names are.
 struct PairVariant {
-  GQA_ALWAYS_INLINE gqa::PositionRange visible_range(gqa::Index query, gqa::Index length) const { return {query / 8, length}; }
+  GQA_ALWAYS_INLINE gqa::PositionRange visible_range(gqa::Index query, gqa::Index length) const {
+    return {query / 8, length};
+  }
   GQA_ALWAYS_INLINE bool is_visible(gqa::Index query, gqa::Index key, gqa::Index) const { return (query ^ key) != 12; }
   GQA_ALWAYS_INLINE float score(float score, gqa::Index, gqa::Index, gqa::Index) const { return score * 0.5f; }
 };

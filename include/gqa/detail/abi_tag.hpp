@@ -48,25 +48,25 @@
 // --- the instruction set -------------------------------------------------------------------------------------------------
 
 #if defined(__x86_64__) || defined(__i386__)
-#define GQA_DETAIL_ISA_SSE                                                           \
-  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__),     \
-                    GQA_DETAIL_HEX(__SSE4A__, __POPCNT__, __LZCNT__, __MOVBE__),     \
-                    GQA_DETAIL_HEX(__BMI__, __BMI2__, __TBM__, __ADX__),             \
+#define GQA_DETAIL_ISA_SSE                                                       \
+  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__), \
+                    GQA_DETAIL_HEX(__SSE4A__, __POPCNT__, __LZCNT__, __MOVBE__), \
+                    GQA_DETAIL_HEX(__BMI__, __BMI2__, __TBM__, __ADX__),         \
                     GQA_DETAIL_HEX(__PCLMUL__, __AES__, __SHA__, __CRC32__))
-#define GQA_DETAIL_ISA_AVX                                                           \
-  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__AVX__, __AVX2__, __FMA__, __F16C__),            \
-                    GQA_DETAIL_HEX(__FMA4__, __XOP__, __GFNI__, __VAES__),           \
+#define GQA_DETAIL_ISA_AVX                                                                       \
+  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__AVX__, __AVX2__, __FMA__, __F16C__),                        \
+                    GQA_DETAIL_HEX(__FMA4__, __XOP__, __GFNI__, __VAES__),                       \
                     GQA_DETAIL_HEX(__AVXVNNI__, __AVXIFMA__, __AVXNECONVERT__, __AVXVNNIINT8__), \
                     GQA_DETAIL_HEX(__AVXVNNIINT16__, __VPCLMULQDQ__, __PRFCHW__, __GCC_HAVE_SYNC_COMPARE_AND_SWAP_16))
-#define GQA_DETAIL_ISA_AVX512                                                                    \
-  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__AVX512F__, __AVX512BW__, __AVX512DQ__, __AVX512VL__),       \
-                    GQA_DETAIL_HEX(__AVX512CD__, __AVX512VBMI__, __AVX512VBMI2__, __AVX512IFMA__), \
+#define GQA_DETAIL_ISA_AVX512                                                                              \
+  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__AVX512F__, __AVX512BW__, __AVX512DQ__, __AVX512VL__),                 \
+                    GQA_DETAIL_HEX(__AVX512CD__, __AVX512VBMI__, __AVX512VBMI2__, __AVX512IFMA__),         \
                     GQA_DETAIL_HEX(__AVX512VNNI__, __AVX512BITALG__, __AVX512VPOPCNTDQ__, __AVX512BF16__), \
                     GQA_DETAIL_HEX(__AVX512FP16__, __AVX512ER__, __AVX512PF__, __AVX512VP2INTERSECT__))
-#define GQA_DETAIL_ISA_LATER                                                                   \
+#define GQA_DETAIL_ISA_LATER                                                                    \
   GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__AVX10_1__, __AVX10_1_512__, __AVX10_2__, __AVX10_2_512__), \
-                    GQA_DETAIL_HEX(__APX_F__, __CMPCCXADD__, __RAOINT__, __MOVRS__),           \
-                    GQA_DETAIL_HEX(__MOVDIRI__, __MOVDIR64B__, __LAHF_SAHF__, __3dNOW__),      \
+                    GQA_DETAIL_HEX(__APX_F__, __CMPCCXADD__, __RAOINT__, __MOVRS__),            \
+                    GQA_DETAIL_HEX(__MOVDIRI__, __MOVDIR64B__, __LAHF_SAHF__, __3dNOW__),       \
                     GQA_DETAIL_HEX(__RDRND__, __CLWB__, __XSAVE__, __SHA512__))
 #define GQA_DETAIL_ISA \
   GQA_DETAIL_PASTE4(GQA_DETAIL_ISA_SSE, GQA_DETAIL_ISA_AVX, GQA_DETAIL_ISA_AVX512, GQA_DETAIL_ISA_LATER)
@@ -81,25 +81,28 @@
 #else
 #define GQA_DETAIL_SVE_BITS 0
 #endif
-#define GQA_DETAIL_ISA_V8                                                                                        \
-  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__ARM_FEATURE_ATOMICS, __ARM_FEATURE_CRC32, __ARM_FEATURE_QRDMX, __ARM_FEATURE_DOTPROD), \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_FP16_SCALAR_ARITHMETIC, __ARM_FEATURE_FP16_VECTOR_ARITHMETIC,   \
-                                   __ARM_FEATURE_FP16_FML, __ARM_FEATURE_COMPLEX),                               \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_JCVT, __ARM_FEATURE_FRINT, __ARM_FEATURE_MATMUL_INT8, __ARM_FEATURE_BF16), \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_BF16_SCALAR_ARITHMETIC, __ARM_FEATURE_BF16_VECTOR_ARITHMETIC,   \
-                                   __ARM_FEATURE_PAUTH, __ARM_FEATURE_MEMORY_TAGGING))
-#define GQA_DETAIL_ISA_V9                                                                                        \
-  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__ARM_FEATURE_SVE, __ARM_FEATURE_SVE2, __ARM_FEATURE_SVE2p1, __ARM_FEATURE_SVE_BF16), \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_SVE_MATMUL_INT8, __ARM_FEATURE_SVE2_BITPERM, __ARM_FEATURE_SVE2_SHA3, \
-                                   __ARM_FEATURE_SVE2_AES),                                                      \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_SME, __ARM_FEATURE_SME2, __ARM_FEATURE_MOPS, __ARM_FEATURE_CSSC), \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_LSE128, __ARM_FEATURE_LS64, __ARM_FEATURE_FAMINMAX, __ARM_FEATURE_LUT))
+#define GQA_DETAIL_ISA_V8                                                                                             \
+  GQA_DETAIL_PASTE4(                                                                                                  \
+      GQA_DETAIL_HEX(__ARM_FEATURE_ATOMICS, __ARM_FEATURE_CRC32, __ARM_FEATURE_QRDMX, __ARM_FEATURE_DOTPROD),         \
+      GQA_DETAIL_HEX(__ARM_FEATURE_FP16_SCALAR_ARITHMETIC, __ARM_FEATURE_FP16_VECTOR_ARITHMETIC,                      \
+                     __ARM_FEATURE_FP16_FML, __ARM_FEATURE_COMPLEX),                                                  \
+      GQA_DETAIL_HEX(__ARM_FEATURE_JCVT, __ARM_FEATURE_FRINT, __ARM_FEATURE_MATMUL_INT8, __ARM_FEATURE_BF16),         \
+      GQA_DETAIL_HEX(__ARM_FEATURE_BF16_SCALAR_ARITHMETIC, __ARM_FEATURE_BF16_VECTOR_ARITHMETIC, __ARM_FEATURE_PAUTH, \
+                     __ARM_FEATURE_MEMORY_TAGGING))
+#define GQA_DETAIL_ISA_V9                                                                                  \
+  GQA_DETAIL_PASTE4(                                                                                       \
+      GQA_DETAIL_HEX(__ARM_FEATURE_SVE, __ARM_FEATURE_SVE2, __ARM_FEATURE_SVE2p1, __ARM_FEATURE_SVE_BF16), \
+      GQA_DETAIL_HEX(__ARM_FEATURE_SVE_MATMUL_INT8, __ARM_FEATURE_SVE2_BITPERM, __ARM_FEATURE_SVE2_SHA3,   \
+                     __ARM_FEATURE_SVE2_AES),                                                              \
+      GQA_DETAIL_HEX(__ARM_FEATURE_SME, __ARM_FEATURE_SME2, __ARM_FEATURE_MOPS, __ARM_FEATURE_CSSC),       \
+      GQA_DETAIL_HEX(__ARM_FEATURE_LSE128, __ARM_FEATURE_LS64, __ARM_FEATURE_FAMINMAX, __ARM_FEATURE_LUT))
 #define GQA_DETAIL_ISA_CRYPTO                                                                                    \
-  GQA_DETAIL_PASTE4(GQA_DETAIL_HEX(__ARM_FEATURE_AES, __ARM_FEATURE_SHA2, __ARM_FEATURE_SHA3, __ARM_FEATURE_SHA512), \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_SM3, __ARM_FEATURE_SM4, __ARM_FEATURE_CRYPTO, __ARM_FEATURE_RNG), \
-                    GQA_DETAIL_HEX(__ARM_FEATURE_BTI_DEFAULT, __ARM_FEATURE_TME, __ARM_FEATURE_FP8, __ARM_FEATURE_SVE_B16B16), \
-                    GQA_DETAIL_HEX(__AARCH64EB__, __ARM_FEATURE_GCS_DEFAULT, __ARM_FEATURE_FCMA, __ARM_FEATURE_NUMERIC_MAXMIN))
-#define GQA_DETAIL_ISA                                                                         \
+  GQA_DETAIL_PASTE4(                                                                                             \
+      GQA_DETAIL_HEX(__ARM_FEATURE_AES, __ARM_FEATURE_SHA2, __ARM_FEATURE_SHA3, __ARM_FEATURE_SHA512),           \
+      GQA_DETAIL_HEX(__ARM_FEATURE_SM3, __ARM_FEATURE_SM4, __ARM_FEATURE_CRYPTO, __ARM_FEATURE_RNG),             \
+      GQA_DETAIL_HEX(__ARM_FEATURE_BTI_DEFAULT, __ARM_FEATURE_TME, __ARM_FEATURE_FP8, __ARM_FEATURE_SVE_B16B16), \
+      GQA_DETAIL_HEX(__AARCH64EB__, __ARM_FEATURE_GCS_DEFAULT, __ARM_FEATURE_FCMA, __ARM_FEATURE_NUMERIC_MAXMIN))
+#define GQA_DETAIL_ISA                                                                                          \
   GQA_DETAIL_PASTE4(GQA_DETAIL_PASTE2(__ARM_ARCH, GQA_DETAIL_ISA_V8), GQA_DETAIL_ISA_V9, GQA_DETAIL_ISA_CRYPTO, \
                     GQA_DETAIL_PASTE2_LATER(GQA_DETAIL_RCPC, GQA_DETAIL_SVE_BITS))
 #else
@@ -139,6 +142,6 @@
 #endif
 
 /// The inline namespace of every function body in the library.
-#define GQA_ABI                                                                         \
-  GQA_DETAIL_PASTE2(GQA_DETAIL_PASTE2_LATER(abi_v1_, GQA_DETAIL_EXCEPTIONS),            \
+#define GQA_ABI                                                              \
+  GQA_DETAIL_PASTE2(GQA_DETAIL_PASTE2_LATER(abi_v1_, GQA_DETAIL_EXCEPTIONS), \
                     GQA_DETAIL_PASTE4(GQA_DETAIL_OPTIMISED, GQA_DETAIL_SANITIZER, _, GQA_DETAIL_ISA))

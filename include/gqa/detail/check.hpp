@@ -21,8 +21,7 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
   const auto merge = [](const char* name, Index& extent, Index wish) {
     if (wish == dynamic) return;
     if (wish <= 0) fail(name, wish, extent_expectation());
-    if (extent != dynamic && extent != wish)
-      fail(name, wish, to_text(extent) + ", the template's static extent");
+    if (extent != dynamic && extent != wish) fail(name, wish, to_text(extent) + ", the template's static extent");
     extent = wish;
   };
   merge("shape.query_heads", merged.query_heads, given.query_heads);
@@ -97,8 +96,7 @@ inline void check_no_overlap(const ArgumentName& name, const TensorView& out) {
     if (extent[i] <= 1) continue;
     if (stride[i] <= reach)
       fail(name("out.strides"),
-           "{" + to_text(out.strides.token) + ", " + to_text(out.strides.head) + ", " +
-               to_text(out.strides.dim) + "}",
+           "{" + to_text(out.strides.token) + ", " + to_text(out.strides.head) + ", " + to_text(out.strides.dim) + "}",
            "strides that give every (token, head, dim) an element of its own");
     reach += (extent[i] - 1) * stride[i];
   }
@@ -227,8 +225,7 @@ inline void check_sequence(const ArgumentName& name, const HeadShape& shape, uns
   check_extent(name, "kv.kv_heads", kv.kv_heads, shape.kv_heads, kMaxHeads);
   check_extent(name, "kv.head_dim", kv.head_dim, q.dim, kMaxWidth);
   check_extent(name, "kv.value_dim", kv.value_dim, shape.value_dim, kMaxWidth);
-  if (q.heads % kv.kv_heads != 0)
-    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of q.heads = " + to_text(q.heads));
+  if (q.heads % kv.kv_heads != 0) fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of q.heads = " + to_text(q.heads));
   if (out.tokens != q.tokens) fail(name("out.tokens"), out.tokens, "q.tokens = " + to_text(q.tokens));
   check_extent(name, "out.heads", out.heads, q.heads, kMaxHeads);
   check_extent(name, "out.dim", out.dim, kv.value_dim, kMaxWidth);

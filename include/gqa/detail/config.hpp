@@ -24,7 +24,8 @@
     "gqa cannot keep its results exact under -ffast-math, -Ofast or -ffinite-math-only: compile this unit without them"
 #endif
 // 1 and 2: float expressions are computed in double or long double, or (−1) in whatever is at hand. Clang says −1 for flags that are put off.
-#if defined(__FLT_EVAL_METHOD__) && (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2 || (__FLT_EVAL_METHOD__ < 0 && !defined(__clang__)))
+#if defined(__FLT_EVAL_METHOD__) && \
+    (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2 || (__FLT_EVAL_METHOD__ < 0 && !defined(__clang__)))
 #error "gqa cannot keep its results exact where float is not computed in float: compile this unit without -mfpmath=387"
 #endif
 

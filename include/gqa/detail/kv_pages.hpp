@@ -17,7 +17,7 @@ struct KvPool {
   Buffer v;
   Buffer free_pages;  // std::int32_t: a stack of the pages that nobody uses
   Buffer references;  // std::int32_t per page: sequences that use it
-  KvCacheView view{};   // of a sequence without tokens
+  KvCacheView view{};  // of a sequence without tokens
   Index free_count = 0;
   Index owners = 1;  // the handle and the sequences
 
@@ -198,9 +198,8 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
   if (k.tokens == 0) return;
   const Index needed = pages_to_append(table, k.tokens);
   if (needed > pool.free_count)
-    raise<StorageExhausted>("gqa: the pool has " + to_text(pool.free_count) + " of " +
-                            to_text(pool.view.pool_pages) + " pages free; appending " +
-                            to_text(k.tokens) + " tokens needs " + to_text(needed));
+    raise<StorageExhausted>("gqa: the pool has " + to_text(pool.free_count) + " of " + to_text(pool.view.pool_pages) +
+                            " pages free; appending " + to_text(k.tokens) + " tokens needs " + to_text(needed));
   const Index page_size = table.view.page_size;
   const Index pages = pages_for(table.view.length + k.tokens, page_size);
   const Index room = table.entries.bytes() / static_cast<Index>(sizeof(std::int32_t));

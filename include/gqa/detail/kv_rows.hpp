@@ -98,8 +98,7 @@ inline void check_element_type(const char* argument, ElementType type) {
     fail(argument, static_cast<Index>(type), "ElementType::f32, bf16 or f16");
 }
 
-inline void check_rows(const Text& name, const ConstTensorView& rows, Index kv_heads, const char* width,
-                       Index dim) {
+inline void check_rows(const Text& name, const ConstTensorView& rows, Index kv_heads, const char* width, Index dim) {
   if (rows.tokens < 0) fail(name + ".tokens", rows.tokens, "0 or more");
   if (rows.heads != kv_heads) fail(name + ".heads", rows.heads, "the cache's kv_heads = " + to_text(kv_heads));
   if (rows.dim != dim) fail(name + ".dim", rows.dim, Text("the cache's ") + width + " = " + to_text(dim));
@@ -129,17 +128,16 @@ inline ConstTensorView packed_rows(const char* name, std::span<T, Extent> elemen
   check_not_moved_from(kv_heads);
   const auto size = static_cast<Index>(elements.size());
   const Index token = kv_heads * dim;
-  if (size % token != 0)
-    fail(Text(name) + ".size()", size, "a multiple of the elements of a token, " + to_text(token));
+  if (size % token != 0) fail(Text(name) + ".size()", size, "a multiple of the elements of a token, " + to_text(token));
   return ConstTensorView(elements.data(), size / token, kv_heads, dim);
 }
 
 inline void check_truncate(Index length, Index first, Index current) {
   if (length < 0 || length > current || (length < first && length != 0))
     fail("length", length,
-         first == 0 ? "between 0 and the tokens held, " + to_text(current)
-                    : "0, or between the oldest position held, " + to_text(first) + ", and the next one, " +
-                          to_text(current));
+         first == 0
+             ? "between 0 and the tokens held, " + to_text(current)
+             : "0, or between the oldest position held, " + to_text(first) + ", and the next one, " + to_text(current));
 }
 
 }  // namespace GQA_ABI

@@ -24,8 +24,8 @@ struct Text {
   template <class S>
   requires requires(const S& string) {
     { string.c_str() } -> std::same_as<const char*>;
-  } GQA_ALWAYS_INLINE Text(const S& string)
-  noexcept;  // NOLINT(google-explicit-constructor)
+  }
+  GQA_ALWAYS_INLINE Text(const S& string) noexcept;  // NOLINT(google-explicit-constructor)
 
   GQA_ALWAYS_INLINE const char* c_str() const noexcept { return characters; }
   GQA_ALWAYS_INLINE bool empty() const noexcept { return size == 0; }
@@ -47,8 +47,8 @@ GQA_ALWAYS_INLINE Text::Text(const char* words) noexcept : Text() { *this += wor
 template <class S>
 requires requires(const S& string) {
   { string.c_str() } -> std::same_as<const char*>;
-} GQA_ALWAYS_INLINE Text::Text(const S& string)
-noexcept : Text(string.c_str()) {}
+}
+GQA_ALWAYS_INLINE Text::Text(const S& string) noexcept : Text(string.c_str()) {}
 
 inline __attribute__((noinline, cold)) Text operator+(const Text& a, const Text& b) noexcept {
   Text both = a;

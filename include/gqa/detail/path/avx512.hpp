@@ -50,9 +50,7 @@ GQA_OP Vec shift_left(Vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), N));
 }
 // value, but 0 where x < floor. NaN in x keeps value.
-GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) {
-  return GQA_ZERO_BELOW_PS512(x, floor, value);
-}
+GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) { return GQA_ZERO_BELOW_PS512(x, floor, value); }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(Vec bits, Vec a, Vec b) {
   return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(bits)), a);

@@ -29,16 +29,23 @@
 #if defined(__clang__)
 // The pragma that says `precise` also puts contraction on. What immintrin.h's functions do is compiled with the unit's flags, wherever they
 // are inlined: see GQA_FMA_PS and its like.
-#define GQA_BEGIN_PLAIN_REGION()               \
-  GQA_DETAIL_PRAGMA(float_control(push))       \
+#if GQA_DETAIL_X86 || __clang_major__ >= 16
+#define GQA_BEGIN_PLAIN_REGION()                \
+  GQA_DETAIL_PRAGMA(float_control(push))        \
   GQA_DETAIL_PRAGMA(float_control(precise, on)) \
-  GQA_DETAIL_PRAGMA(clang fp reassociate(off)) \
+  GQA_DETAIL_PRAGMA(clang fp reassociate(off))  \
   GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(float_control(pop))
+#else  // No float_control yet. Contraction is put back as the language has it; reassociation, if the unit asked for it, stays off.
+#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp reassociate(off)) GQA_DETAIL_PRAGMA(clang fp contract(off))
+#define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(clang fp contract(on))
+#endif
 #define GQA_BEGIN_REGION(features, tuning) \
   GQA_BEGIN_PLAIN_REGION()                 \
   GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define GQA_END_REGION() GQA_DETAIL_PRAGMA(clang attribute pop) GQA_END_PLAIN_REGION()
+#define GQA_END_REGION()                 \
+  GQA_DETAIL_PRAGMA(clang attribute pop) \
+  GQA_END_PLAIN_REGION()
 #else
 // Passes that find nothing to improve in code unrolled by hand, and take a quarter of the time that a unit takes to compile; some make it
 // slower.
@@ -46,9 +53,10 @@
   GQA_DETAIL_PRAGMA(GCC optimize("no-code-hoisting,no-gcse,no-schedule-insns2,no-split-paths,no-store-merging,no-thread-jumps")) \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-pre,no-tree-pta")) \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
-#define GQA_BEGIN_PLAIN_REGION()                                                                                    \
-  GQA_DETAIL_PRAGMA(GCC push_options)                                                                               \
-  GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off,no-unsafe-math-optimizations,no-associative-math,no-reciprocal-math")) \
+#define GQA_BEGIN_PLAIN_REGION()                                                                           \
+  GQA_DETAIL_PRAGMA(GCC push_options)                                                                      \
+  GQA_DETAIL_PRAGMA(                                                                                       \
+      GCC optimize("fp-contract=off,no-unsafe-math-optimizations,no-associative-math,no-reciprocal-math")) \
   GQA_DETAIL_PRAGMA(GCC optimize("signed-zeros,trapping-math,no-rounding-math"))
 #define GQA_END_PLAIN_REGION() GQA_DETAIL_PRAGMA(GCC pop_options)
 // The warnings again, for units that include immintrin.h before us. Then `tuning`: for no processor in particular, GCC 12 keeps integers
