@@ -168,7 +168,7 @@ TEST_P(Folds, EveryWorkerGetsSpansWhateverTheTiles) {
 }
 
 TEST_P(Folds, AShortCallWakesNobody) {
-  const double before = detail::time_worth_a_worker().exchange(2000.0);
+  const Index before = detail::time_worth_a_worker().exchange(2000);
   CountingExecutor executor;
   executor.claimed_concurrency = 64;
   How how{path()};

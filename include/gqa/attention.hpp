@@ -54,6 +54,9 @@ class GroupedQueryAttention {
 
  public:
   GQA_ALWAYS_INLINE GroupedQueryAttention() = default;
+  GQA_ALWAYS_INLINE GroupedQueryAttention(const GroupedQueryAttention&) = default;
+  GQA_ALWAYS_INLINE GroupedQueryAttention& operator=(const GroupedQueryAttention&) = default;
+  GQA_ALWAYS_INLINE ~GroupedQueryAttention() = default;
 
   /// Fixes dynamic extents for all calls. @throws ArgumentError if the shape contradicts a static extent, has an extent that is
   /// neither positive nor gqa::dynamic, or if its KV heads do not divide its query heads.

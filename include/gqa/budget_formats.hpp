@@ -70,7 +70,7 @@ inline constexpr KvFormatInfo kKvFormats[] = {
 namespace detail::inline GQA_ABI {
 
 [[noreturn]] inline void fail_width(const KvFormatInfo& info, Index width) {
-  fail("width", width, "a multiple of " + std::to_string(info.block) + ", " + info.name + "'s block");
+  fail("width", width, "a multiple of " + to_text(info.block) + ", " + info.name + "'s block");
 }
 
 constexpr const KvFormatInfo& format_info(KvFormat format) {
@@ -91,6 +91,12 @@ constexpr Index row_bytes(KvFormat format, Index width) {
   return (width + info.block - 1) / info.block * info.block_bytes + info.row_bytes;
 }
 
+/// Says which names there are, however many.
+[[noreturn]] inline void fail_name(const char* argument, std::string_view given, const std::string& names) {
+  raise<ArgumentError>(
+      (std::string("gqa: ") + argument + " is " + std::string(given) + "; expected one of " + names).c_str());
+}
+
 inline std::string format_names() {
   std::string names;
   for (const KvFormatInfo& info : kKvFormats) names += (names.empty() ? "" : ", ") + std::string(info.name);
@@ -100,7 +106,7 @@ inline std::string format_names() {
 constexpr KvFormat format_named(std::string_view name) {
   for (const KvFormatInfo& info : kKvFormats)
     if (name == info.name) return info.format;
-  fail("format", std::string(name), "one of " + format_names());
+  fail_name("format", name, format_names());
 }
 
 }  // namespace detail::inline GQA_ABI

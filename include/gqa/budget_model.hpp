@@ -113,13 +113,13 @@ constexpr Index plus(Index a, Index b) noexcept {
 }
 
 /// @param at which of model.kinds; below 0: a kind on its own
-[[noreturn]] inline void fail_kind(Index at, const char* member, Index value, const std::string& expected) {
-  fail((at < 0 ? "kind." : "model.kinds[" + std::to_string(at) + "].") + member, value, expected);
+[[noreturn]] inline void fail_kind(Index at, const char* member, Index value, const Text& expected) {
+  fail((at < 0 ? "kind." : "model.kinds[" + to_text(at) + "].") + member, value, expected);
 }
 
 constexpr void check_room(const char* what, Index count) {
   if (count < 0 || count >= ModelShape::max_kinds)
-    fail(what, count < 0 ? count : count + 1, std::to_string(ModelShape::max_kinds) + " at most");
+    fail(what, count < 0 ? count : count + 1, to_text(ModelShape::max_kinds) + " at most");
 }
 
 constexpr void add_kind(ModelShape& model, const LayerKind& kind) {
@@ -155,7 +155,7 @@ constexpr void check_kind(const LayerKind& kind, Index at) {
   if (!in_range(kind.query_heads)) fail_kind(at, "query_heads", kind.query_heads, "1 to 2^31");
   if (!in_range(kind.kv_heads)) fail_kind(at, "kv_heads", kind.kv_heads, "1 to 2^31");
   if (kind.query_heads % kind.kv_heads != 0)
-    fail_kind(at, "kv_heads", kind.kv_heads, "a divisor of the " + std::to_string(kind.query_heads) + " query heads");
+    fail_kind(at, "kv_heads", kind.kv_heads, "a divisor of the " + to_text(kind.query_heads) + " query heads");
   if (!in_range(kind.head_dim)) fail_kind(at, "head_dim", kind.head_dim, "1 to 2^31");
   if (kind.value_dim < 0 || kind.value_dim > kMostOfAShape)
     fail_kind(at, "value_dim", kind.value_dim, "1 to 2^31, or 0 for head_dim");
@@ -176,7 +176,7 @@ constexpr void check_latent(const LatentProjections& latent) {
 /// @throws ArgumentError naming what is wrong with the attention layers
 constexpr void check_model(const ModelShape& model) {
   if (model.kind_count < 1 || model.kind_count > ModelShape::max_kinds)
-    fail("model.kind_count", model.kind_count, "1 to " + std::to_string(ModelShape::max_kinds));
+    fail("model.kind_count", model.kind_count, "1 to " + to_text(ModelShape::max_kinds));
   check_latent(model.latent);
   bool stores = false;
   for (Index i = 0; i < model.kind_count; ++i) {
@@ -202,7 +202,7 @@ constexpr ModelShape with_heads(const ModelShape& model, Index kv_heads) {
   for (Index i = 0; i < model.kind_count; ++i) {
     LayerKind kind = model.kinds[i];
     if (kv_heads < 1 || kind.query_heads % kv_heads != 0)
-      fail("kv_heads", kv_heads, "a divisor of the " + std::to_string(kind.query_heads) + " query heads");
+      fail("kv_heads", kv_heads, "a divisor of the " + to_text(kind.query_heads) + " query heads");
     if (kind.values_in_keys) {  // then there are no heads to count; what the latent expands to has some
       const LatentProjections& latent = model.latent;
       if (latent.nope_dim + latent.rope_dim < 1 || latent.value_dim < 1)

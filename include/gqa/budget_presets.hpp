@@ -228,7 +228,7 @@ inline std::string preset_names() {
 constexpr ModelShape preset_named(std::string_view name) {
   for (const PresetLine& line : presets::kLines)
     if (name == line.name) return shape_of(line);
-  fail("preset", std::string(name), "one of " + preset_names());
+  fail_name("preset", name, preset_names());
 }
 
 }  // namespace GQA_ABI

@@ -81,14 +81,14 @@ constexpr void add_feed_forward(ParameterCount& count, Index h, const FeedForwar
   count.vectors = plus(count.vectors, times(kind.count, vectors));
 }
 
-[[noreturn]] inline void fail_feed_forward(Index at, const char* member, Index value, const std::string& expected) {
-  fail("model.feed_forward[" + std::to_string(at) + "]." + member, value, expected);
+[[noreturn]] inline void fail_feed_forward(Index at, const char* member, Index value, const Text& expected) {
+  fail("model.feed_forward[" + to_text(at) + "]." + member, value, expected);
 }
 
 constexpr void check_feed_forward(const ModelShape& model) {
   const auto in_range = [](Index value) { return value >= 0 && value <= kMostOfAShape; };
   if (model.feed_forward_count < 0 || model.feed_forward_count > ModelShape::max_kinds)
-    fail("model.feed_forward_count", model.feed_forward_count, "0 to " + std::to_string(ModelShape::max_kinds));
+    fail("model.feed_forward_count", model.feed_forward_count, "0 to " + to_text(ModelShape::max_kinds));
   for (Index i = 0; i < model.feed_forward_count; ++i) {
     const FeedForwardKind& kind = model.feed_forward[i];
     if (kind.count < 1 || !in_range(kind.count)) fail_feed_forward(i, "count", kind.count, "1 to 2^31");
@@ -96,7 +96,7 @@ constexpr void check_feed_forward(const ModelShape& model) {
     if (!in_range(kind.experts)) fail_feed_forward(i, "experts", kind.experts, "0 to 2^31");
     if (kind.active_experts < 0 || kind.active_experts > kind.experts)
       fail_feed_forward(i, "active_experts", kind.active_experts,
-                        "0 to the " + std::to_string(kind.experts) + " experts");
+                        "0 to the " + to_text(kind.experts) + " experts");
     if (!in_range(kind.expert_intermediate))
       fail_feed_forward(i, "expert_intermediate", kind.expert_intermediate, "0 to 2^31");
     if (kind.matrices != 2 && kind.matrices != 3) fail_feed_forward(i, "matrices", kind.matrices, "2 or 3");
@@ -186,7 +186,7 @@ constexpr PrefillFlops flops_of_prefill(const ModelShape& model, Index tokens) {
 }
 
 [[noreturn]] inline void fail_number(const char* argument, double value, const char* expected) {
-  fail(argument, std::to_string(value), expected);
+  fail(argument, to_text(value), expected);
 }
 
 constexpr double seconds(const char* argument, double amount, double rate) {

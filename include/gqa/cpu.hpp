@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <string>
 
 #include "gqa/error.hpp"
 
@@ -60,7 +59,7 @@ enum class Streaming : std::uint8_t {
 };
 
 /// "prefetched" or "followed": the words that GQA_STREAMING takes.
-constexpr const char* streaming_name(Streaming streaming) noexcept {
+GQA_ALWAYS_INLINE constexpr const char* streaming_name(Streaming streaming) noexcept {
   return streaming == Streaming::prefetched ? "prefetched" : "followed";
 }
 
@@ -140,16 +139,17 @@ inline bool has_path(const CpuFeatures& has, Path path) noexcept {
 }
 
 inline Path best_path(const CpuFeatures& has, Path limit) noexcept {
-  for (const Path path : {Path::amx, Path::avx512bf16, Path::avx512, Path::avx2})
+  constexpr Path falling[] = {Path::amx, Path::avx512bf16, Path::avx512, Path::avx2};
+  for (const Path path : falling)
     if (path <= limit && has_path(has, path)) return path;
   return Path::portable;
 }
 
 inline Path parse_path(const char* word) {
-  for (const Path path : {Path::portable, Path::neon, Path::avx2, Path::avx512, Path::avx512bf16, Path::amx})
+  constexpr Path every[] = {Path::portable, Path::neon, Path::avx2, Path::avx512, Path::avx512bf16, Path::amx};
+  for (const Path path : every)
     if (std::strcmp(word, path_name(path)) == 0) return path;
-  fail("environment variable GQA_PATH", std::string("\"") + word + "\"",
-       "portable, neon, avx2, avx512, avx512bf16 or amx");
+  fail("environment variable GQA_PATH", Text("\"") + word + "\"", "portable, neon, avx2, avx512, avx512bf16 or amx");
 }
 
 /// `wish`: the value of GQA_PATH, or null. Lowers the path, never raises it.
@@ -185,9 +185,10 @@ inline const ActivePath& chosen_path() {
 /// `wish`: the value of GQA_STREAMING, or null.
 inline Streaming choose_streaming(const CpuFeatures& has, const char* wish) {
   if (wish == nullptr || *wish == '\0') return has.follows_loads ? Streaming::followed : Streaming::prefetched;
-  for (const Streaming streaming : {Streaming::prefetched, Streaming::followed})
+  constexpr Streaming every[] = {Streaming::prefetched, Streaming::followed};
+  for (const Streaming streaming : every)
     if (std::strcmp(wish, streaming_name(streaming)) == 0) return streaming;
-  fail("environment variable GQA_STREAMING", std::string("\"") + wish + "\"", "prefetched or followed");
+  fail("environment variable GQA_STREAMING", Text("\"") + wish + "\"", "prefetched or followed");
 }
 
 /// What calls take. Tests change it between calls; users have GQA_STREAMING.

@@ -49,25 +49,25 @@ GQA_ALWAYS_INLINE Index column_step(const M& matrix) {
 inline Index split_columns(const char* what, Index columns, const char* heads_name, Index heads) {
   if (heads <= 0) fail(heads_name, heads, "1 or more");
   if (columns % heads != 0)
-    fail(what, columns, "a multiple of " + std::string(heads_name) + " = " + std::to_string(heads));
+    fail(what, columns, "a multiple of " + Text(heads_name) + " = " + to_text(heads));
   return columns / heads;
 }
 
 inline void check_cache_matrices(Index k_rows, Index k_step, Index v_rows, Index v_step, Index length) {
   if (k_step != 1) fail("keys' column step", k_step, "1: the dims of a key row lie side by side in memory");
   if (v_step != 1) fail("values' column step", v_step, "1: the dims of a value row lie side by side in memory");
-  if (v_rows != k_rows) fail("values.rows()", v_rows, "keys.rows() = " + std::to_string(k_rows));
-  if (length < 0 || length > k_rows) fail("length", length, "0 to keys.rows() = " + std::to_string(k_rows));
+  if (v_rows != k_rows) fail("values.rows()", v_rows, "keys.rows() = " + to_text(k_rows));
+  if (length < 0 || length > k_rows) fail("length", length, "0 to keys.rows() = " + to_text(k_rows));
 }
 
 inline void check_map(ElementType wanted, Index head, const ConstTensorView& view) {
   if (view.type != wanted)
-    fail("view.type", element_name(view.type), std::string(element_name(wanted)) + ", the element type of head_map");
+    fail("view.type", element_name(view.type), Text(element_name(wanted)) + ", the element type of head_map");
   if (view.tokens < 0 || view.tokens > kMaxTokens) fail("view.tokens", view.tokens, "0 to 2^48");
-  if (view.dim < 0 || view.dim > kMaxWidth) fail("view.dim", view.dim, "0 to " + std::to_string(kMaxWidth));
-  if (view.heads > kMaxHeads) fail("view.heads", view.heads, "0 to " + std::to_string(kMaxHeads));
+  if (view.dim < 0 || view.dim > kMaxWidth) fail("view.dim", view.dim, "0 to " + to_text(kMaxWidth));
+  if (view.heads > kMaxHeads) fail("view.heads", view.heads, "0 to " + to_text(kMaxHeads));
   if (head < 0 || head >= view.heads)
-    fail("head", head, "0 or more and less than view.heads = " + std::to_string(view.heads));
+    fail("head", head, "0 or more and less than view.heads = " + to_text(view.heads));
   if (view.strides.token < 0 || view.strides.dim < 0)
     fail("view.strides", view.strides.token < view.strides.dim ? view.strides.token : view.strides.dim,
          "steps that Eigen can express: 0 or more");

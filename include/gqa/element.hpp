@@ -3,8 +3,8 @@
 /// Element types of queries, outputs and caches: f32 and the two 16-bit storage types.
 #pragma once
 
-#include <bit>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -17,19 +17,24 @@ enum class ElementType : std::uint8_t { f32, bf16, f16 };
 
 namespace detail::inline GQA_ABI {
 
+// By its bits, where it lies: a compiler may have been told that every number is finite, and every argument a number.
+GQA_ALWAYS_INLINE constexpr bool is_finite(const float& value) noexcept {
+  return (__builtin_bit_cast(std::uint32_t, value) & 0x7f800000u) != 0x7f800000u;
+}
+
 // Round to nearest, ties to even; NaN stays NaN (quiet).
 GQA_ALWAYS_INLINE constexpr std::uint16_t bf16_from_float(float value) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 GQA_ALWAYS_INLINE constexpr float float_from_bf16(std::uint16_t bits) noexcept {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
 }
 
 GQA_ALWAYS_INLINE constexpr std::uint16_t f16_from_float(float value) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
@@ -53,12 +58,12 @@ GQA_ALWAYS_INLINE constexpr float float_from_f16(std::uint16_t bits) noexcept {
   const std::uint32_t exponent = (bits >> 10) & 0x1fu;
   const std::uint32_t mantissa = bits & 0x3ffu;
   if (exponent == 0x1fu)
-    return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
-  if (mantissa == 0) return std::bit_cast<float>(sign);
+    return __builtin_bit_cast(float, sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
+  if (exponent != 0) return __builtin_bit_cast(float, sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  if (mantissa == 0) return __builtin_bit_cast(float, sign);
   const auto lead =
-      static_cast<std::uint32_t>(std::countl_zero(mantissa)) - 21u;  // 1 … 10: steps to a leading one at bit 10
-  return std::bit_cast<float>(sign | ((113u - lead) << 23) | (((mantissa << lead) & 0x3ffu) << 13));
+      static_cast<std::uint32_t>(__builtin_clz(mantissa)) - 21u;  // 1 … 10: steps to a leading one at bit 10
+  return __builtin_bit_cast(float, sign | ((113u - lead) << 23) | (((mantissa << lead) & 0x3ffu) << 13));
 }
 
 }  // namespace detail::inline GQA_ABI

@@ -48,6 +48,27 @@ struct SerialExecutor {
   }
 };
 
+namespace detail::inline GQA_ABI {
+
+#if defined(_OPENMP)
+inline void run_on_team(int threads, Index count, const TaskRef& work) noexcept {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (Index task = 0; task < count; ++task) work(task);
+}
+#endif
+
+/// An executor with its type erased.
+template <class E>
+inline Index executor_concurrency(void* executor) {
+  return static_cast<Index>(static_cast<E*>(executor)->concurrency());
+}
+template <class E>
+inline void run_on_executor(void* executor, Index count, const TaskRef& work) {
+  static_cast<E*>(executor)->parallel_for(count, work);
+}
+
+}  // namespace detail::inline GQA_ABI
+
 #if defined(_OPENMP)
 /// Runs the tasks in an OpenMP region of `threads` threads (0: OpenMP's default), or of as many as there are tasks; a single one on the calling
 /// thread. Only in units compiled with -fopenmp.
@@ -55,12 +76,10 @@ struct SerialExecutor {
 struct OpenMpExecutor {
   int threads = 0;
   GQA_ALWAYS_INLINE Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
-  void parallel_for(Index count, const TaskRef& work) const noexcept {
+  GQA_ALWAYS_INLINE void parallel_for(Index count, const TaskRef& work) const noexcept {
     if (count <= 1) return SerialExecutor::parallel_for(count, work);
     const Index most = concurrency();
-    const int team = static_cast<int>(most < count ? most : count);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-    for (Index task = 0; task < count; ++task) work(task);
+    detail::run_on_team(static_cast<int>(most < count ? most : count), count, work);
   }
 };
 #endif
@@ -74,10 +93,8 @@ class ExecutorRef {
   template <Executor E>
   requires(!std::same_as<std::remove_cv_t<E>, ExecutorRef>) GQA_ALWAYS_INLINE ExecutorRef(E& executor)
   noexcept  // NOLINT(google-explicit-constructor): a reference in all but name
-      : ExecutorRef(
-            const_cast<void*>(static_cast<const void*>(&executor)),
-            [](void* self) { return static_cast<Index>(static_cast<E*>(self)->concurrency()); },
-            [](void* self, Index count, const TaskRef& work) { static_cast<E*>(self)->parallel_for(count, work); }) {}
+      : ExecutorRef(const_cast<void*>(static_cast<const void*>(&executor)), &detail::executor_concurrency<E>,
+                    &detail::run_on_executor<E>) {}
 
   GQA_ALWAYS_INLINE Index concurrency() const { return concurrency_ == nullptr ? 1 : concurrency_(executor_); }
   GQA_ALWAYS_INLINE void parallel_for(Index count, const TaskRef& work) const {

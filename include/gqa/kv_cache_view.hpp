@@ -4,7 +4,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 
 #include "gqa/detail/checked.hpp"
 #include "gqa/element.hpp"
@@ -54,13 +53,13 @@ inline void check_kv_span(const char* rows, std::size_t given, Index tokens, Ind
                           Index dim) {
   if (tokens < 0) fail("kv.length", tokens, "0 or more");
   if (heads <= 0) fail("kv.kv_heads", heads, "1 or more");
-  if (dim <= 0) fail(std::string("kv.") + width, dim, "1 or more");
-  const std::string what = std::string("length * kv_heads * ") + width;
+  if (dim <= 0) fail(Text("kv.") + width, dim, "1 or more");
+  const Text what = Text("length * kv_heads * ") + width;
   const Checked needed = Checked(tokens) * heads * dim;
   if (!needed.fits()) fail("kv.length", tokens, what + " that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed.value()))
-    fail(std::string(rows) + ".size()", std::to_string(given),
-         "at least " + what + " = " + std::to_string(needed.value()));
+    fail(Text(rows) + ".size()", to_text(given),
+         "at least " + what + " = " + to_text(needed.value()));
 }
 
 /// Fails unless two tensors are the keys and the values of the same tokens and heads, with packed rows.
@@ -69,8 +68,8 @@ inline void check_kv_tensors(const ConstTensorView& keys, const ConstTensorView&
   if (keys.strides.dim != 1 && keys.dim != 1) fail("keys.strides.dim", keys.strides.dim, packed);
   if (values.strides.dim != 1 && values.dim != 1) fail("values.strides.dim", values.strides.dim, packed);
   if (values.tokens != keys.tokens)
-    fail("values.tokens", values.tokens, "keys.tokens = " + std::to_string(keys.tokens));
-  if (values.heads != keys.heads) fail("values.heads", values.heads, "keys.heads = " + std::to_string(keys.heads));
+    fail("values.tokens", values.tokens, "keys.tokens = " + to_text(keys.tokens));
+  if (values.heads != keys.heads) fail("values.heads", values.heads, "keys.heads = " + to_text(keys.heads));
 }
 
 }  // namespace detail::inline GQA_ABI

@@ -44,17 +44,17 @@ inline Eigen::VectorXd reference_row(const void* data, ElementType type, Index f
 /// Fails on what would be read wrongly or outside of memory.
 inline void reference_check(const ConstTensorView& q, const KvCacheView& kv, std::span<const Index> positions) {
   const auto extent = [](const char* name, Index given, Index most) {
-    if (given < 1 || given > most) fail(name, given, "1 to " + std::to_string(most));
+    if (given < 1 || given > most) fail(name, given, "1 to " + to_text(most));
   };
   if (q.tokens < 0 || q.tokens > kMaxQueries) fail("q.tokens", q.tokens, "0 to 2^40");
   extent("q.heads", q.heads, kMaxHeads);
   extent("q.dim", q.dim, kMaxWidth);
   extent("kv.kv_heads", kv.kv_heads, kMaxHeads);
   extent("kv.value_dim", kv.value_dim, kMaxWidth);
-  if (kv.head_dim != q.dim) fail("kv.head_dim", kv.head_dim, "q.dim = " + std::to_string(q.dim));
-  if (q.heads % kv.kv_heads != 0) fail("kv.kv_heads", kv.kv_heads, "a divisor of q.heads = " + std::to_string(q.heads));
+  if (kv.head_dim != q.dim) fail("kv.head_dim", kv.head_dim, "q.dim = " + to_text(q.dim));
+  if (q.heads % kv.kv_heads != 0) fail("kv.kv_heads", kv.kv_heads, "a divisor of q.heads = " + to_text(q.heads));
   if (!positions.empty() && positions.size() != static_cast<std::size_t>(q.tokens))
-    fail("positions.size()", std::to_string(positions.size()), "q.tokens = " + std::to_string(q.tokens) + ", or none");
+    fail("positions.size()", to_text(positions.size()), "q.tokens = " + to_text(q.tokens) + ", or none");
   if (!(Checked(q.tokens) * q.heads * kv.value_dim).at_most(Index{1} << 37))
     fail("q.tokens", q.tokens, "one with which the results take at most 2^40 bytes");
   check_tensor({}, kQueryNames, q);
@@ -67,15 +67,15 @@ inline Index reference_offset(const KvCacheView& kv, const KvStrides& strides, I
   Index slot = position;
   Index page = 0;
   if (position < kv.first_position())
-    fail("position " + std::to_string(position), "visible",
-         "positions from kv.first_position() = " + std::to_string(kv.first_position()) + " on: the ring has no other");
+    fail("position " + to_text(position), "visible",
+         "positions from kv.first_position() = " + to_text(kv.first_position()) + " on: the ring has no other");
   if (kv.storage == Storage::ring) slot = position % kv.capacity;
   if (kv.storage == Storage::paged) {
     slot = position % kv.page_size;
     page = kv.page_table[position / kv.page_size];
     if (page < 0 || page >= kv.pool_pages)
-      fail("kv.page_table[" + std::to_string(position / kv.page_size) + "]", page,
-           "a page in [0, " + std::to_string(kv.pool_pages) + "), less than pool_pages");
+      fail("kv.page_table[" + to_text(position / kv.page_size) + "]", page,
+           "a page in [0, " + to_text(kv.pool_pages) + "), less than pool_pages");
   }
   return page * strides.page + slot * strides.token + head * strides.head;
 }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 #include <type_traits>
 
 #include "gqa/detail/checked.hpp"
@@ -35,25 +34,25 @@ namespace detail::inline GQA_ABI {
 
 /// Fails unless a span of `given` elements holds a packed tensor. `what` names the span.
 inline void check_span_extent(const char* what, std::size_t given, Index tokens, Index heads, Index dim) {
-  if (tokens < 0) fail(std::string(what) + ".tokens", tokens, "0 or more");
-  if (heads < 0) fail(std::string(what) + ".heads", heads, "0 or more");
-  if (dim < 0) fail(std::string(what) + ".dim", dim, "0 or more");
+  if (tokens < 0) fail(Text(what) + ".tokens", tokens, "0 or more");
+  if (heads < 0) fail(Text(what) + ".heads", heads, "0 or more");
+  if (dim < 0) fail(Text(what) + ".dim", dim, "0 or more");
   const Checked needed = Checked(tokens) * heads * dim;
-  if (!needed.fits()) fail(std::string(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
+  if (!needed.fits()) fail(Text(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed.value()))
-    fail(std::string(what) + ".size()", std::to_string(given),
-         "at least tokens * heads * dim = " + std::to_string(needed.value()) + ", for a tensor of " +
-             std::to_string(tokens) + " * " + std::to_string(heads) + " * " + std::to_string(dim));
+    fail(Text(what) + ".size()", to_text(given),
+         "at least tokens * heads * dim = " + to_text(needed.value()) + ", for a tensor of " +
+             to_text(tokens) + " * " + to_text(heads) + " * " + to_text(dim));
 }
 
 /// Bytes from a view's first element to that of the part [first, first + count) of an extent. Fails if there is no such part.
 inline Index part_offset(const char* extent_name, Index extent, Index first, Index count, const char* stride_name,
                          Index stride, ElementType type) {
   if (first < 0 || first > extent)
-    fail("first", first, "0 to " + std::string(extent_name) + " = " + std::to_string(extent));
+    fail("first", first, "0 to " + Text(extent_name) + " = " + to_text(extent));
   if (count < 0 || count > extent - first)
     fail("count", count,
-         "0 to " + std::string(extent_name) + " - first = " + std::to_string(extent - first) + ", those that are left");
+         "0 to " + Text(extent_name) + " - first = " + to_text(extent - first) + ", those that are left");
   const Checked bytes = Checked(first) * stride * element_bytes(type);
   if (!bytes.fits()) fail(stride_name, stride, "a stride whose offsets fit in 63 bits");
   return bytes.value();

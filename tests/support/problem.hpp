@@ -22,7 +22,7 @@ namespace gqa::test {
 
 /// Tests make small calls; they are to be spread over as many workers as an executor says that it has.
 inline const bool small_calls_have_many_workers = [] {
-  detail::time_worth_a_worker().store(0.0);
+  detail::time_worth_a_worker().store(0);
   return true;
 }();
 

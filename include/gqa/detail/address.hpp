@@ -3,8 +3,6 @@
 /// From positions to addresses: the one place that knows contiguous, ring and paged storage apart.
 #pragma once
 
-#include <bit>
-
 #include "gqa/detail/kernel_types.hpp"
 #include "gqa/kv_cache_view.hpp"
 
@@ -92,8 +90,8 @@ class AddressBook {
   /// in a page that is gone, gets the address of the one before it. Valid for the next `stage_blocks` calls.
   BlockAddress block(Index begin, std::uint64_t seen) noexcept {
     if (seen == 0) return {};
-    const Index first = std::countr_zero(seen);
-    const Index last = kBlock - std::countl_zero(seen);
+    const Index first = __builtin_ctzll(seen);
+    const Index last = kBlock - __builtin_clzll(seen);
     Place place = locate(kv_, begin + first);
     // Where the block would begin before the first slot, no address is worked out from there.
     if (place.run >= last - first && place.slot >= first && seen == bit_range(first, last))

@@ -3,7 +3,6 @@
 /// A call and its plan as plain data: what checking fills in, what planning cuts, and what tasks read.
 #pragma once
 
-#include <atomic>
 #include <span>
 
 #include "gqa/detail/address.hpp"
@@ -53,10 +52,10 @@ struct Deposit {
 /// Spans that directly follow those in the total are added to it by whoever holds it; other ones are left as deposits, and added by whoever
 /// holds the total when those before them are there. Nobody waits for it: a worker that finds it held leaves its deposit to the holder.
 struct alignas(kScratchAlignment) FoldProgress {
-  std::atomic<Index> fold{0};              ///< its number
-  std::atomic<Index> left{0};              ///< spans that nobody has claimed, the last ones
-  std::atomic<bool> held{false};           ///< somebody adds to the total
-  std::atomic<Deposit*> arrived{nullptr};  ///< deposits that no holder has seen
+  Atomic<Index> fold{0};              ///< its number
+  Atomic<Index> left{0};              ///< spans that nobody has claimed, the last ones
+  Atomic<bool> held{false};           ///< somebody adds to the total
+  Atomic<Deposit*> arrived{nullptr};  ///< deposits that no holder has seen
   Index merged = 0;                        ///< the holder's: spans that are in the total, the first ones
   Deposit* waiting = nullptr;              ///< the holder's: deposits that cannot be merged yet, in ascending order
 };
@@ -64,20 +63,20 @@ struct alignas(kScratchAlignment) FoldProgress {
 /// A worker's share of a call's folds: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
 /// what it reads may be in its own caches still. When they are all taken it takes other workers' folds, then spans of folds in progress.
 struct alignas(kScratchAlignment) WorkerShare {
-  std::atomic<Index> next{0};  ///< the next fold to claim
+  Atomic<Index> next{0};  ///< the next fold to claim
   Index end = 0;
-  std::atomic<std::uint64_t> deposits{0};  ///< which of its deposits are in use, as bits
+  Atomic<std::uint64_t> deposits{0};  ///< which of its deposits are in use, as bits
 
   /// A fold; or none, if it is not before `end`.
-  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, std::memory_order_relaxed); }
-  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(std::memory_order_relaxed) >= end; }
+  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, __ATOMIC_RELAXED); }
+  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(__ATOMIC_RELAXED) >= end; }
 };
 
 /// How a call ends before its work is done: somebody asked for it, or a worker threw. And how many workers have run.
 struct CallStatus {
-  std::atomic<bool> ended{false};  ///< no worker begins anything more
-  std::atomic<bool> threw{false};  ///< the first exception is being kept, or has been
-  std::atomic<Index> ran{0};       ///< workers that have returned
+  Atomic<bool> ended{false};  ///< no worker begins anything more
+  Atomic<bool> threw{false};  ///< the first exception is being kept, or has been
+  Atomic<Index> ran{0};       ///< workers that have returned
   void* exception = nullptr;       ///< where it is kept, a std::exception_ptr; null in units without exceptions
 };
 

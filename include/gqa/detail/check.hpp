@@ -3,9 +3,7 @@
 /// Every argument of a call, looked at once before any work.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <string>
 
 #include "gqa/detail/call.hpp"
 #include "gqa/detail/check_overlap.hpp"
@@ -20,8 +18,7 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
   const auto merge = [](const char* name, Index& extent, Index wish) {
     if (wish == dynamic) return;
     if (wish <= 0) fail(name, wish, extent_expectation());
-    if (extent != dynamic && extent != wish)
-      fail(name, wish, std::to_string(extent) + ", the template's static extent");
+    if (extent != dynamic && extent != wish) fail(name, wish, to_text(extent) + ", the template's static extent");
     extent = wish;
   };
   merge("shape.query_heads", merged.query_heads, given.query_heads);
@@ -29,7 +26,7 @@ inline HeadShape merge_shapes(const HeadShape& fixed, const HeadShape& given) {
   merge("shape.head_dim", merged.head_dim, given.head_dim);
   merge("shape.value_dim", merged.value_dim, given.value_dim);
   if (merged.query_heads > 0 && merged.kv_heads > 0 && merged.query_heads % merged.kv_heads != 0)
-    fail("shape.kv_heads", merged.kv_heads, "a divisor of query_heads = " + std::to_string(merged.query_heads));
+    fail("shape.kv_heads", merged.kv_heads, "a divisor of query_heads = " + to_text(merged.query_heads));
   return merged;
 }
 
@@ -40,13 +37,13 @@ struct ExpectedShape {
 };
 
 /// "4, the functor's query heads", or "batch[0].q.heads = 4".
-inline std::string expected_extent(Index extent, Index functor, const char* what, const char* member) {
-  if (functor != dynamic) return std::to_string(extent) + ", the functor's " + what;
-  return std::string("batch[0].") + member + " = " + std::to_string(extent) + ": sequences of one call have one shape";
+inline Text expected_extent(Index extent, Index functor, const char* what, const char* member) {
+  if (functor != dynamic) return to_text(extent) + ", the functor's " + what;
+  return Text("batch[0].") + member + " = " + to_text(extent) + ": sequences of one call have one shape";
 }
 
 inline void check_extent(const ArgumentName& name, const char* member, Index given, Index most) {
-  if (given <= 0 || given > most) fail(name(member), given, "1 to " + std::to_string(most));
+  if (given <= 0 || given > most) fail(name(member), given, "1 to " + to_text(most));
 }
 
 /// Heads and widths.
@@ -61,7 +58,7 @@ inline void check_extents(const ArgumentName& name, const ExpectedShape& expecte
     check_extent(name, member, given, most);
   };
   const auto follows = [&](const char* member, Index given, const char* other, Index extent) {
-    if (given != extent) fail(name(member), given, name(other) + " = " + std::to_string(extent));
+    if (given != extent) fail(name(member), given, name(other) + " = " + to_text(extent));
   };
   if (q.tokens < 0 || q.tokens > kMaxQueries) fail(name("q.tokens"), q.tokens, "0 to 2^40");
   equals("q.heads", q.heads, shape.query_heads, functor.query_heads, "query heads", kMaxHeads);
@@ -70,7 +67,7 @@ inline void check_extents(const ArgumentName& name, const ExpectedShape& expecte
   follows("kv.head_dim", kv.head_dim, "q.dim", q.dim);
   equals("kv.value_dim", kv.value_dim, shape.value_dim, functor.value_dim, "value dim", kMaxWidth);
   if (q.heads % kv.kv_heads != 0)
-    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of " + name("q.heads") + " = " + std::to_string(q.heads));
+    fail(name("kv.kv_heads"), kv.kv_heads, "a divisor of " + name("q.heads") + " = " + to_text(q.heads));
   follows("out.tokens", out.tokens, "q.tokens", q.tokens);
   follows("out.heads", out.heads, "q.heads", q.heads);
   follows("out.dim", out.dim, "kv.value_dim", kv.value_dim);
@@ -83,7 +80,7 @@ inline void check_strides_of(const ArgumentName& name, const Sequence& sequence)
     fail(name("q.strides.token"), Index{0}, "the distance from a query token's rows to the next token's");
   if (q.tokens > 0 && !elements_are_distinct(sequence.out))
     fail(name("out.strides"),
-         "{" + std::to_string(out.token) + ", " + std::to_string(out.head) + ", " + std::to_string(out.dim) + "}",
+         "{" + to_text(out.token) + ", " + to_text(out.head) + ", " + to_text(out.dim) + "}",
          "strides that give every (token, head, dim) an element of its own");
 }
 
@@ -135,16 +132,16 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   if (kv.storage == Storage::ring) {
     if (hull.begin >= kv.first_position()) return;
     if (kv.length - hull.begin <= kv.capacity)
-      fail(name("kv.oldest"), kv.oldest, "position " + std::to_string(hull.begin) + ", which a query sees, or before");
+      fail(name("kv.oldest"), kv.oldest, "position " + to_text(hull.begin) + ", which a query sees, or before");
     fail(name("kv.capacity"), kv.capacity,
-         "room for position " + std::to_string(hull.begin) +
-             ", which a query sees: at least length - position = " + std::to_string(kv.length - hull.begin));
+         "room for position " + to_text(hull.begin) +
+             ", which a query sees: at least length - position = " + to_text(kv.length - hull.begin));
   }
   const auto check_pages = [&](Index begin, Index end) {
     for (Index page = begin / kv.page_size; page * kv.page_size < end; ++page)
       if (kv.page_table[page] < 0 || kv.page_table[page] >= kv.pool_pages)
-        fail(name(("kv.page_table[" + std::to_string(page) + "]").c_str()), kv.page_table[page],
-             "a page in [0, " + std::to_string(kv.pool_pages) + "), less than pool_pages");
+        fail(name(("kv.page_table[" + to_text(page) + "]").c_str()), kv.page_table[page],
+             "a page in [0, " + to_text(kv.pool_pages) + "), less than pool_pages");
   };
   PositionRange checked[kMaxRanges];  // each grows while ranges touch it, as those of successive positions do
   for_each_range(variant, sequence, 0, sequence.q.tokens, [&](const PositionRange& range, Index i) {
@@ -167,10 +164,10 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_compiled(const ArgumentName& name, const char* member,
                                                                  ElementType type, unsigned types) {
-  std::string expected;
+  Text expected;
   constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   for (const ElementType other : every)
-    if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + std::string(element_name(other));
+    if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + Text(element_name(other));
   fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
 }
 /// One of the functor's cache types, as bits?
@@ -189,11 +186,11 @@ inline SequenceRanges check_sequence(const ArgumentName& name, const ExpectedSha
   check_strides_of(name, sequence);
   const auto count = static_cast<std::size_t>(q.tokens);
   if (!sequence.positions.empty() && sequence.positions.size() != count)
-    fail(name("positions.size()"), std::to_string(sequence.positions.size()),
-         name("q.tokens") + " = " + std::to_string(q.tokens) + ", or none");
+    fail(name("positions.size()"), to_text(sequence.positions.size()),
+         name("q.tokens") + " = " + to_text(q.tokens) + ", or none");
   if (!sequence.lse.empty() && sequence.lse.size() != count * static_cast<std::size_t>(q.heads))
-    fail(name("lse.size()"), std::to_string(sequence.lse.size()),
-         name("q.tokens") + " * q.heads = " + std::to_string(q.tokens * q.heads) + ", or none");
+    fail(name("lse.size()"), to_text(sequence.lse.size()),
+         name("q.tokens") + " * q.heads = " + to_text(q.tokens * q.heads) + ", or none");
   ranges.positions = check_span(name, "positions.data()", sequence.positions, " positions");
   ranges.lse = check_span(name, "lse.data()", sequence.lse, " floats");
   ranges.kv = check_cache(name, sequence.kv);
@@ -228,17 +225,17 @@ inline Path check_path(const Options& options) {
   if (!options.path.has_value()) return active;
   if (*options.path > Path::amx || !path_available(*options.path))
     fail("options.path", path_name(*options.path),
-         "a path that this process can run, such as " + std::string(path_name(active)));
+         "a path that this process can run, such as " + Text(path_name(active)));
   return *options.path;
 }
 
 inline void check_options(const Options& options) {
-  if (options.scale.has_value() && !std::isfinite(*options.scale))
-    fail("options.scale", std::to_string(*options.scale), "a finite number");
+  if (options.scale.has_value() && !is_finite(*options.scale))
+    fail("options.scale", to_text(static_cast<double>(*options.scale)), "a finite number");
   if (options.products > Products::bf16_terms)
     fail("options.products", static_cast<Index>(options.products), "Products::as_stored, bf16 or bf16_terms");
   if (!options.scratch.empty() && options.scratch.data() == nullptr)
-    fail("options.scratch.data()", "null", "a pointer to " + std::to_string(options.scratch.size()) + " bytes");
+    fail("options.scratch.data()", "null", "a pointer to " + to_text(options.scratch.size()) + " bytes");
   if (options.executor.concurrency() < 1)
     fail("options.executor.concurrency()", options.executor.concurrency(), "1 or more");
 }

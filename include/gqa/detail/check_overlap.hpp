@@ -132,7 +132,7 @@ inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) noexcept
 }
 
 /// A range that something else may lie in, and what it is called.
-[[noreturn]] inline void fail_overlap(const ArgumentName& name, const char* output, const std::string& other) {
+[[noreturn]] inline void fail_overlap(const ArgumentName& name, const char* output, const Text& other) {
   fail(name(output), "in the memory of " + other, "memory of its own, which no input and no other output lies in");
 }
 
@@ -158,7 +158,7 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
     const auto tensor = [&](const char* other, const ConstTensorView& read) {
       if (overlap(written, read)) fail_overlap(name, output, name(other));
     };
-    const auto range = [&](const std::string& other, const ByteRange& read) {
+    const auto range = [&](const Text& other, const ByteRange& read) {
       if (read.begin != read.end && has_element_in(written, read)) fail_overlap(name, output, other);
     };
     tensor("q", sequence.q);
@@ -175,7 +175,7 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
   check("lse", lse);
   if (lse_floats > 0 && has_element_in(out, ranges.lse)) fail_overlap(name, "lse", name("out"));
   if (scratch.empty()) return;
-  const auto refuse = [](const std::string& input) {
+  const auto refuse = [](const Text& input) {
     fail("options.scratch", "in the memory of " + input, "memory that the call uses for nothing else");
   };
   const auto tensor_in_scratch = [&](const char* input, const ConstTensorView& read) {

@@ -59,8 +59,8 @@ namespace gqa::detail::inline GQA_ABI {
 struct ArgumentName {
   Index sequence = 0;
   bool in_batch = false;
-  std::string operator()(const char* member) const {
-    return in_batch ? "batch[" + std::to_string(sequence) + "]." + member : std::string(member);
+  Text operator()(const char* member) const {
+    return in_batch ? "batch[" + to_text(sequence) + "]." + member : Text(member);
   }
 };
 
@@ -70,12 +70,12 @@ inline void check_type(const ArgumentName& name, const char* member, ElementType
 
 // What is said is put together in functions of its own, so that looking is short.
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
-                                                             const std::string& what) {
+                                                             const Text& what) {
   fail(name(member), "null", "a pointer to " + what);
 }
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_misaligned(const ArgumentName& name, const char* member,
                                                                    Index bytes) {
-  fail(name(member), "misaligned", "an address that is a multiple of " + std::to_string(bytes));
+  fail(name(member), "misaligned", "an address that is a multiple of " + to_text(bytes));
 }
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_stride(const ArgumentName& name, const char* member,
                                                                Index stride) {
@@ -84,7 +84,7 @@ inline void check_type(const ArgumentName& name, const char* member, ElementType
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_range(const ArgumentName& name, const TensorNames& names,
                                                               const TensorStrides& strides) {
   fail(name(names.strides),
-       "{" + std::to_string(strides.token) + ", " + std::to_string(strides.head) + ", " + std::to_string(strides.dim) +
+       "{" + to_text(strides.token) + ", " + to_text(strides.head) + ", " + to_text(strides.dim) +
            "}",
        "strides that lead from " + name(names.data) + " to places within the address space");
 }
@@ -94,7 +94,7 @@ GQA_ALWAYS_INLINE bool is_aligned(const void* data, Index bytes) noexcept {
 }
 
 GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
-  if (data == nullptr) fail_null(name, member, std::string(element_name(type)) + " elements");
+  if (data == nullptr) fail_null(name, member, Text(element_name(type)) + " elements");
   if (!is_aligned(data, element_bytes(type))) fail_misaligned(name, member, element_bytes(type));
 }
 
@@ -104,7 +104,7 @@ GQA_ALWAYS_INLINE ByteRange check_span(const ArgumentName& name, const char* mem
                                        const char* what) {
   if (given.empty()) return {};
   constexpr auto alignment = static_cast<Index>(alignof(T));
-  if (given.data() == nullptr) fail_null(name, member, std::to_string(given.size()) + what);
+  if (given.data() == nullptr) fail_null(name, member, to_text(given.size()) + what);
   if (!is_aligned(given.data(), alignment)) fail_misaligned(name, member, alignment);
   const auto begin = reinterpret_cast<std::uintptr_t>(given.data());
   return {begin, begin + given.size_bytes()};
@@ -221,7 +221,7 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
         fail_misaligned(name, "kv.page_table", alignof(std::int32_t));
       if (kv.page_table_size < (kv.length - 1) / kv.page_size + 1)
         fail(name("kv.page_table_size"), kv.page_table_size,
-             "at least ceil(length / page_size) = " + std::to_string((kv.length - 1) / kv.page_size + 1));
+             "at least ceil(length / page_size) = " + to_text((kv.length - 1) / kv.page_size + 1));
       break;
     default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
   }

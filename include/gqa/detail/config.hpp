@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// What the compiler must not do, the index type, and the tag that keeps units with different flags apart.
+/// What the compiler must not do, and the index type.
 #pragma once
+
+#if defined(__STDC_HOSTED__) && !__STDC_HOSTED__
+#error "gqa needs the whole standard library: compile this unit without -ffreestanding"
+#endif
 
 #include <cstddef>
 #include <cstdint>
+
+#include "gqa/detail/abi_tag.hpp"
 
 // What is refused is refused in a sentence. The compiler stops at the file after it, which does not exist: what it would say of the rest of
 // the headers helps nobody.
@@ -23,37 +29,18 @@
 #endif
 
 // Results are the same bits on every path because the order of every addition is fixed. -ffast-math lets the compiler
-// change that order and drop the tests for NaN and infinity, so the library refuses instead of answering differently.
+// change that order and drop the tests for NaN and infinity, so the library refuses instead of answering differently. Of its parts, those
+// that every compiler can be told not to use are put off where results are computed: see detail/path/region.hpp.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error \
     "gqa cannot keep its results exact under -ffast-math, -Ofast or -ffinite-math-only: compile this unit without them"
 #include "gqa/see_the_error_above"
 #endif
-
-// Function bodies depend on the unit's -m flags and on -fno-exceptions. Each combination has its own inline namespace, so
-// that a unit built with -march=native never lends its instructions to a plain one through a shared weak symbol.
-#if defined(__AVX512F__)
-#define GQA_DETAIL_ISA avx512f
-#elif defined(__AVX2__) && defined(__FMA__)
-#define GQA_DETAIL_ISA avx2_fma
-#elif defined(__AVX2__)
-#define GQA_DETAIL_ISA avx2
-#elif defined(__AVX__)
-#define GQA_DETAIL_ISA avx
-#elif defined(__SSE4_2__)
-#define GQA_DETAIL_ISA sse42
-#else
-#define GQA_DETAIL_ISA base
+// 1 and 2: float expressions are computed in double or long double, or (−1) in whatever is at hand. Clang says −1 for flags that are put off.
+#if defined(__FLT_EVAL_METHOD__) && \
+    (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2 || (__FLT_EVAL_METHOD__ < 0 && !defined(__clang__)))
+#error "gqa cannot keep its results exact where float is not computed in float: compile this unit without -mfpmath=387"
 #endif
-#if defined(__cpp_exceptions)
-#define GQA_DETAIL_EXC exc
-#else
-#define GQA_DETAIL_EXC noexc
-#endif
-#define GQA_DETAIL_PASTE3(a, b, c) abi_##a##_##b##_##c
-#define GQA_DETAIL_TAG(a, b, c) GQA_DETAIL_PASTE3(a, b, c)
-/// The inline namespace of every function body in the library.
-#define GQA_ABI GQA_DETAIL_TAG(v0, GQA_DETAIL_ISA, GQA_DETAIL_EXC)
 
 /// Members of plain public types are forwarded from here: never emitted as a symbol of their own.
 #define GQA_ALWAYS_INLINE inline __attribute__((always_inline))

@@ -39,16 +39,16 @@ class Worker {
     }
     for (Index i = 0; i < call_.workers && !ended(); ++i) {
       FoldProgress& progress = call_.progress[other(i)];
-      if (progress.left.load(std::memory_order_acquire) <= 0) continue;
-      run_shared(progress, enter(progress.fold.load(std::memory_order_relaxed), other(i)));
+      if (progress.left.load(__ATOMIC_ACQUIRE) <= 0) continue;
+      run_shared(progress, enter(progress.fold.load(__ATOMIC_RELAXED), other(i)));
     }
   }
 
   /// Makes a fold known to other workers.
   static FoldProgress& publish(FoldProgress& progress, Index fold, Index spans) noexcept {
-    progress.fold.store(fold, std::memory_order_relaxed);
+    progress.fold.store(fold, __ATOMIC_RELAXED);
     progress.merged = 0;
-    progress.left.store(spans, std::memory_order_release);
+    progress.left.store(spans, __ATOMIC_RELEASE);
     return progress;
   }
 
@@ -60,9 +60,9 @@ class Worker {
 
   /// Whether the call is to end before its work is done.
   bool ended() const noexcept {
-    if (call_.control != nullptr && call_.control->stop.load(std::memory_order_relaxed))
-      call_.status->ended.store(true, std::memory_order_relaxed);
-    return call_.status->ended.load(std::memory_order_relaxed);
+    if (call_.control != nullptr && load_relaxed(call_.control->stop))
+      call_.status->ended.store(true, __ATOMIC_RELAXED);
+    return call_.status->ended.load(__ATOMIC_RELAXED);
   }
 
   /// Goes on to a fold, whose total is number `total`. Returns how many spans it has.
@@ -106,7 +106,7 @@ class Worker {
   void count_done(const Claim& claim, Index spans) noexcept {
     if (call_.control == nullptr) return;
     const auto of_plan = [&](Index done) { return tasks_->planned_spans() * done / spans; };
-    call_.control->done.fetch_add(of_plan(claim.first + claim.count) - of_plan(claim.first), std::memory_order_relaxed);
+    add_relaxed(call_.control->done, of_plan(claim.first + claim.count) - of_plan(claim.first));
   }
 
   const CallPlan& call_;
@@ -122,12 +122,12 @@ inline void run_worker(const CallPlan& call, Index worker) noexcept {
   } catch (...) {
     if (!call.status->threw.exchange(true))
       *static_cast<std::exception_ptr*>(call.status->exception) = std::current_exception();
-    call.status->ended.store(true, std::memory_order_relaxed);
+    call.status->ended.store(true, __ATOMIC_RELAXED);
   }
 #else
   Worker(call, worker).run();
 #endif
-  call.status->ran.fetch_add(1, std::memory_order_release);
+  call.status->ran.fetch_add(1, __ATOMIC_RELEASE);
 }
 
 /// Ends a call that was stopped. Returns in units without exceptions.
@@ -141,9 +141,9 @@ inline void stopped() {
 /// that none waits for a worker that begins late.
 inline void share_out(const CallPlan& call) {
   for (Index worker = 0, fold = 0; worker < call.workers; ++worker) {
-    WorkerShare& share = *::new (&call.shares[worker]) WorkerShare;
-    ::new (&call.progress[worker]) FoldProgress;
-    share.next.store(fold, std::memory_order_relaxed);
+    WorkerShare& share = *::new (&call.shares[worker]) WorkerShare{};
+    ::new (&call.progress[worker]) FoldProgress{};
+    share.next.store(fold, __ATOMIC_RELAXED);
     if (worker + 1 == call.workers) {
       fold = call.folds;
     } else {
@@ -169,37 +169,37 @@ inline void share_out(const CallPlan& call) {
 }
 
 inline void execute(CallPlan& call, const ExecutorRef& executor) {
-  CallStatus status;
+  CallStatus status{};
   call.status = &status;
 #if defined(__cpp_exceptions)
   std::exception_ptr exception;
   status.exception = &exception;
 #endif
   if (call.control != nullptr) {
-    call.control->done.store(0, std::memory_order_relaxed);
-    call.control->total.store(call.spans, std::memory_order_relaxed);
+    store_relaxed(call.control->done, Index{0});
+    store_relaxed(call.control->total, call.spans);
   }
   share_out(call);
   const TaskRef work(&call, [](void* plan, Index worker) { run_worker(*static_cast<const CallPlan*>(plan), worker); });
   executor.parallel_for(call.workers, work);
-  const Index ran = status.ran.load(std::memory_order_acquire);
+  const Index ran = status.ran.load(__ATOMIC_ACQUIRE);
   if (ran != call.workers)
-    fail("options.executor", "one that ran " + std::to_string(ran) + " of " + std::to_string(call.workers) + " tasks",
+    fail("options.executor", "one that ran " + to_text(ran) + " of " + to_text(call.workers) + " tasks",
          "parallel_for to run every task once before it returns");
   // Spans may be left that nobody had room for, see FoldShare::claim: with no other worker about, they are in order.
   bool left = false;
-  for (Index i = 0; i < call.workers; ++i) left = left || call.progress[i].left.load(std::memory_order_relaxed) > 0;
-  if (left && !status.ended.load(std::memory_order_relaxed)) run_worker(call, 0);
+  for (Index i = 0; i < call.workers; ++i) left = left || call.progress[i].left.load(__ATOMIC_RELAXED) > 0;
+  if (left && !status.ended.load(__ATOMIC_RELAXED)) run_worker(call, 0);
 #if defined(__cpp_exceptions)
   if (exception != nullptr) std::rethrow_exception(exception);
 #endif
-  if (status.ended.load(std::memory_order_relaxed)) stopped();
+  if (status.ended.load(__ATOMIC_RELAXED)) stopped();
 }
 
 /// Scratch in bytes, with room to align a buffer of any alignment.
 inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
   Carver carver(nullptr);
-  CallPlan layout;
+  CallPlan layout{};
   carve_call(carver, sizes, layout);
   return carver.used() + kScratchAlignment;
 }
@@ -207,7 +207,7 @@ inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
 inline std::size_t scratch_needed(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                                   const Options& options) {
   if (batch.empty()) return 0;
-  CallPlan call;
+  CallPlan call{};
   check_call(batch, functor, variant, options, call);
   return total_scratch(plan_batch(call, options));
 }
@@ -216,21 +216,21 @@ inline std::size_t scratch_needed(std::span<const Sequence> batch, const Functor
 inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                    const Options& options, ScratchCache& cache) {
   if (batch.empty()) return;
-  CallPlan call;
+  CallPlan call{};
   check_call(batch, functor, variant, options, call);
   call.control = options.control;
   {
     const FloatEnvironment environment;
-    call.scale = options.scale.value_or(1.0f / std::sqrt(static_cast<float>(call.shape.head_dim)));
+    call.scale = options.scale.has_value() ? *options.scale : default_scale(call.shape.head_dim);
   }
-  SequencePlan single;  // of a call of one sequence, which need not be planned twice
+  SequencePlan single{};  // of a call of one sequence, which need not be planned twice
   if (batch.size() == 1) call.sequences = &single;
   const ScratchSizes sizes = plan_batch(call, options);
   if (call.folds == 0) return;
   const std::size_t needed = total_scratch(sizes);
   if (!options.scratch.empty() && options.scratch.size() < needed)
     fail("options.scratch.size()", static_cast<Index>(options.scratch.size()),
-         "at least scratch_bytes() = " + std::to_string(needed));
+         "at least scratch_bytes() = " + to_text(needed));
 
   const auto run = [&](std::byte* memory) {
     const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;

@@ -18,7 +18,7 @@ class FoldShare {
   /// or if there is no room for states that cannot be merged yet: then others are at work on spans before them, and go on with these.
   Claim claim(bool alone) noexcept {
     for (Claim claim;; give_back(claim)) {
-      Index left = fold_.left.load(std::memory_order_acquire);
+      Index left = fold_.left.load(__ATOMIC_ACQUIRE);
       if (left <= 0) return {};
       claim = {};
       claim.first = spans_ - left;
@@ -32,7 +32,7 @@ class FoldShare {
         claim.count = take_deposits(claim);
         if (claim.count == 0) return {};
       }
-      if (fold_.left.compare_exchange_strong(left, left - claim.count, std::memory_order_acq_rel)) return claim;
+      if (fold_.left.compare_exchange(left, left - claim.count, __ATOMIC_ACQ_REL)) return claim;
     }
   }
 
@@ -47,8 +47,8 @@ class FoldShare {
     for (Index i = 0; i < claim.count; ++i) {
       Deposit* const deposit = claim.deposits[i];
       deposit->span = claim.first + i;
-      deposit->next = fold_.arrived.load(std::memory_order_relaxed);
-      while (!fold_.arrived.compare_exchange_weak(deposit->next, deposit)) {
+      deposit->next = fold_.arrived.load(__ATOMIC_RELAXED);
+      while (!fold_.arrived.compare_exchange(deposit->next, deposit)) {
       }
     }
     if (hold()) release();
@@ -96,12 +96,12 @@ class FoldShare {
     Index taken = 0;
     for (Index i = 0, of = worker_; i < call_.workers && taken < claim.count;
          ++i, of = of + 1 < call_.workers ? of + 1 : 0) {
-      std::atomic<std::uint64_t>& used = call_.shares[of].deposits;
-      for (std::uint64_t free = ~used.load(std::memory_order_relaxed) & bit_range(0, call_.worker_deposits);
+      Atomic<std::uint64_t>& used = call_.shares[of].deposits;
+      for (std::uint64_t free = ~used.load(__ATOMIC_RELAXED) & bit_range(0, call_.worker_deposits);
            free != 0 && taken < claim.count; free &= free - 1) {
         const std::uint64_t bit = free & (~free + 1);
-        if ((used.fetch_or(bit, std::memory_order_acquire) & bit) == 0)
-          claim.deposits[taken++] = ::new (deposit_at(of * call_.worker_deposits + std::countr_zero(bit))) Deposit;
+        if ((used.fetch_or(bit, __ATOMIC_ACQUIRE) & bit) == 0)
+          claim.deposits[taken++] = ::new (deposit_at(of * call_.worker_deposits + __builtin_ctzll(bit))) Deposit;
       }
     }
     return taken;
@@ -114,7 +114,7 @@ class FoldShare {
     const Index number =
         (reinterpret_cast<std::byte*>(deposit) - call_.deposits) / static_cast<Index>(call_.deposit_bytes);
     const std::uint64_t bit = std::uint64_t{1} << (number % call_.worker_deposits);
-    call_.shares[number / call_.worker_deposits].deposits.fetch_and(~bit, std::memory_order_release);
+    call_.shares[number / call_.worker_deposits].deposits.fetch_and(~bit, __ATOMIC_RELEASE);
   }
   void* deposit_at(Index number) const noexcept {
     return call_.deposits + static_cast<std::size_t>(number) * call_.deposit_bytes;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdlib>
-#include <string>
 
 #include "gqa/error.hpp"
 
@@ -34,7 +33,7 @@ inline void* allocate_bytes(Index bytes, const char* what) {
 #else
   void* memory = std::aligned_alloc(alignment, rounded);
 #endif
-  if (memory == nullptr) raise<StorageExhausted>("gqa: no memory for " + std::to_string(bytes) + " bytes of " + what);
+  if (memory == nullptr) raise<StorageExhausted>("gqa: no memory for " + to_text(bytes) + " bytes of " + what);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   // A wish: where the system has no huge pages to give, ordinary ones do.
   if (alignment == kHugePageBytes) static_cast<void>(::madvise(memory, rounded, MADV_HUGEPAGE));

@@ -5,7 +5,6 @@
 
 #include <limits>
 #include <optional>
-#include <string>
 #include <utility>
 
 #include "gqa/detail/kv_rows.hpp"
@@ -39,7 +38,7 @@ GQA_ALWAYS_INLINE KvRowFormat row_format(const Config& config) {
 
 /// Memory of K and V, and the view of it with no token in it yet.
 struct KvMemory {
-  KvCacheView view;
+  KvCacheView view{};
   Buffer k;
   Buffer v;
 };
@@ -49,7 +48,7 @@ inline KvCacheView describe_rows(const KvRowFormat& format) {
   if (format.kv_heads < 1) fail("config.kv_heads", format.kv_heads, "1 or more");
   if (format.head_dim < 1) fail("config.head_dim", format.head_dim, "1 or more");
   if (format.value_dim < 0) fail("config.value_dim", format.value_dim, "1 or more, or 0 for head_dim");
-  KvCacheView view;
+  KvCacheView view{};
   view.kv_heads = format.kv_heads;
   view.head_dim = format.head_dim;
   view.value_dim = format.value_dim == 0 ? format.head_dim : format.value_dim;

@@ -5,7 +5,6 @@
 
 #include <cstring>
 #include <limits>
-#include <string>
 
 #include "gqa/detail/kv_layout.hpp"
 
@@ -119,7 +118,7 @@ inline KvPool& pool_of(const KvPageTable& table) {
 inline std::int32_t reference_count(const KvPool* pool, Index page) {
   if (pool == nullptr) fail("pool", "empty (moved from)", "a pool with pages");
   if (page < 0 || page >= pool->view.pool_pages)
-    fail("page", page, "0 to " + std::to_string(pool->view.pool_pages - 1));
+    fail("page", page, "0 to " + to_text(pool->view.pool_pages - 1));
   return pool->references.as<std::int32_t>()[page];
 }
 
@@ -163,7 +162,7 @@ inline void reserve_entries(KvPageTable& table, Index pages) {
 inline void reserve_tokens(KvPageTable& table, Index tokens) {
   const KvPool& pool = pool_of(table);
   const Index most = pool.view.pool_pages * pool.view.page_size;
-  if (tokens < 0 || tokens > most) fail("tokens", tokens, "0 to the pool's " + std::to_string(most));
+  if (tokens < 0 || tokens > most) fail("tokens", tokens, "0 to the pool's " + to_text(most));
   reserve_entries(table, pages_for(tokens, pool.view.page_size));
 }
 
@@ -202,9 +201,8 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
   if (k.tokens == 0) return;
   const Index needed = pages_to_append(table, k.tokens);
   if (needed > pool.free_count)
-    raise<StorageExhausted>("gqa: the pool has " + std::to_string(pool.free_count) + " of " +
-                            std::to_string(pool.view.pool_pages) + " pages free; appending " +
-                            std::to_string(k.tokens) + " tokens needs " + std::to_string(needed));
+    raise<StorageExhausted>("gqa: the pool has " + to_text(pool.free_count) + " of " + to_text(pool.view.pool_pages) +
+                            " pages free; appending " + to_text(k.tokens) + " tokens needs " + to_text(needed));
   const Index page_size = table.view.page_size;
   const Index pages = pages_for(table.view.length + k.tokens, page_size);
   const Index room = table.entries.bytes() / static_cast<Index>(sizeof(std::int32_t));
@@ -238,7 +236,7 @@ inline void truncate_paged(KvPageTable& table, Index length) {
 inline void fork_pages(KvPageTable& fork, const KvPageTable& table, Index tokens) {
   KvPool& pool = pool_of(table);
   if (tokens < 0 || tokens > table.view.length)
-    fail("tokens", tokens, "between 0 and the tokens held, " + std::to_string(table.view.length));
+    fail("tokens", tokens, "between 0 and the tokens held, " + to_text(table.view.length));
   KvPageTable made;
   const Index pages = pages_for(tokens, pool.view.page_size);
   if (pages > 0) made.entries = Buffer(pages * static_cast<Index>(sizeof(std::int32_t)), "a page table");

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -92,8 +91,8 @@ inline ConstTensorView page_rows(const KvPlane& plane, Index heads, Index page, 
 inline void check_rows(const TensorNames& names, const char* tokens, const char* heads, const char* width,
                        const ConstTensorView& rows, Index kv_heads, const char* cache_width, Index dim) {
   if (rows.tokens < 0) fail(tokens, rows.tokens, "0 or more");
-  if (rows.heads != kv_heads) fail(heads, rows.heads, "the cache's kv_heads = " + std::to_string(kv_heads));
-  if (rows.dim != dim) fail(width, rows.dim, std::string("the cache's ") + cache_width + " = " + std::to_string(dim));
+  if (rows.heads != kv_heads) fail(heads, rows.heads, "the cache's kv_heads = " + to_text(kv_heads));
+  if (rows.dim != dim) fail(width, rows.dim, Text("the cache's ") + cache_width + " = " + to_text(dim));
   if (rows.tokens > 0 && rows.data == nullptr) fail(names.data, "null", "a pointer to the rows");
   check_tensor({}, names, rows);
 }
@@ -107,7 +106,7 @@ inline void check_append(const KvCacheView& cache, const ConstTensorView& k, con
   check_not_moved_from(cache.kv_heads);
   check_rows(kAppendedKeyNames, "k.tokens", "k.heads", "k.dim", k, cache.kv_heads, "head_dim", cache.head_dim);
   check_rows(kAppendedValueNames, "v.tokens", "v.heads", "v.dim", v, cache.kv_heads, "value_dim", cache.value_dim);
-  if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + std::to_string(k.tokens));
+  if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + to_text(k.tokens));
 }
 
 /// Packed (token, head, dim) elements as rows; as many tokens as there are elements for.
@@ -116,17 +115,16 @@ inline ConstTensorView packed_rows(const char* name, std::span<T, Extent> elemen
   check_not_moved_from(kv_heads);
   const auto size = static_cast<Index>(elements.size());
   const Index token = kv_heads * dim;
-  if (size % token != 0)
-    fail(std::string(name) + ".size()", size, "a multiple of the elements of a token, " + std::to_string(token));
+  if (size % token != 0) fail(Text(name) + ".size()", size, "a multiple of the elements of a token, " + to_text(token));
   return ConstTensorView(elements.data(), size / token, kv_heads, dim);
 }
 
 inline void check_truncate(Index length, Index first, Index current) {
   if (length < 0 || length > current || (length < first && length != 0))
     fail("length", length,
-         first == 0 ? "between 0 and the tokens held, " + std::to_string(current)
-                    : "0, or between the oldest position held, " + std::to_string(first) + ", and the next one, " +
-                          std::to_string(current));
+         first == 0
+             ? "between 0 and the tokens held, " + to_text(current)
+             : "0, or between the oldest position held, " + to_text(first) + ", and the next one, " + to_text(current));
 }
 
 }  // namespace GQA_ABI

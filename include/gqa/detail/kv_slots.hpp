@@ -3,8 +3,6 @@
 /// The contiguous and the ring cache, with their bodies: K and V in one piece each.
 #pragma once
 
-#include <string>
-
 #include "gqa/detail/kv_layout.hpp"
 
 namespace gqa::detail {
@@ -70,8 +68,8 @@ inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const Co
   check_append(cache.view, k, v);
   const Index room = cache.slots - cache.view.length;
   if (k.tokens > room)
-    raise<StorageExhausted>("gqa: the contiguous cache has room for " + std::to_string(room) + " of " +
-                            std::to_string(cache.slots) + " tokens; appending needs " + std::to_string(k.tokens));
+    raise<StorageExhausted>("gqa: the contiguous cache has room for " + to_text(room) + " of " + to_text(cache.slots) +
+                            " tokens; appending needs " + to_text(k.tokens));
   write_rows(key_plane(cache), 0, cache.view.length, k);
   write_rows(value_plane(cache), 0, cache.view.length, v);
   cache.view.length += k.tokens;

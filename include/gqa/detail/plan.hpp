@@ -52,7 +52,7 @@ inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
 /// Room for the work on folds of a sequence.
 inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const SequencePlan& plan) noexcept {
   const HeadShape& shape = call.shape;
-  TaskScratch scratch;
+  TaskScratch scratch{};
   RowTile& tile = scratch.tile;
   const Kernels& kernels = *plan.kernels;
   const Index heads = plan.heads;
@@ -154,8 +154,8 @@ inline double estimated_time(const CallPlan& call, const SequencePlan& plan, con
 }
 
 /// What a worker should have to do at least, in nanoseconds: waking a thread takes about as long. Tests, whose calls are small, change it.
-inline std::atomic<double>& time_worth_a_worker() noexcept {
-  static std::atomic<double> nanoseconds{2000.0};
+inline Atomic<Index>& time_worth_a_worker() noexcept {
+  static Atomic<Index> nanoseconds(2000);
   return nanoseconds;
 }
 
@@ -199,7 +199,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
       call.folds += plan.folds;
       call.spans = limited(Checked(plan.folds) * plan.spans + call.spans, call, i, "q.tokens", batch[i].q.tokens);
       time += estimated_time(call, plan, batch[i]);
-      RowTile state;
+      RowTile state{};
       set_strides(state, *plan.kernels, call.shape.value_dim);
       const std::size_t bytes = state_bytes(state, plan.heads, plan.tile_rows);
       if (bytes > sizes.total_bytes) sizes.total_bytes = bytes;
@@ -213,7 +213,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
   }
   const Index concurrency = options.executor.concurrency();
   sizes.workers = concurrency < call.spans ? concurrency : call.spans;
-  const double worth = time / time_worth_a_worker().load(std::memory_order_relaxed);
+  const double worth = time / static_cast<double>(time_worth_a_worker().load(__ATOMIC_RELAXED));
   if (worth < static_cast<double>(sizes.workers)) sizes.workers = static_cast<Index>(worth);
   if (sizes.workers < 1)
     sizes.workers = call.spans > 0 ? 1 : 0;  // whatever the executor says now: the call has been checked

@@ -3,11 +3,10 @@
 /// Scratch memory: carving it up, and keeping it between calls.
 #pragma once
 
-#include <atomic>
 #include <cstring>
 #include <new>
 
-#include "gqa/detail/config.hpp"
+#include "gqa/detail/atomic.hpp"
 
 namespace gqa::detail {
 
@@ -34,9 +33,9 @@ class Carver {
 
 /// A number for the calling thread, from 0 on in the order in which threads ask.
 GQA_ALWAYS_INLINE unsigned thread_number() noexcept {
-  static std::atomic<unsigned> threads{0};
+  static Atomic<unsigned> threads{0};
   static thread_local unsigned number = 0;  // 1 more, so that it needs no initialisation
-  if (number == 0) number = threads.fetch_add(1, std::memory_order_relaxed) + 1;
+  if (number == 0) number = threads.fetch_add(1, __ATOMIC_RELAXED) + 1;
   return number - 1;
 }
 
@@ -52,7 +51,7 @@ class ScratchCache {
   GQA_ALWAYS_INLINE ScratchCache& operator=(const ScratchCache&) noexcept { return *this; }
   GQA_ALWAYS_INLINE ~ScratchCache() {
     release();
-    if (List* const lists = lists_.load(std::memory_order_acquire)) free(lists);
+    if (List* const lists = lists_.load(__ATOMIC_ACQUIRE)) free(lists);
   }
 
   struct Buffer {
@@ -67,9 +66,9 @@ class ScratchCache {
     List* const lists = make_lists();
     Buffer* buffer = nullptr;
     for (unsigned i = 0; i < kLists && buffer == nullptr; ++i) {
-      std::atomic<Buffer*>& list = lists[(own + i) % kLists].first;
-      if (list.load(std::memory_order_relaxed) == nullptr) continue;  // shared, not taken from another core
-      buffer = list.exchange(nullptr, std::memory_order_acquire);
+      Atomic<Buffer*>& list = lists[(own + i) % kLists].first;
+      if (list.load(__ATOMIC_RELAXED) == nullptr) continue;  // shared, not taken from another core
+      buffer = list.exchange(nullptr, __ATOMIC_ACQUIRE);
       if (buffer != nullptr) put(list, buffer->next);
     }
     if (buffer != nullptr && buffer->bytes >= bytes) return buffer;
@@ -79,13 +78,13 @@ class ScratchCache {
   /// Of a buffer that was acquired.
   GQA_ALWAYS_INLINE void put_back(Buffer* buffer) noexcept {
     buffer->next = nullptr;
-    put(lists_.load(std::memory_order_acquire)[thread_number() % kLists].first, buffer);
+    put(lists_.load(__ATOMIC_ACQUIRE)[thread_number() % kLists].first, buffer);
   }
   /// Frees all spare buffers.
   GQA_ALWAYS_INLINE void release() noexcept {
-    List* const lists = lists_.load(std::memory_order_acquire);
+    List* const lists = lists_.load(__ATOMIC_ACQUIRE);
     for (unsigned i = 0; i < kLists && lists != nullptr; ++i) {
-      for (Buffer* rest = lists[i].first.exchange(nullptr, std::memory_order_acquire); rest != nullptr;) {
+      for (Buffer* rest = lists[i].first.exchange(nullptr, __ATOMIC_ACQUIRE); rest != nullptr;) {
         Buffer* const buffer = rest;
         rest = buffer->next;
         free(buffer);
@@ -96,7 +95,7 @@ class ScratchCache {
  private:
   static constexpr unsigned kLists = 16;
   struct alignas(kScratchAlignment) List {
-    std::atomic<Buffer*> first{nullptr};
+    Atomic<Buffer*> first{nullptr};
   };
 
   GQA_ALWAYS_INLINE static void* allocate(std::size_t bytes) {
@@ -106,25 +105,25 @@ class ScratchCache {
     ::operator delete (memory, std::align_val_t{kScratchAlignment});
   }
   GQA_ALWAYS_INLINE List* make_lists() {
-    List* lists = lists_.load(std::memory_order_acquire);
+    List* lists = lists_.load(__ATOMIC_ACQUIRE);
     if (lists != nullptr) return lists;
     List* const made = static_cast<List*>(allocate(kLists * sizeof(List)));
     for (unsigned i = 0; i < kLists; ++i) ::new (made + i) List;
-    if (lists_.compare_exchange_strong(lists, made, std::memory_order_acq_rel)) return made;
+    if (lists_.compare_exchange(lists, made, __ATOMIC_ACQ_REL)) return made;
     free(made);  // another thread was faster
     return lists;
   }
   /// Puts a chain of buffers, or none, before those of a list.
-  GQA_ALWAYS_INLINE static void put(std::atomic<Buffer*>& list, Buffer* chain) noexcept {
+  GQA_ALWAYS_INLINE static void put(Atomic<Buffer*>& list, Buffer* chain) noexcept {
     if (chain == nullptr) return;
     Buffer* last = chain;
     while (last->next != nullptr) last = last->next;
-    last->next = list.load(std::memory_order_relaxed);
-    while (!list.compare_exchange_weak(last->next, chain, std::memory_order_release, std::memory_order_relaxed)) {
+    last->next = list.load(__ATOMIC_RELAXED);
+    while (!list.compare_exchange(last->next, chain, __ATOMIC_RELEASE)) {
     }
   }
 
-  std::atomic<List*> lists_{nullptr};  // kLists of them
+  Atomic<List*> lists_{nullptr};  // kLists of them
 };
 
 /// A ScratchCache's buffer for the length of a call.

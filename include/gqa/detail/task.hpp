@@ -321,7 +321,7 @@ class SequenceTasks {
     const std::uint64_t* visible = nullptr;
     for (Index j = 0; j < range_.heads; ++j) {
       const Index head = range_.first_head + j;
-      Block& block = *::new (scratch_.units + b * range_.heads + j) Block;
+      Block& block = *::new (scratch_.units + b * range_.heads + j) Block{};
       block.begin = here.begin;
       block.k = k_rows(here, head);
       block.v = v_rows(here, head);
@@ -397,7 +397,7 @@ class SequenceTasks {
   const Sequence& sequence_;
   const SequencePlan& plan_;
   const Kernels& kernels_;
-  TaskScratch scratch_;
+  TaskScratch scratch_{};
   AddressBook addresses_;
   RowRanges rows_;
   RowTile total_;  // of the fold

@@ -3,7 +3,6 @@
 /// A variant with its type erased, so that checking, planning and the task loop are compiled once.
 #pragma once
 
-#include <bit>
 #include <type_traits>
 
 #include "gqa/detail/path/kernels.hpp"
@@ -85,7 +84,7 @@ VariantRef variant_ref(const V& variant) noexcept {
                     Index block_begin) {
       std::uint64_t visible = 0;
       for (std::uint64_t rest = candidates; rest != 0; rest &= rest - 1) {
-        const int t = std::countr_zero(rest);
+        const int t = __builtin_ctzll(rest);
         if (static_cast<const V*>(self)->is_visible(query_position, block_begin + t, query_head))
           visible |= std::uint64_t{1} << t;
       }

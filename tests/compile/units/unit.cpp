@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The same attention calls, compiled once per set of compiler flags under a name of its own (GQA_UNIT). Whatever the flags, the
 // bits must be the same, and units of all flags must link into one program.
+#include <bit>
+
 #include "gqa/gqa.hpp"
 
 #include "digests.hpp"

@@ -227,7 +227,9 @@ template <class Codec, int, int>
 constexpr void add_codec(Kernels& table) {
   amx::add_codec<Codec, 1>(table);
 }
+#define GQA_KERNELS_NAME "gqa_kernels_amx_one_term"
 #include "gqa/detail/path/table.inl"
+#undef GQA_KERNELS_NAME
 }  // namespace one_term
 namespace two_terms {
 constexpr Kernels common_kernels() { return amx::common_kernels<2>(); }
@@ -235,7 +237,9 @@ template <class Codec, int, int>
 constexpr void add_codec(Kernels& table) {
   amx::add_codec<Codec, 2>(table);
 }
+#define GQA_KERNELS_NAME "gqa_kernels_amx_two_terms"
 #include "gqa/detail/path/table.inl"
+#undef GQA_KERNELS_NAME
 }  // namespace two_terms
 
 }  // namespace gqa::detail::inline GQA_ABI::amx

@@ -205,9 +205,9 @@ GQA_KERNEL void output_two_groups(const GroupWeights& p, const GroupWeights& p1,
 // o and l of a group ← alpha · theirs. Most blocks move no maximum.
 GQA_OP void rescale(const RowTile& tile, Index group) {
   const Index rows = rows_in_group(tile, group);
-  const Vec one = avx512::set1(1.0f);
+  const __m512i one = _mm512_castps_si512(avx512::set1(1.0f));
   const __mmask16 moved =
-      _mm512_mask_cmp_ps_mask(first_lanes(rows), avx512::load(tile.alpha + group * kGroup), one, _CMP_NEQ_UQ);
+      _mm512_mask_cmpneq_epi32_mask(first_lanes(rows), _mm512_loadu_si512(tile.alpha + group * kGroup), one);
   for (unsigned rest = moved; rest != 0; rest &= rest - 1) {
     const Index row = group * kGroup + __builtin_ctz(rest);
     const Vec alpha = avx512::set1(tile.alpha[row]);

@@ -126,15 +126,17 @@ inline void softmax(const RowTile& tile, const Block& block, Lines*) {
     }
     const Vec m_old = _mm512_mask_loadu_ps(nothing, lanes, m);
     const Vec m_new = avx512::larger(avx512::mul(raw, factor), m_old);
-    const Vec base = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m_new, nothing, _CMP_NEQ_UQ), m_new);
-    const __mmask16 same = _mm512_cmp_ps_mask(m_new, m_old, _CMP_EQ_OQ);
+    // Maxima are never NaN, and are compared by their bits. Of zeros of different signs alpha is 1 either way.
+    const __m512i new_bits = _mm512_castps_si512(m_new);
+    const Vec base = _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask(new_bits, _mm512_castps_si512(nothing)), m_new);
+    const __mmask16 same = _mm512_cmpeq_epi32_mask(new_bits, _mm512_castps_si512(m_old));
     const Vec alpha = avx512::exp2_nonpositive(avx512::sub(m_old, base));
     avx512::store(tile.alpha + group * kGroup, _mm512_mask_mov_ps(alpha, same, avx512::set1(1.0f)));
     _mm512_mask_storeu_ps(m, lanes, m_new);
 
     const Exponent e{avx512::mul(factor, avx512::set1(kStep)),
                      avx512::fma(avx512::set1(-kStep), base, avx512::set1(kOffset)), factor, base,
-                     _mm512_cmp_ps_mask(_mm512_abs_ps(base), avx512::set1(kLargeMaximum), _CMP_GE_OQ)};
+                     _mm512_cmpge_epi32_mask(_mm512_castps_si512(_mm512_abs_ps(base)), _mm512_castps_si512(avx512::set1(kLargeMaximum)))};
     for (Index half = 0; half < 2; ++half) {
       if (!view.any[half]) continue;
       float* of_half = scores + half * kHalf * kGroup;

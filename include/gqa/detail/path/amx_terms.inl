@@ -62,8 +62,8 @@ GQA_OP __mmask16 not_ordinary(Vec x) {
 // Puts right what split_ordinary has made of any other number.
 GQA_KERNEL void split_again(const Vec& x, Split& s) {
   const __mmask16 cut_off = not_ordinary(x);
-  const __mmask16 not_finite = _mm512_fpclass_ps_mask(x, 0x99);
-  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __mmask16 not_finite = _mm512_fpclass_ps_mask(x, avx512::kNonfinite);
+  const __mmask16 nan = _mm512_fpclass_ps_mask(x, avx512::kNaN);
   s.first = _mm512_mask_mov_epi32(s.first, cut_off, upper_halves(_mm512_castps_si512(x)));
   s.first = _mm512_mask_mov_epi32(s.first, not_finite, _mm512_setzero_si512());
   const __m512i rest = _mm512_castps_si512(avx512::sub(x, _mm512_castsi512_ps(s.first)));

@@ -35,15 +35,16 @@ GQA_OP void store(float* p, const Vec& a) {
   _mm256_storeu_ps(p, a.low);
   _mm256_storeu_ps(p + 8, a.high);
 }
-GQA_OP Vec add(const Vec& a, const Vec& b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-GQA_OP Vec sub(const Vec& a, const Vec& b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-GQA_OP Vec mul(const Vec& a, const Vec& b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+GQA_OP Vec add(const Vec& a, const Vec& b) { return {a.low + b.low, a.high + b.high}; }
+GQA_OP Vec sub(const Vec& a, const Vec& b) { return {a.low - b.low, a.high - b.high}; }
+GQA_OP Vec mul(const Vec& a, const Vec& b) { return {a.low * b.low, a.high * b.high}; }
 // a·b + c, rounded once.
+GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  return {GQA_FMA_PS256(a.low, b.low, c.low), GQA_FMA_PS256(a.high, b.high, c.high)};
 }
 // b where a is NaN.
-GQA_OP Vec larger(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+GQA_OP Vec larger(const Vec& a, const Vec& b) { return {GQA_MAX_PS256(a.low, b.low), GQA_MAX_PS256(a.high, b.high)}; }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(const Vec& a) {
@@ -52,8 +53,7 @@ GQA_OP Vec shift_left(const Vec& a) {
 }
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
-  return {_mm256_and_ps(_mm256_cmp_ps(x.low, floor.low, _CMP_NLT_UQ), value.low),
-          _mm256_and_ps(_mm256_cmp_ps(x.high, floor.high, _CMP_NLT_UQ), value.high)};
+  return {GQA_ZERO_BELOW_PS256(x.low, floor.low, value.low), GQA_ZERO_BELOW_PS256(x.high, floor.high, value.high)};
 }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
@@ -70,30 +70,29 @@ GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
   return {_mm256_blendv_ps(b.low, a.low, lane_mask(bits)), _mm256_blendv_ps(b.high, a.high, lane_mask(bits >> 8))};
 }
 GQA_OP float reduce_max(const Vec& a) {
-  const __m256 m = _mm256_max_ps(a.low, a.high);
-  __m128 x = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_max_ss(x, _mm_shuffle_ps(x, x, 1));
+  const __m256 m = GQA_MAX_PS256(a.low, a.high);
+  __m128 x = GQA_MAX_PS128(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  x = GQA_MAX_PS128(x, _mm_movehl_ps(x, x));
+  x = GQA_MAX_SS(x, _mm_shuffle_ps(x, x, 1));
   return _mm_cvtss_f32(x);
 }
 // The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
 GQA_OP float reduce_add(const Vec& a) {
-  const __m256 s = _mm256_add_ps(a.low, a.high);
-  __m128 x = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_add_ss(x, _mm_shuffle_ps(x, x, 1));
-  return _mm_cvtss_f32(x);
+  const __m256 s = a.low + a.high;
+  __m128 x = _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1);
+  x = x + _mm_movehl_ps(x, x);
+  return _mm_cvtss_f32(x) + _mm_cvtss_f32(_mm_shuffle_ps(x, x, 1));
 }
 // The same tree for four vectors at once: sums[i] = reduce_add(acc[i]).
 GQA_OP void reduce_four(const Vec* acc, float* sums) {
-  const __m256 a0 = _mm256_add_ps(acc[0].low, acc[0].high);
-  const __m256 a1 = _mm256_add_ps(acc[1].low, acc[1].high);
-  const __m256 a2 = _mm256_add_ps(acc[2].low, acc[2].high);
-  const __m256 a3 = _mm256_add_ps(acc[3].low, acc[3].high);
-  const __m256 b0 = _mm256_add_ps(_mm256_permute2f128_ps(a0, a2, 0x20), _mm256_permute2f128_ps(a0, a2, 0x31));
-  const __m256 b1 = _mm256_add_ps(_mm256_permute2f128_ps(a1, a3, 0x20), _mm256_permute2f128_ps(a1, a3, 0x31));
-  const __m256 c = _mm256_add_ps(_mm256_shuffle_ps(b0, b1, 0x44), _mm256_shuffle_ps(b0, b1, 0xee));
-  const __m256 d = _mm256_add_ps(_mm256_shuffle_ps(c, c, 0x88), _mm256_shuffle_ps(c, c, 0xdd));
+  const __m256 a0 = acc[0].low + acc[0].high;
+  const __m256 a1 = acc[1].low + acc[1].high;
+  const __m256 a2 = acc[2].low + acc[2].high;
+  const __m256 a3 = acc[3].low + acc[3].high;
+  const __m256 b0 = _mm256_permute2f128_ps(a0, a2, 0x20) + _mm256_permute2f128_ps(a0, a2, 0x31);
+  const __m256 b1 = _mm256_permute2f128_ps(a1, a3, 0x20) + _mm256_permute2f128_ps(a1, a3, 0x31);
+  const __m256 c = _mm256_shuffle_ps(b0, b1, 0x44) + _mm256_shuffle_ps(b0, b1, 0xee);
+  const __m256 d = _mm256_shuffle_ps(c, c, 0x88) + _mm256_shuffle_ps(c, c, 0xdd);
   _mm_storeu_ps(sums, _mm_shuffle_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1), 0x44));
 }
 template <int N>
@@ -182,7 +181,7 @@ struct HalfDot {
   static GQA_OP __m256 key_part(const std::byte* p, Index count) {
     return load_part<Codec>(p, count < 8 ? count : 8).low;  // none, if fewer than one
   }
-  static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return _mm256_fmadd_ps(q, k, acc); }
+  static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return GQA_FMA_PS256(q, k, acc); }
   static GQA_OP void keep(float* lanes, __m256 sum) { _mm256_storeu_ps(lanes, sum); }
 };
 template <class Codec, class Whole>
@@ -194,7 +193,8 @@ GQA_OP __m128i narrow_bf16(__m256 a) {
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
   const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
 }
@@ -219,8 +219,10 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)
 #define GQA_KERNEL_PATH Path::avx2
+#define GQA_KERNELS_NAME "gqa_kernels_avx2"
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
+#undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
 

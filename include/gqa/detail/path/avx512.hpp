@@ -13,6 +13,8 @@ namespace gqa::detail::inline GQA_ABI::avx512 {
 
 using Vec = __m512;
 inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
+inline constexpr int kNaN = 0x81;             // for fpclass: quiet and signalling
+inline constexpr int kNonfinite = 0x99;       // and ±infinity
 
 inline constexpr int kScoreTile = 16;  // accumulators of a score tile: rows × tokens
 inline constexpr int kScoreRows = 4;   // the most rows of a score tile
@@ -34,22 +36,21 @@ GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }
 GQA_OP Vec load(const float* p) { return _mm512_loadu_ps(p); }
 GQA_OP void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
-GQA_OP Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-GQA_OP Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-GQA_OP Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+GQA_OP Vec add(Vec a, Vec b) { return a + b; }
+GQA_OP Vec sub(Vec a, Vec b) { return a - b; }
+GQA_OP Vec mul(Vec a, Vec b) { return a * b; }
 // a·b + c, rounded once.
-GQA_OP Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+GQA_OP Vec fma(Vec a, Vec b, Vec c) { return GQA_FMA_PS512(a, b, c); }
 // b where a is NaN.
-GQA_OP Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+GQA_OP Vec larger(Vec a, Vec b) { return GQA_MAX_PS512(a, b); }
 // The floats whose bits are those of a shifted left by N.
 template <int N>
 GQA_OP Vec shift_left(Vec a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), N));
 }
 // value, but 0 where x < floor. NaN in x keeps value.
-GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value);
-}
+GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) { return GQA_ZERO_BELOW_PS512(x, floor, value); }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(Vec bits, Vec a, Vec b) {
   return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(bits)), a);
@@ -59,19 +60,18 @@ GQA_OP Vec select(std::uint64_t bits, Vec a, Vec b) { return _mm512_mask_mov_ps(
 GQA_OP __m256 lower_half(Vec a) { return _mm512_castps512_ps256(a); }
 GQA_OP __m256 upper_half(Vec a) { return _mm512_extractf32x8_ps(a, 1); }
 GQA_OP float reduce_max(Vec a) {
-  const __m256 m = _mm256_max_ps(lower_half(a), upper_half(a));
-  __m128 x = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_max_ss(x, _mm_shuffle_ps(x, x, 1));
+  const __m256 m = GQA_MAX_PS256(lower_half(a), upper_half(a));
+  __m128 x = GQA_MAX_PS128(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  x = GQA_MAX_PS128(x, _mm_movehl_ps(x, x));
+  x = GQA_MAX_SS(x, _mm_shuffle_ps(x, x, 1));
   return _mm_cvtss_f32(x);
 }
 // The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
 GQA_OP float reduce_add(Vec a) {
-  const __m256 s = _mm256_add_ps(lower_half(a), upper_half(a));
-  __m128 x = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  x = _mm_add_ss(x, _mm_shuffle_ps(x, x, 1));
-  return _mm_cvtss_f32(x);
+  const __m256 s = lower_half(a) + upper_half(a);
+  __m128 x = _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1);
+  x = x + _mm_movehl_ps(x, x);
+  return _mm_cvtss_f32(x) + _mm_cvtss_f32(_mm_shuffle_ps(x, x, 1));
 }
 // The same tree for sixteen vectors at once: sums[i] = reduce_add(acc[i]). Each step adds halves of two vectors and leaves their
 // sums side by side; the pairs are chosen so that vector i ends in lane i.
@@ -175,7 +175,7 @@ GQA_OP Vec join_units(const Vec (&a)[kUnits]) {
   const __m512i second = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   return add(_mm512_permutex2var_ps(a[0], first, a[1]), _mm512_permutex2var_ps(a[0], second, a[1]));
 }
-GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // quiet, signalling NaN, ±infinity
+GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, kNonfinite) != 0; }
 
 GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 template <class Codec>
@@ -211,7 +211,7 @@ GQA_OP void store_as(std::byte* p, Vec a) {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), quiet);
+    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_fpclass_ps_mask(a, kNaN), quiet);
     _mm256_storeu_si256(static_cast<__m256i*>(static_cast<void*>(p)),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
@@ -221,8 +221,10 @@ GQA_OP void store_as(std::byte* p, Vec a) {
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP
 #define GQA_KERNEL_PATH Path::avx512
+#define GQA_KERNELS_NAME "gqa_kernels_avx512"
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
+#undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
 

@@ -120,7 +120,9 @@ constexpr Kernels common_kernels() {
       .o_multiple = kLanes2,
   };
 }
+#define GQA_KERNELS_NAME "gqa_kernels_avx512bf16"
 #include "gqa/detail/path/table.inl"
+#undef GQA_KERNELS_NAME
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512bf16
 

@@ -54,16 +54,25 @@ GQA_OP Vec mul(const Vec& a, const Vec& b) {
   for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] * b.lane[i];
   return r;
 }
+// One of two numbers, by their bits: Clang takes more of the unit's flags for granted where it chooses between floats.
+GQA_OP float choose(bool first, float a, float b) {
+#if defined(__clang__)
+  return __builtin_bit_cast(float, first ? __builtin_bit_cast(int, a) : __builtin_bit_cast(int, b));
+#else
+  return first ? a : b;
+#endif
+}
 // a·b + c, rounded once.
+GQA_OP float fma(float a, float b, float c) { return GQA_FMAF(a, b, c); }
 GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = fma(a.lane[i], b.lane[i], c.lane[i]);
   return r;
 }
 // b where a is NaN, like the x86 instruction.
 GQA_OP Vec larger(const Vec& a, const Vec& b) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = choose(a.lane[i] > b.lane[i], a.lane[i], b.lane[i]);
   return r;
 }
 // The floats whose bits are those of a shifted left by N.
@@ -77,25 +86,25 @@ GQA_OP Vec shift_left(const Vec& a) {
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = x.lane[i] < floor.lane[i] ? 0.0f : value.lane[i];
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = choose(x.lane[i] < floor.lane[i], 0.0f, value.lane[i]);
   return r;
 }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
   Vec r;
   for (int i = 0; i < kLanes; ++i)
-    r.lane[i] = (__builtin_bit_cast(std::uint32_t, bits.lane[i]) >> 31) != 0 ? a.lane[i] : b.lane[i];
+    r.lane[i] = choose((__builtin_bit_cast(std::uint32_t, bits.lane[i]) >> 31) != 0, a.lane[i], b.lane[i]);
   return r;
 }
 // a where the lane's bit is set, else b.
 GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = ((bits >> i) & 1u) != 0 ? a.lane[i] : b.lane[i];
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = choose(((bits >> i) & 1u) != 0, a.lane[i], b.lane[i]);
   return r;
 }
 GQA_OP float reduce_max(const Vec& a) {
   float r = a.lane[0];
-  for (int i = 1; i < kLanes; ++i) r = a.lane[i] > r ? a.lane[i] : r;
+  for (int i = 1; i < kLanes; ++i) r = choose(a.lane[i] > r, a.lane[i], r);
   return r;
 }
 // The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
@@ -167,8 +176,10 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #define GQA_LONG_OP GQA_KERNEL  // lane by lane, too long to be inlined
 #define GQA_STRIP_LOOP
 #define GQA_KERNEL_PATH Path::portable
+#define GQA_KERNELS_NAME "gqa_kernels_portable"
 #include "gqa/detail/path/kernel.inl"
 #undef GQA_KERNEL_PATH
+#undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
 

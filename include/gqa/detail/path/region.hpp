@@ -3,7 +3,8 @@
 /// Regions of code for one instruction set, opened in any unit whatever its -m flags.
 ///
 /// Everything that is included stands before the first region; in a region there are only namespaces and code. Products and sums
-/// are contracted nowhere: what is fused says so.
+/// are contracted nowhere: what is fused says so. Nor are they put in another order, whatever the unit's flags say: a region's
+/// floating-point arithmetic is that of the standard. All arithmetic that results depend on stands in regions.
 #pragma once
 
 #include <cstring>
@@ -44,28 +45,33 @@
 #endif
 
 #if defined(__clang__)
-#define GQA_BEGIN_REGION(features, tuning)  \
-  GQA_DETAIL_BEGIN_QUIET()                  \
-  GQA_DETAIL_PRAGMA(float_control(push))    \
-  GQA_DETAIL_PRAGMA(clang fp contract(off)) \
-  GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define GQA_END_REGION()                 \
-  GQA_DETAIL_PRAGMA(clang attribute pop) \
-  GQA_DETAIL_PRAGMA(float_control(pop))  \
-  GQA_DETAIL_END_QUIET()
-#if GQA_DETAIL_X86
-#define GQA_BEGIN_PLAIN_REGION()                                  \
-  GQA_DETAIL_BEGIN_QUIET() GQA_DETAIL_PRAGMA(float_control(push)) \
+// The pragma that says `precise` also puts contraction on. What immintrin.h's functions do is compiled with the unit's flags, wherever they
+// are inlined: see GQA_FMA_PS and its like.
+#if GQA_DETAIL_X86 || __clang_major__ >= 16
+#define GQA_BEGIN_PLAIN_REGION()                \
+  GQA_DETAIL_BEGIN_QUIET()                      \
+  GQA_DETAIL_PRAGMA(float_control(push))        \
+  GQA_DETAIL_PRAGMA(float_control(precise, on)) \
+  GQA_DETAIL_PRAGMA(clang fp reassociate(off))  \
   GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION()          \
   GQA_DETAIL_PRAGMA(float_control(pop)) \
   GQA_DETAIL_END_QUIET()
-#else  // no float_control there: what is put back is the language's default
-#define GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_BEGIN_QUIET() GQA_DETAIL_PRAGMA(clang fp contract(off))
+#else  // No float_control yet. Contraction is put back as the language has it; reassociation, if the unit asked for it, stays off.
+#define GQA_BEGIN_PLAIN_REGION()               \
+  GQA_DETAIL_BEGIN_QUIET()                     \
+  GQA_DETAIL_PRAGMA(clang fp reassociate(off)) \
+  GQA_DETAIL_PRAGMA(clang fp contract(off))
 #define GQA_END_PLAIN_REGION()             \
   GQA_DETAIL_PRAGMA(clang fp contract(on)) \
   GQA_DETAIL_END_QUIET()
 #endif
+#define GQA_BEGIN_REGION(features, tuning) \
+  GQA_BEGIN_PLAIN_REGION()                 \
+  GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define GQA_END_REGION()                 \
+  GQA_DETAIL_PRAGMA(clang attribute pop) \
+  GQA_END_PLAIN_REGION()
 #else
 // Passes that find nothing to improve in code unrolled by hand, and take a quarter of the time that a unit takes to compile; some make it
 // slower.
@@ -75,26 +81,28 @@
   GQA_DETAIL_PRAGMA(                                                                                               \
       GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-pre,no-tree-pta")) \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
+#define GQA_BEGIN_PLAIN_REGION()                                                                           \
+  GQA_DETAIL_BEGIN_QUIET()                                                                                 \
+  GQA_DETAIL_PRAGMA(GCC push_options)                                                                      \
+  GQA_DETAIL_PRAGMA(                                                                                       \
+      GCC optimize("fp-contract=off,no-unsafe-math-optimizations,no-associative-math,no-reciprocal-math")) \
+  GQA_DETAIL_PRAGMA(GCC optimize("signed-zeros,trapping-math,no-rounding-math"))
+#define GQA_END_PLAIN_REGION()       \
+  GQA_DETAIL_PRAGMA(GCC pop_options) \
+  GQA_DETAIL_END_QUIET()
 // The warnings again, for units that include immintrin.h before us. Then `tuning`: for no processor in particular, GCC 12 keeps integers
 // that it has no register for in vector registers, and an address from there waits behind the products.
 #define GQA_BEGIN_REGION(features, tuning)                          \
   GQA_DETAIL_BEGIN_QUIET()                                          \
   GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wuninitialized")       \
   GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
-  GQA_DETAIL_PRAGMA(GCC push_options)                               \
+  GQA_BEGIN_PLAIN_REGION()                                          \
   GQA_DETAIL_PRAGMA(GCC target(features))                           \
   GQA_DETAIL_PRAGMA(GCC target(tuning))                             \
-  GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))                \
   GQA_DETAIL_FEWER_PASSES()                                         \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-loop-vectorize"))
-#define GQA_END_REGION()             \
-  GQA_DETAIL_PRAGMA(GCC pop_options) \
-  GQA_DETAIL_END_QUIET()
-#define GQA_BEGIN_PLAIN_REGION()                               \
-  GQA_DETAIL_BEGIN_QUIET() GQA_DETAIL_PRAGMA(GCC push_options) \
-  GQA_DETAIL_PRAGMA(GCC optimize("fp-contract=off"))
-#define GQA_END_PLAIN_REGION()       \
-  GQA_DETAIL_PRAGMA(GCC pop_options) \
+#define GQA_END_REGION()    \
+  GQA_END_PLAIN_REGION()    \
   GQA_DETAIL_END_QUIET()
 #endif
 #if GQA_DETAIL_X86 && !defined(__clang__)
@@ -107,6 +115,38 @@
 #define GQA_OP inline __attribute__((always_inline))
 /// Kernels of a few hundred instructions, that are called by the stages: registers are for them alone.
 #define GQA_KERNEL inline __attribute__((noinline))
+#if GQA_DETAIL_X86
+// Fused multiply-adds, maxima (the second where the first is NaN) and value, but 0 where x < floor (value where x is NaN), by what the unit's
+// flags do not reach. With Clang they reach immintrin.h's functions, and its comparisons; they do not reach operators in a region, of which
+// sums, differences and products are made too.
+#if !defined(__clang__)
+#define GQA_FMA_PS256(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define GQA_FMA_PS512(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define GQA_MAX_SS(a, b) _mm_max_ss(a, b)
+#define GQA_MAX_PS128(a, b) _mm_max_ps(a, b)
+#define GQA_MAX_PS256(a, b) _mm256_max_ps(a, b)
+#define GQA_MAX_PS512(a, b) _mm512_max_ps(a, b)
+#define GQA_ZERO_BELOW_PS256(x, floor, value) _mm256_and_ps(_mm256_cmp_ps(x, floor, _CMP_NLT_UQ), value)
+#define GQA_ZERO_BELOW_PS512(x, floor, value) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floor, _CMP_NLT_UQ), value)
+#else
+#if __has_builtin(__builtin_elementwise_fma)
+#define GQA_FMA_PS256(a, b, c) __builtin_elementwise_fma(a, b, c)
+#define GQA_FMA_PS512(a, b, c) __builtin_elementwise_fma(a, b, c)
+#else
+#define GQA_FMA_PS256(a, b, c) __builtin_ia32_vfmaddps256(a, b, c)
+#define GQA_FMA_PS512(a, b, c) _mm512_fmadd_round_ps(a, b, c, _MM_FROUND_CUR_DIRECTION)
+#endif
+#define GQA_MAX_SS(a, b) __builtin_ia32_maxss(a, b)
+#define GQA_MAX_PS128(a, b) __builtin_ia32_maxps(a, b)
+#define GQA_MAX_PS256(a, b) __builtin_ia32_maxps256(a, b)
+#define GQA_MAX_PS512(a, b) _mm512_max_round_ps(a, b, _MM_FROUND_CUR_DIRECTION)
+#define GQA_ZERO_BELOW_PS256(x, floor, value) \
+  _mm256_castsi256_ps(_mm256_andnot_si256(reinterpret_cast<__m256i>(x < floor), _mm256_castps_si256(value)))
+#define GQA_ZERO_BELOW_PS512(x, floor, value) \
+  _mm512_castsi512_ps(_mm512_andnot_si512(reinterpret_cast<__m512i>(x < floor), _mm512_castps_si512(value)))
+#endif
+#endif
+
 /// Unrolls the next loop whole, at any optimisation level that optimises.
 #define GQA_UNROLL GQA_DETAIL_PRAGMA(GCC unroll 32)
 /// Keeps the next loop a loop: its loads are to stay few instructions.
@@ -137,6 +177,18 @@ struct F16 {
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
+
+#if defined(__clang__) && GQA_DETAIL_X86 && !defined(__FMA__)
+/// The C library's, by another name: Clang may take __builtin_fmaf for a product and a sum under -fassociative-math, and where the target has
+/// no such instruction it does.
+float library_fmaf(float a, float b, float c) noexcept __asm__("fmaf");
+#define GQA_FMAF(a, b, c) ::gqa::detail::library_fmaf(a, b, c)
+#else
+#define GQA_FMAF(a, b, c) __builtin_fmaf(a, b, c)
+#endif
+
+/// 1 / √head_dim, what q·k is multiplied by unless the caller says otherwise.
+inline float default_scale(Index head_dim) noexcept { return 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)); }
 
 /// A user's score, in code of the unit's own instruction set, whichever path asks. Inlined into a path, the compiler would fuse the
 /// user's products and sums where that path has fused ones, and the same functor would give other scores there.

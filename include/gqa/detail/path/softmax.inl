@@ -81,7 +81,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
   const float alpha = rescaling(m_old, m_new, base);
   tile.m[row] = m_new;
   tile.alpha[row] = alpha;
-  tile.l[row] = __builtin_fmaf(tile.l[row], alpha, sum);
+  tile.l[row] = fma(tile.l[row], alpha, sum);
 }
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
 GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {

@@ -86,8 +86,8 @@ inline void merge(const RowTile& into, const RowTile& from) {
       __builtin_memcpy(into.m + row, lanes, static_cast<std::size_t>(rows) * sizeof(float));
     }
     for (Index i = row * into.l_stride; i < (row + 1) * into.l_stride; ++i)
-      into.l[i] = __builtin_fmaf(into.l[i], a[lane], from.l[i] * b[lane]);
-    if (into.has_divisor) into.divisor[row] = __builtin_fmaf(into.divisor[row], a[lane], from.divisor[row] * b[lane]);
+      into.l[i] = fma(into.l[i], a[lane], from.l[i] * b[lane]);
+    if (into.has_divisor) into.divisor[row] = fma(into.divisor[row], a[lane], from.divisor[row] * b[lane]);
     const Vec into_factor = set1(a[lane]);
     const Vec from_factor = set1(b[lane]);
     float* o = into.o + row * into.o_stride;
@@ -126,7 +126,8 @@ inline void store(const RowTile& tile, const OutputTarget& target) {
       case ElementType::f16: store_row<F16>(o, factor, tile.value_dim, out, target.dim_stride); break;
     }
     if (target.lse != nullptr) {
-      const double scaled = static_cast<double>(tile.m[row]) * 0.693147180559945309417;
+      constexpr double kLog2 = static_cast<double>(0x1.62e42fefa39efp-1L);  // the suffix: for -fsingle-precision-constant
+      const double scaled = static_cast<double>(tile.m[row]) * kLog2;
       const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));
       target.lse[at.token * target.lse_token_stride + at.head] = static_cast<float>(scaled + log_l);
     }

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention calls whose results any compiler flag that changes floating-point arithmetic would show in. Prints a digest of the bits for
+// each path and case; built with other flags it must print the same. GQA_FLAGS_TYPES says which types of caches.
+//
+// Path::amx is tried by emulated tiles too: amx_emulator.cpp is linked.
+//
+// Inputs are exact whatever the flags, and so is what the variant does: a user's functor is compiled with the user's flags.
+#define GQA_DETAIL_EMULATED_AMX
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "gqa/gqa.hpp"
+
+#if !defined(GQA_FLAGS_TYPES)
+#define GQA_FLAGS_TYPES float, gqa::bf16, gqa::f16
+#endif
+
+namespace {
+
+using gqa::Index;
+
+constexpr Index kQueryHeads = 6;
+constexpr Index kKvHeads = 2;
+constexpr Index kHeadDim =
+    40;  // no power of two: the default scale is rounded; not a multiple of 16: tails are computed too
+constexpr Index kTokens = 777;
+
+using Attention = gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, kHeadDim, kHeadDim, gqa::CacheOf<GQA_FLAGS_TYPES>>;
+
+// FNV-1a over the bits; a zero has no sign in the promises, and a NaN no payload.
+std::uint64_t digest(const std::vector<float>& values, std::uint64_t hash = 0xcbf29ce484222325u) {
+  for (const float value : values) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffffu) == 0) bits = 0;
+    if ((bits & 0x7fffffffu) > 0x7f800000u) bits = 0x7fc00000u;
+    for (int shift = 0; shift < 32; shift += 8) hash = (hash ^ ((bits >> shift) & 0xffu)) * 0x100000001b3u;
+  }
+  return hash;
+}
+
+// Multiples of 2^-23 in [−1, 1).
+std::vector<float> uniform(Index count, std::uint32_t seed) {
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float& value : values) {
+    seed = seed * 1664525u + 1013904223u;
+    value = static_cast<float>(static_cast<std::int32_t>(seed >> 8) - (1 << 23)) * 0x1p-23f;
+  }
+  return values;
+}
+template <class T>
+std::vector<T> stored(const std::vector<float>& values, float factor) {
+  std::vector<T> made(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) made[i] = T(values[i] * factor);  // by a power of two
+  return made;
+}
+
+// Some rows see nothing, and those that do not see all see every third token; scores become half as large.
+struct Holes {
+  gqa::PositionRange visible_range(Index query, Index length) const {
+    return query % 4 == 0 ? gqa::PositionRange{} : gqa::PositionRange{query % 2 * 100, length};
+  }
+  bool is_visible(Index query, Index key, Index) const { return query % 4 == 1 || key % 3 == 0; }
+  float score(float score, Index, Index, Index) const { return score * 0.5f; }
+};
+
+float from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class V>
+void run(const char* name, gqa::Path path, const gqa::KvCacheView& kv, const std::vector<float>& q, Index queries,
+         const V& variant, const gqa::Options& given) {
+  static const Attention attention;
+  std::vector<float> out(static_cast<std::size_t>(queries * kQueryHeads * kHeadDim));
+  std::vector<float> lse(static_cast<std::size_t>(queries * kQueryHeads));
+  gqa::Options options = given;
+  options.path = path;
+  gqa::Sequence sequence{{q.data(), queries, kQueryHeads, kHeadDim}, kv, {out.data(), queries, kQueryHeads, kHeadDim}};
+  sequence.lse = lse;
+  attention(sequence, variant, options);
+  std::printf("%s %s %016" PRIx64 "\n", gqa::path_name(path), name, digest(lse, digest(out)));
+}
+
+template <class T>
+void run_type(gqa::Path path) {
+  const char* const type = gqa::element_name(gqa::ElementTraits<T>::type);
+  std::vector<T> k = stored<T>(uniform(kTokens * kKvHeads * kHeadDim, 1), 2.0f);
+  std::vector<T> v = stored<T>(uniform(kTokens * kKvHeads * kHeadDim, 2), 1.0f);
+  const std::vector<float> q = uniform(50 * kQueryHeads * kHeadDim, 3);
+  const auto kv = [&](Index length) {
+    return gqa::KvCacheView::contiguous(k.data(), v.data(), {length, kKvHeads, kHeadDim});
+  };
+  std::printf("%s: ", type), run("decode", path, kv(kTokens), q, 1, gqa::Causal{}, {});
+  std::printf("%s: ", type), run("prefill", path, kv(50), q, 50, gqa::Causal{}, {});
+  std::printf("%s: ", type), run("a variant", path, kv(kTokens), q, 9, Holes{}, {});
+  for (const gqa::Products products : {gqa::Products::bf16, gqa::Products::bf16_terms}) {
+    const char* const name = products == gqa::Products::bf16 ? "bf16 products" : "bf16 terms";
+    std::printf("%s: ", type), run(name, path, kv(kTokens), q, 7, gqa::CausalWindow{500}, {.products = products});
+  }
+  // Large scores, so that weights are 0; then what is no finite number, seen by some rows and hidden from others.
+  std::printf("%s: ", type), run("large scores", path, kv(kTokens), q, 3, gqa::Full{}, {.scale = 64.0f});
+  k[static_cast<std::size_t>(701 * kKvHeads * kHeadDim + 5)] = T(from_bits(0x7fc00000u));
+  v[static_cast<std::size_t>(702 * kKvHeads * kHeadDim + kHeadDim + 7)] = T(from_bits(0xff800000u));
+  std::printf("%s: ", type), run("not finite", path, kv(710), q, 20, gqa::Causal{}, {});
+}
+
+template <class... T>
+void run_types(gqa::Path path, gqa::CacheOf<T...>) {
+  (run_type<T>(path), ...);
+}
+
+}  // namespace
+
+int main() {
+  for (const gqa::Path path :
+       {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
+    if (gqa::path_available(path)) run_types(path, gqa::CacheOf<GQA_FLAGS_TYPES>{});
+  float element = 0.0f;
+#if defined(__cpp_exceptions)
+  // A scale that is no finite number is refused; a compiler that takes all numbers for finite would let it pass.
+  for (const std::uint32_t bits : {0x7f800000u, 0xff800000u, 0x7fc00000u}) {
+    try {
+      const auto kv = gqa::KvCacheView::contiguous(&element, &element, {1, 1, 1});
+      gqa::GroupedQueryAttention<1, 1, 1, 1, gqa::CacheOf<float>>{}({&element, 1, 1, 1}, kv, {&element, 1, 1, 1},
+                                                                    gqa::Options{.scale = from_bits(bits)});
+      std::printf("accepted\n");
+    } catch (const gqa::ArgumentError&) {
+      std::printf("refused\n");
+    }
+  }
+#endif
+}
