@@ -357,8 +357,8 @@ class SequenceTasks {
   std::uint64_t* visible_of(Index b, Index j) const noexcept {
     return scratch_.visible + (b * range_.heads + j) * range_.rows;
   }
-  /// The tokens of the block at `begin`, which would be the stage's block b, that any row sees. A variant that refines ranges is asked here,
-  /// once a pair.
+  /// The tokens of the block at `begin`, which would be the stage's block b, from the first that any row sees to the last, without those in no
+  /// row's range. A variant that refines ranges is asked here, once a pair.
   std::uint64_t seen_in(Index begin, Index b) const {
     const std::uint64_t in_ranges = rows_.of_any(begin);
     if (call_.variant.refine == nullptr || in_ranges == 0) return in_ranges;
@@ -371,7 +371,8 @@ class SequenceTasks {
         seen |= bits;
       }
     }
-    return seen;
+    if (seen == 0) return 0;
+    return in_ranges & bit_range(__builtin_ctzll(seen), kBlock - __builtin_clzll(seen));
   }
   /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
   bool mark_visible(std::uint64_t* visible, Index block_begin, std::uint64_t all) const noexcept {

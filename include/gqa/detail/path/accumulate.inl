@@ -252,6 +252,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
     part.touch = stage.touches();
     part.whole = whole;
     part.grouped = grouped_rows(tile.rows);
+    part.begin = any.first;
     for (part.from = any.first; part.from < last; part.from = part.to) {
       part.to = taken > 1 ? last : part.from / tokens * tokens + tokens;
       part.to = asker.stream.until(part.from, part.to < last ? part.to : last);

@@ -49,6 +49,7 @@ struct Part {
   Index stretch = kBlock;     // tokens from looking ahead to looking ahead, likewise
   mutable Index strip = 0;    // the next strip's number, of those that take these tokens
   mutable Index reached = 0;  // by all strips
+  Index begin = 0;  // the block's first token: alpha comes before it
   Index from = 0;
   Index to = 0;
   Index few = 0;       // tokens that a strip takes before the next strip has its turn
@@ -114,8 +115,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     ask_rows(asked, from, end);
     if constexpr (Values::kLooksAhead)
       if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
-    // A block that begins late is the first that a row sees, or hidden from it: there is nothing to multiply.
-    if ((from & (kBlock - 1)) == 0) {
+    if ((from & (kBlock - 1)) == 0 || from == part.begin) {
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
         const Vec factor = set1(alpha[r]);
