@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 
+#include "gqa/budget_formats.hpp"
 #include "gqa/budget_model.hpp"
 
 namespace gqa {
