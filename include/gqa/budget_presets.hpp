@@ -169,6 +169,12 @@ constexpr void add_preset_attention(ModelShape& model, const PresetLine& p) {
       model.latent = {.query_rank = p.query_rank, .kv_rank = 512, .nope_dim = 128, .rope_dim = 64, .value_dim = 128};
       return add_kind(model, latent);
     }
+    case llama:
+    case qwen2:
+    case qwen3:
+    case falcon:
+    case glm:
+    case phi3small:
     default: return add_kind(model, windowed);
   }
 }

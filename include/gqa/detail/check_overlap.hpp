@@ -18,11 +18,11 @@ namespace gqa::detail {
 
 /// Where the arguments of a sequence lie.
 struct SequenceRanges {
-  ByteRange q;
-  ByteRange out;
-  CacheRanges kv;
-  ByteRange positions;
-  ByteRange lse;
+  ByteRange q{};
+  ByteRange out{};
+  CacheRanges kv{};
+  ByteRange positions{};
+  ByteRange lse{};
 };
 
 }  // namespace gqa::detail
@@ -48,8 +48,10 @@ inline bool elements_are_distinct(const View& tensor) noexcept {
     for (int i = 0; i < 2; ++i)
       if (stride[i] > stride[i + 1]) {
         const Index s = stride[i], e = extent[i];
-        stride[i] = stride[i + 1], extent[i] = extent[i + 1];
-        stride[i + 1] = s, extent[i + 1] = e;
+        stride[i] = stride[i + 1];
+        extent[i] = extent[i + 1];
+        stride[i + 1] = s;
+        extent[i + 1] = e;
       }
   Index reach = 0;
   for (int i = 0; i < 3; ++i) {

@@ -189,8 +189,8 @@ inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names,
 
 /// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
 struct CacheRanges {
-  ByteRange k;
-  ByteRange v;
+  ByteRange k{};
+  ByteRange v{};
   Index slots = 0;  ///< that tokens are in
 };
 

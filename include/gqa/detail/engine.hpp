@@ -111,7 +111,7 @@ class Worker {
 
   const CallPlan& call_;
   const Index number_;
-  std::optional<SequenceTasks> tasks_;
+  std::optional<SequenceTasks> tasks_{};
 };
 
 /// Runs a worker. What its variant throws is kept, the first of it, and ends the call.

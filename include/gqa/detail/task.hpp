@@ -53,6 +53,8 @@ class SequenceTasks {
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
     total_ = scratch_.tile;
   }
+  SequenceTasks(const SequenceTasks&) = delete;
+  SequenceTasks& operator=(const SequenceTasks&) = delete;
 
   /// Whether fold number `fold` of the call is one of the sequence's.
   bool has(Index fold) const noexcept { return fold >= plan_.first_fold && fold < plan_.first_fold + plan_.folds; }
@@ -401,7 +403,7 @@ class SequenceTasks {
   TaskScratch scratch_{};
   AddressBook addresses_;
   RowRanges rows_;
-  RowTile total_;  // of the fold
+  RowTile total_{};  // of the fold
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
   TaskRange range_{};
