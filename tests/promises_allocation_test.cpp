@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -129,25 +130,26 @@ TEST_P(Allocation, TheQueryOfScratchAllocatesNothing) {
   EXPECT_EQ(allocations_of([&] { static_cast<void>(functor.scratch_bytes({&decode.sequence, 1}, options)); }), 0);
 }
 
-/// Scratch of one sequence, or of a batch of equal ones. Views are enough: nothing is read.
+/// Memory for arguments of calls that read and write nothing: regions of 2^42 bytes, none in another.
+float* region(Index number) { return reinterpret_cast<float*>(static_cast<std::uintptr_t>(number) << 42); }
+
+/// Scratch of one sequence, or of a batch of equal ones.
+std::size_t scratch_of(const Shape& shape, Index sequences, const Options& options) {
+  const auto kv = KvCacheView::contiguous(
+      region(1), region(2),
+      {.length = shape.n_kv, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .value_dim = shape.value_dim});
+  std::vector<Sequence> batch;
+  for (Index i = 0; i < sequences; ++i)
+    batch.push_back({ConstTensorView(region(3), shape.n_q, shape.query_heads, shape.head_dim), kv,
+                     TensorView(region(4 + i), shape.n_q, shape.query_heads, shape.value_dim)});
+  return DynamicAttention{}.scratch_bytes(batch, options);
+}
 std::size_t scratch_of(const Shape& shape, Index sequences, Index workers, Path path) {
-  static std::vector<float> memory(64);
   CountingExecutor executor;
   executor.claimed_concurrency = workers;
   Options options = How{path}.options();
   options.executor = executor;
-  const auto kv = KvCacheView::contiguous(
-      memory.data(), memory.data(),
-      {.length = shape.n_kv, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim, .value_dim = shape.value_dim});
-  const Sequence sequence{ConstTensorView(memory.data(), shape.n_q, shape.query_heads, shape.head_dim), kv,
-                          TensorView(memory.data(), shape.n_q, shape.query_heads, shape.value_dim)};
-  std::vector<Sequence> batch;
-  for (Index i = 0; i < sequences; ++i) {
-    batch.push_back(sequence);
-    // Never written: but one batch's outputs are not to lie in one place.
-    batch.back().out.data = memory.data() + i * shape.n_q * shape.query_heads * shape.value_dim;
-  }
-  return DynamicAttention{}.scratch_bytes(batch, options);
+  return scratch_of(shape, sequences, options);
 }
 
 TEST_P(Allocation, ScratchIsOfTheSizeOfTheWorkersTiles) {
@@ -174,14 +176,8 @@ TEST_P(Allocation, ScratchIsGivenBackOnRequest) {
 
 // Scratch follows the tile: not the sequence squared, and not its length.
 TEST_P(Allocation, ScratchIsOfTheSizeOfATile) {
-  const DynamicAttention functor;
-  const Options options = How{path()}.options();
   const auto bytes = [&](Index n_q, Index n_kv) {
-    // Views are enough: nothing is read.
-    static const std::vector<float> memory(64);
-    KvCacheView kv = KvCacheView::contiguous(memory.data(), memory.data(), {n_kv, 2, 16});
-    Sequence sequence{ConstTensorView(memory.data(), n_q, 4, 16), kv, TensorView(const_cast<float*>(memory.data()), n_q, 4, 16)};
-    return functor.scratch_bytes({&sequence, 1}, options);
+    return scratch_of({4, 2, 16, 16, n_q, n_kv}, 1, How{path()}.options());
   };
   EXPECT_EQ(bytes(1000, 1000), bytes(100000, 100000)) << "a prefill's scratch does not grow with its length";
   EXPECT_EQ(bytes(1, 1 << 14), bytes(1, 1 << 20)) << "nor does a decode's";
