@@ -20,7 +20,8 @@ class Accuracy : public PerPathAndType {
     how.out = types.out;
     const Tensor q(p.q, types.q);
     const StoredCaches kv = store_cache(p.kv, types.k, types.v, {});
-    return compare_with_reference(q.const_view(), kv.view(), how, variant, attend(q.const_view(), kv.view(), how, variant));
+    return compare_with_reference(q.const_view(), kv.view(), how, variant,
+                                  attend(q.const_view(), kv.view(), how, variant));
   }
 
   template <class V = Causal>

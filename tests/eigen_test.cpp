@@ -33,9 +33,9 @@ TEST(EigenTypes, Have16BitTypesWithTheSameBits) {
 template <class View>
 float read(const View& view, Index token, Index head, Index d) {
   const auto* base = static_cast<const std::byte*>(view.data);
-  return read_element(base + (token * view.strides.token + head * view.strides.head + d * view.strides.dim) *
-                                 element_bytes(view.type),
-                      view.type);
+  return read_element(
+      base + (token * view.strides.token + head * view.strides.head + d * view.strides.dim) * element_bytes(view.type),
+      view.type);
 }
 
 template <class Expression, class View>
@@ -99,7 +99,9 @@ TYPED_TEST(EigenViews, HeadsBecomeMaps) {
 }
 
 template <class M>
-concept CanBeViewed = requires(M&& matrix) { tensor_view(std::forward<M>(matrix), 1); };
+concept CanBeViewed = requires(M&& matrix) {
+  tensor_view(std::forward<M>(matrix), 1);
+};
 static_assert(CanBeViewed<Eigen::MatrixXf&> && CanBeViewed<const Eigen::MatrixXf&>);
 static_assert(CanBeViewed<Eigen::Map<Eigen::MatrixXf>>);
 static_assert(!CanBeViewed<Eigen::MatrixXf>, "a view of a temporary matrix would dangle");
@@ -113,8 +115,7 @@ TYPED_TEST(EigenViews, ACallOnMatricesIsTheCallOnArrays) {
   const auto fill = [](auto& matrix, const Numbers& numbers) {
     for (Index t = 0; t < numbers.tokens; ++t)
       for (Index h = 0; h < numbers.heads; ++h)
-        for (Index d = 0; d < numbers.dim; ++d)
-          matrix(t, h * numbers.dim + d) = TypeParam(numbers.at(t, h, d));
+        for (Index d = 0; d < numbers.dim; ++d) matrix(t, h * numbers.dim + d) = TypeParam(numbers.at(t, h, d));
   };
   RowMajor<TypeParam> q(3, 32), k(25, 16), v(25, 32);
   k.setConstant(std::numeric_limits<TypeParam>::quiet_NaN());

@@ -43,11 +43,11 @@ struct Fixture {
 };
 
 struct WrongArgument {
-  const char* name;                       ///< of the test
+  const char* name;  ///< of the test
   std::function<void(Fixture&)> spoil;
-  std::string argument;                   ///< as the message names it
-  std::string value;                      ///< as the message shows it; empty: whatever it shows
-  std::string expectation;                ///< part of what it says was expected
+  std::string argument;     ///< as the message names it
+  std::string value;        ///< as the message shows it; empty: whatever it shows
+  std::string expectation;  ///< part of what it says was expected
 };
 void PrintTo(const WrongArgument& wrong, std::ostream* out) { *out << wrong.name; }
 
@@ -69,8 +69,8 @@ testing::AssertionResult says(const std::string& message, const std::string& arg
   if (message.rfind(beginning, 0) == 0 && expected != std::string::npos && value_is_all &&
       message.find(expectation, expected) != std::string::npos)
     return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "the message is\n  " << message << "\nand should be\n  " << beginning << "; expected … "
-                                     << expectation << " …";
+  return testing::AssertionFailure() << "the message is\n  " << message << "\nand should be\n  " << beginning
+                                     << "; expected … " << expectation << " …";
 }
 
 class Errors : public testing::TestWithParam<WrongArgument> {};
@@ -83,7 +83,9 @@ TEST_P(Errors, IsNamedAndLeavesOutputsUntouched) {
                    wrong.expectation));
   EXPECT_TRUE(f.out.untouched());
   if (wrong.argument.rfind("options.scratch", 0) == 0) return;
-  EXPECT_TRUE(says(message_of([&] { static_cast<void>(DynamicAttention{}.scratch_bytes({&f.sequence, 1}, f.options)); }),
+  EXPECT_TRUE(says(message_of([&] {
+                     static_cast<void>(DynamicAttention{}.scratch_bytes({&f.sequence, 1}, f.options));
+                   }),
                    wrong.argument, wrong.value, wrong.expectation))
       << "scratch_bytes finds the same";
 }
@@ -97,7 +99,8 @@ TEST_P(Errors, IsNamedWithItsPlaceInABatch) {
   const Sequence batch[] = {first.sequence, f.sequence, last.sequence};
   const bool of_the_sequence = wrong.argument.rfind("options", 0) != 0;
   EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(batch, f.options); }),
-                   (of_the_sequence ? "batch[1]." : "") + wrong.argument, wrong.value, of_the_sequence ? "" : wrong.expectation));
+                   (of_the_sequence ? "batch[1]." : "") + wrong.argument, wrong.value,
+                   of_the_sequence ? "" : wrong.expectation));
   EXPECT_TRUE(first.out.untouched() && f.out.untouched() && last.out.untouched());
 }
 
@@ -105,7 +108,8 @@ std::string number(Index value) { return std::to_string(value); }
 
 std::vector<WrongArgument> wrong_queries_and_outputs() {
   return {
-      {"QueryTokensNegative", [](Fixture& f) { f.sequence.q.tokens = f.sequence.out.tokens = -1; }, "q.tokens", "-1", "0"},
+      {"QueryTokensNegative", [](Fixture& f) { f.sequence.q.tokens = f.sequence.out.tokens = -1; }, "q.tokens", "-1",
+       "0"},
       {"QueryHeadsZero", [](Fixture& f) { f.sequence.q.heads = 0; }, "q.heads", "0", "1"},
       {"QueryHeadsNegative", [](Fixture& f) { f.sequence.q.heads = -4; }, "q.heads", "-4", "1"},
       {"QueryHeadsHuge", [](Fixture& f) { f.sequence.q.heads = kHuge; }, "q.heads", number(kHuge), "1"},
@@ -113,10 +117,11 @@ std::vector<WrongArgument> wrong_queries_and_outputs() {
       {"QueryDimHuge", [](Fixture& f) { f.sequence.q.dim = kHuge; }, "q.dim", number(kHuge), "1"},
       {"QueryDataNull", [](Fixture& f) { f.sequence.q.data = nullptr; }, "q.data", "null", "f32"},
       {"QueryDataMisaligned",
-       [](Fixture& f) { f.sequence.q.data = static_cast<const std::byte*>(f.sequence.q.data) + 2; }, "q.data", "misaligned",
-       "multiple of 4"},
+       [](Fixture& f) { f.sequence.q.data = static_cast<const std::byte*>(f.sequence.q.data) + 2; }, "q.data",
+       "misaligned", "multiple of 4"},
       {"QueryTypeUnknown", [](Fixture& f) { f.sequence.q.type = static_cast<ElementType>(9); }, "q.type", "9", "f32"},
-      {"QueryStrideOverflows", [](Fixture& f) { f.sequence.q.strides.token = kHuge; }, "q.strides.token", number(kHuge), "fit"},
+      {"QueryStrideOverflows", [](Fixture& f) { f.sequence.q.strides.token = kHuge; }, "q.strides.token", number(kHuge),
+       "fit"},
       {"QueryStrideOverflowsBackwards",
        [](Fixture& f) { f.sequence.q.strides.head = std::numeric_limits<Index>::min(); }, "q.strides.head",
        number(std::numeric_limits<Index>::min()), "fit"},
@@ -127,12 +132,28 @@ std::vector<WrongArgument> wrong_queries_and_outputs() {
       {"OutDataMisaligned", [](Fixture& f) { f.sequence.out.data = static_cast<std::byte*>(f.sequence.out.data) + 1; },
        "out.data", "misaligned", "multiple of 4"},
       {"OutTypeUnknown", [](Fixture& f) { f.sequence.out.type = static_cast<ElementType>(3); }, "out.type", "3", "f32"},
-      {"OutStrideOverflows", [](Fixture& f) { f.sequence.out.strides.token = kHuge / 2; }, "out.strides.token", number(kHuge / 2),
-       "fit"},
-      {"OutRowsOverlap", [](Fixture& f) { f.sequence.out.strides = {96, 23, 1}; }, "out.strides", "{96, 23, 1}", "own"},
-      {"OutTokensOverlap", [](Fixture& f) { f.sequence.out.strides = {95, 24, 1}; }, "out.strides", "{95, 24, 1}", "own"},
-      {"OutStrideZero", [](Fixture& f) { f.sequence.out.strides = {0, 24, 1}; }, "out.strides", "{0, 24, 1}", "own"},
-      {"OutStridesInterlock", [](Fixture& f) { f.sequence.out.strides = {1, 24, 2}; }, "out.strides", "{1, 24, 2}", "own"},
+      {"OutStrideOverflows", [](Fixture& f) { f.sequence.out.strides.token = kHuge / 2; }, "out.strides.token",
+       number(kHuge / 2), "fit"},
+      {"OutRowsOverlap",
+       [](Fixture& f) {
+         f.sequence.out.strides = {96, 23, 1};
+       },
+       "out.strides", "{96, 23, 1}", "own"},
+      {"OutTokensOverlap",
+       [](Fixture& f) {
+         f.sequence.out.strides = {95, 24, 1};
+       },
+       "out.strides", "{95, 24, 1}", "own"},
+      {"OutStrideZero",
+       [](Fixture& f) {
+         f.sequence.out.strides = {0, 24, 1};
+       },
+       "out.strides", "{0, 24, 1}", "own"},
+      {"OutStridesInterlock",
+       [](Fixture& f) {
+         f.sequence.out.strides = {1, 24, 2};
+       },
+       "out.strides", "{1, 24, 2}", "own"},
       {"LseTooShort", [](Fixture& f) { f.sequence.lse = f.sequence.lse.first(11); }, "lse.size()", "11",
        "q.tokens * q.heads = 12"},
       {"LseTooLong",
@@ -158,7 +179,8 @@ std::vector<WrongArgument> wrong_queries_and_outputs() {
 
 std::vector<WrongArgument> wrong_caches() {
   return {
-      {"KvHeadsDoNotDivide", [](Fixture& f) { f.sequence.kv.kv_heads = 3; }, "kv.kv_heads", "3", "divisor of q.heads = 4"},
+      {"KvHeadsDoNotDivide", [](Fixture& f) { f.sequence.kv.kv_heads = 3; }, "kv.kv_heads", "3",
+       "divisor of q.heads = 4"},
       {"KvHeadsZero", [](Fixture& f) { f.sequence.kv.kv_heads = 0; }, "kv.kv_heads", "0", "1"},
       {"KvHeadsNegative", [](Fixture& f) { f.sequence.kv.kv_heads = -1; }, "kv.kv_heads", "-1", "1"},
       {"HeadDimsDiffer", [](Fixture& f) { f.sequence.kv.head_dim = 12; }, "kv.head_dim", "12", "q.dim = 16"},
@@ -168,17 +190,20 @@ std::vector<WrongArgument> wrong_caches() {
       {"LengthHuge", [](Fixture& f) { f.sequence.kv.length = kHuge; }, "kv.length", number(kHuge), "0"},
       {"KeysNull", [](Fixture& f) { f.sequence.kv.k = nullptr; }, "kv.k", "null", "f32"},
       {"ValuesNull", [](Fixture& f) { f.sequence.kv.v = nullptr; }, "kv.v", "null", "f32"},
-      {"KeysMisaligned", [](Fixture& f) { f.sequence.kv.k = static_cast<const std::byte*>(f.sequence.kv.k) + 1; }, "kv.k",
-       "misaligned", "multiple of 4"},
+      {"KeysMisaligned", [](Fixture& f) { f.sequence.kv.k = static_cast<const std::byte*>(f.sequence.kv.k) + 1; },
+       "kv.k", "misaligned", "multiple of 4"},
       {"ValuesMisaligned",
        [](Fixture& f) {
          f.sequence.kv.v_type = ElementType::bf16;
          f.sequence.kv.v = static_cast<const std::byte*>(f.sequence.kv.v) + 1;
        },
        "kv.v", "misaligned", "multiple of 2"},
-      {"KeyTypeUnknown", [](Fixture& f) { f.sequence.kv.k_type = static_cast<ElementType>(200); }, "kv.k_type", "200", "f32"},
-      {"ValueTypeUnknown", [](Fixture& f) { f.sequence.kv.v_type = static_cast<ElementType>(3); }, "kv.v_type", "3", "f32"},
-      {"StorageUnknown", [](Fixture& f) { f.sequence.kv.storage = static_cast<Storage>(7); }, "kv.storage", "7", "paged"},
+      {"KeyTypeUnknown", [](Fixture& f) { f.sequence.kv.k_type = static_cast<ElementType>(200); }, "kv.k_type", "200",
+       "f32"},
+      {"ValueTypeUnknown", [](Fixture& f) { f.sequence.kv.v_type = static_cast<ElementType>(3); }, "kv.v_type", "3",
+       "f32"},
+      {"StorageUnknown", [](Fixture& f) { f.sequence.kv.storage = static_cast<Storage>(7); }, "kv.storage", "7",
+       "paged"},
       {"KeyStrideOverflows", [](Fixture& f) { f.sequence.kv.k_strides.token = kHuge / 8; }, "kv.k_strides.token",
        number(kHuge / 8), "fit"},
       {"KeyStrideOverflowsInBytes", [](Fixture& f) { f.sequence.kv.k_strides.token = kHuge; }, "kv.k_strides.token",
@@ -298,8 +323,8 @@ TEST(Errors, WrongPagesThatNoQueryLooksAtAreNone) {
   EXPECT_EQ(message_of([&] { DynamicAttention{}(f.sequence, CausalWindow{8}, f.options); }), "nothing was thrown");
   Fixture g;
   g.set_page(0, -7);
-  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(g.sequence, CausalWindow{11}, g.options); }), "kv.page_table[0]", "-7",
-                   "[0, 6)"));
+  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(g.sequence, CausalWindow{11}, g.options); }), "kv.page_table[0]",
+                   "-7", "[0, 6)"));
 }
 
 TEST(Errors, AScratchThatIsOneByteShortIsNamed) {
@@ -314,8 +339,8 @@ TEST(Errors, AScratchThatIsOneByteShortIsNamed) {
 
 TEST(Errors, AVariantsOwnParametersAreChecked) {
   Fixture f;
-  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(f.sequence, CausalWindow{0}, f.options); }), "variant.window", "0",
-                   "1 or more"));
+  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(f.sequence, CausalWindow{0}, f.options); }), "variant.window",
+                   "0", "1 or more"));
   EXPECT_TRUE(f.out.untouched());
 }
 
@@ -357,8 +382,10 @@ TEST(StaticCacheTypes, AreHeldAgainstTheCall) {
 }
 
 TEST(StaticExtents, AreHeldAgainstTheConstructor) {
-  EXPECT_TRUE(says(message_of([] { GroupedQueryAttention<8, 2, 64> a({.query_heads = 4}); }), "shape.query_heads", "4", "8"));
-  EXPECT_TRUE(says(message_of([] { GroupedQueryAttention<8, 2, 64> a({.value_dim = 32}); }), "shape.value_dim", "32", "64"));
+  EXPECT_TRUE(
+      says(message_of([] { GroupedQueryAttention<8, 2, 64> a({.query_heads = 4}); }), "shape.query_heads", "4", "8"));
+  EXPECT_TRUE(
+      says(message_of([] { GroupedQueryAttention<8, 2, 64> a({.value_dim = 32}); }), "shape.value_dim", "32", "64"));
   EXPECT_TRUE(says(message_of([] { DynamicAttention a({.query_heads = 8, .kv_heads = 3}); }), "shape.kv_heads", "3",
                    "divisor of query_heads = 8"));
   EXPECT_TRUE(says(message_of([] { GroupedQueryAttention<8, dynamic, 64> a({.kv_heads = 5}); }), "shape.kv_heads", "5",
@@ -377,7 +404,8 @@ TEST(Batches, SequencesOfOneCallHaveOneShape) {
   other.sequence.kv = other.sequence.kv.slice_heads(0, 1);
   other.sequence.lse = other.sequence.lse.first(6);
   const Sequence batch[] = {f.sequence, other.sequence};
-  EXPECT_TRUE(says(message_of([&] { DynamicAttention{}(batch, f.options); }), "batch[1].q.heads", "2", "batch[0].q.heads = 4"));
+  EXPECT_TRUE(
+      says(message_of([&] { DynamicAttention{}(batch, f.options); }), "batch[1].q.heads", "2", "batch[0].q.heads = 4"));
   EXPECT_TRUE(f.out.untouched() && other.out.untouched());
 }
 
@@ -385,14 +413,18 @@ TEST(Spans, ThatAreTooShortAreNamedAtOnce) {
   const std::vector<float> memory(95);
   std::vector<float> writable(95);
   const std::span<const float> keys(memory);
-  const auto queries = [&](Index tokens) { return message_of([&] { static_cast<void>(ConstTensorView(keys, tokens, 4, 8)); }); };
+  const auto queries = [&](Index tokens) {
+    return message_of([&] { static_cast<void>(ConstTensorView(keys, tokens, 4, 8)); });
+  };
   EXPECT_EQ(queries(2), "nothing was thrown");
   EXPECT_TRUE(says(queries(3), "elements.size()", "95", "tokens * heads * dim = 96, for a tensor of 3 * 4 * 8"));
   EXPECT_TRUE(says(queries(-1), "elements.tokens", "-1", "0"));
   EXPECT_TRUE(says(queries(kHuge), "elements.tokens", number(kHuge), "63 bits"));
-  EXPECT_TRUE(says(message_of([&] { static_cast<void>(TensorView(std::span<float>(writable), 3, 4, 8)); }), "out.size()",
-                   "95", "96"));
-  const auto cache = [&](KvShape shape) { return message_of([&] { static_cast<void>(KvCacheView::contiguous(keys, keys, shape)); }); };
+  EXPECT_TRUE(says(message_of([&] { static_cast<void>(TensorView(std::span<float>(writable), 3, 4, 8)); }),
+                   "out.size()", "95", "96"));
+  const auto cache = [&](KvShape shape) {
+    return message_of([&] { static_cast<void>(KvCacheView::contiguous(keys, keys, shape)); });
+  };
   EXPECT_EQ(cache({5, 2, 9}), "nothing was thrown");
   EXPECT_TRUE(says(cache({6, 2, 8}), "keys.size()", "95", "length * kv_heads * head_dim = 96"));
   EXPECT_TRUE(says(cache({5, 2, 8, 10}), "values.size()", "95", "length * kv_heads * value_dim = 100"));

@@ -89,7 +89,8 @@ struct FirstOneStands {
   const std::atomic<Index>& returned;
   Index wait_for;
   mutable std::atomic<bool> first{true};
-  FirstOneStands(const std::atomic<Index>& workers_returned, Index others) : returned(workers_returned), wait_for(others) {}
+  FirstOneStands(const std::atomic<Index>& workers_returned, Index others)
+      : returned(workers_returned), wait_for(others) {}
   PositionRange visible_range(Index, Index kv_length) const { return {0, kv_length}; }
   bool is_visible(Index, Index key_position, Index) const {
     if (key_position == 0 && first.exchange(false))
@@ -149,8 +150,9 @@ TEST_P(Folds, AnExecutorThatLeavesTasksOutIsNoticed) {
       DynamicAttention{}(Sequence{q.const_view(), kv.view(), out.view()}, how.options());
       ADD_FAILURE() << "nothing was said of an executor that ran " << run << " of 4 tasks";
     } catch (const ArgumentError& error) {
-      EXPECT_EQ(std::string(error.what()), "gqa: options.executor is one that ran " + std::to_string(run) +
-                                               " of 4 tasks; expected parallel_for to run every task once before it returns");
+      EXPECT_EQ(std::string(error.what()),
+                "gqa: options.executor is one that ran " + std::to_string(run) +
+                    " of 4 tasks; expected parallel_for to run every task once before it returns");
     }
   }
 }

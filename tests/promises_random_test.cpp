@@ -85,8 +85,9 @@ class RandomCase {
       shape_.n_kv = detail::kSpan * 8 + 1 + random_.below(detail::kSpan);
       shape_.n_q = 1 + random_.below(2);
     }
-    const Distribution distributions[] = {Distribution::normal,       Distribution::sinks,      Distribution::large_scores,
-                                          Distribution::dominant_key, Distribution::equal_keys, Distribution::denormal};
+    const Distribution distributions[] = {Distribution::normal,       Distribution::sinks,
+                                          Distribution::large_scores, Distribution::dominant_key,
+                                          Distribution::equal_keys,   Distribution::denormal};
     problem_ = make_problem(shape_, random_.bits(), pick(distributions));
     types_ = random_.below(2) == 0 ? all_of(pick(kEveryType))
                                    : Types{pick(kEveryType), pick(kEveryType), pick(kEveryType), pick(kEveryType)};
@@ -122,7 +123,8 @@ class RandomCase {
 
   void sprinkle_garbage() {
     const float kinds[] = {NAN, INFINITY, -INFINITY, 3.4e38f, -70000.0f, 0x1p-140f};
-    for (std::vector<float>* values : {&problem_.q.values, &problem_.kv.k.values, &problem_.kv.v.values, &problem_.kv.v.values})
+    for (std::vector<float>* values :
+         {&problem_.q.values, &problem_.kv.k.values, &problem_.kv.v.values, &problem_.kv.v.values})
       if (!values->empty() && random_.below(2) == 0)
         (*values)[static_cast<std::size_t>(random_.below(static_cast<Index>(values->size())))] = pick(kinds);
   }
@@ -198,7 +200,8 @@ class RandomCase {
       const Index head = random_.below(shape_.query_heads);
       Result row{1, 1, shape_.value_dim, {}, {whole.lse_at(token, head)}};
       for (Index d = 0; d < shape_.value_dim; ++d) row.out.push_back(whole.at(token, head, d));
-      ASSERT_TRUE(same_bits(alone(variant, token, head), row)) << "token " << token << ", head " << head << ", alone and here";
+      ASSERT_TRUE(same_bits(alone(variant, token, head), row))
+          << "token " << token << ", head " << head << ", alone and here";
     }
     // And on another path with the same arithmetic.
     const std::vector<Path> others = f32_paths();

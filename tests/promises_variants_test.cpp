@@ -98,8 +98,8 @@ TEST_P(Variants, AScoreFunctorSeesTheScaledProduct) {
   for (const float scale : {0.25f, 1.0f, -0.5f}) {
     How how{path()};
     how.scale = scale;
-    EXPECT_TRUE(within_bound(q.const_view(), kv.view(), how, gqa::Causal{},
-                             attend(q.const_view(), kv.view(), how, Identity{})))
+    EXPECT_TRUE(
+        within_bound(q.const_view(), kv.view(), how, gqa::Causal{}, attend(q.const_view(), kv.view(), how, Identity{})))
         << on(path()) << ", " << types << ", scale " << scale;
     EXPECT_TRUE(within_bound(q.const_view(), kv.view(), how, gqa::Causal{},
                              attend(q.const_view(), kv.view(), how, gqa::Causal{})))
@@ -176,7 +176,8 @@ TEST_P(Variants, HiddenBlocksAreAskedAboutOnceAndLeftOut) {
     const WholeBlocksHidden variant;
     const Result result = attend(q.const_view(), kv.view(), {path()}, variant);
     EXPECT_EQ(variant.asked->load(), 4 * (3 * length - 3));
-    EXPECT_TRUE(within_bound(q.const_view(), kv.view(), {path()}, variant, result)) << on(path()) << ", " << heads << " KV heads";
+    EXPECT_TRUE(within_bound(q.const_view(), kv.view(), {path()}, variant, result))
+        << on(path()) << ", " << heads << " KV heads";
   }
 }
 

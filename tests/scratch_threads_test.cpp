@@ -112,7 +112,8 @@ TEST(Scratch, ThreadsOfTwoPrioritiesOnOneProcessorGetOn) {
     Output out(ElementType::f32, 1, 2, 8);
     for (int i = 0; i < calls; ++i) {
       functor(q.const_view(), kv.view(), out.view());
-      if (priority > 1 && i % 10 == 0) std::this_thread::sleep_for(std::chrono::microseconds(20));  // so that it comes in the middle
+      if (priority > 1 && i % 10 == 0)
+        std::this_thread::sleep_for(std::chrono::microseconds(20));  // so that it comes in the middle
     }
     done.fetch_add(1);
   };
@@ -157,7 +158,8 @@ TEST(Fork, AChildCallsAndDestroysWhatItsParentHad) {
     with_own.executor = own;
     if (!same_bits(expected, attend(q.const_view(), kv.view(), with_own))) _exit(2);
   }));
-  EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how, Causal{}, {}, *functor))) << "the parent's are as before";
+  EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how, Causal{}, {}, *functor)))
+      << "the parent's are as before";
 }
 
 TEST(Fork, WhileOtherThreadsAreInACall) {

@@ -34,7 +34,8 @@ int main() {
   std::vector<float> out(q.size());
   const gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, kHeadDim> attention;
   const auto attend = [&](gqa::Index tokens, gqa::Index length) {
-    const auto kv = gqa::KvCacheView::contiguous(rows.data(), rows.data(), {.length = length, .kv_heads = kKvHeads, .head_dim = kHeadDim});
+    const auto kv = gqa::KvCacheView::contiguous(rows.data(), rows.data(),
+                                                 {.length = length, .kv_heads = kKvHeads, .head_dim = kHeadDim});
     attention({q.data(), tokens, kQueryHeads, kHeadDim}, kv, {out.data(), tokens, kQueryHeads, kHeadDim});
   };
   const double decode = least_milliseconds(40, [&] { attend(1, kTokens); });

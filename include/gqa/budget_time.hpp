@@ -95,8 +95,7 @@ constexpr void check_feed_forward(const ModelShape& model) {
     if (!in_range(kind.intermediate)) fail_feed_forward(i, "intermediate", kind.intermediate, "0 to 2^31");
     if (!in_range(kind.experts)) fail_feed_forward(i, "experts", kind.experts, "0 to 2^31");
     if (kind.active_experts < 0 || kind.active_experts > kind.experts)
-      fail_feed_forward(i, "active_experts", kind.active_experts,
-                        "0 to the " + to_text(kind.experts) + " experts");
+      fail_feed_forward(i, "active_experts", kind.active_experts, "0 to the " + to_text(kind.experts) + " experts");
     if (!in_range(kind.expert_intermediate))
       fail_feed_forward(i, "expert_intermediate", kind.expert_intermediate, "0 to 2^31");
     if (kind.matrices != 2 && kind.matrices != 3) fail_feed_forward(i, "matrices", kind.matrices, "2 or 3");

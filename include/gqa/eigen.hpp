@@ -48,8 +48,7 @@ GQA_ALWAYS_INLINE Index column_step(const M& matrix) {
 /// Columns per head. `what` and `heads_name` are the arguments that an error names.
 inline Index split_columns(const char* what, Index columns, const char* heads_name, Index heads) {
   if (heads <= 0) fail(heads_name, heads, "1 or more");
-  if (columns % heads != 0)
-    fail(what, columns, "a multiple of " + Text(heads_name) + " = " + to_text(heads));
+  if (columns % heads != 0) fail(what, columns, "a multiple of " + Text(heads_name) + " = " + to_text(heads));
   return columns / heads;
 }
 
@@ -66,8 +65,7 @@ inline void check_map(ElementType wanted, Index head, const ConstTensorView& vie
   if (view.tokens < 0 || view.tokens > kMaxTokens) fail("view.tokens", view.tokens, "0 to 2^48");
   if (view.dim < 0 || view.dim > kMaxWidth) fail("view.dim", view.dim, "0 to " + to_text(kMaxWidth));
   if (view.heads > kMaxHeads) fail("view.heads", view.heads, "0 to " + to_text(kMaxHeads));
-  if (head < 0 || head >= view.heads)
-    fail("head", head, "0 or more and less than view.heads = " + to_text(view.heads));
+  if (head < 0 || head >= view.heads) fail("head", head, "0 or more and less than view.heads = " + to_text(view.heads));
   if (view.strides.token < 0 || view.strides.dim < 0)
     fail("view.strides", view.strides.token < view.strides.dim ? view.strides.token : view.strides.dim,
          "steps that Eigen can express: 0 or more");

@@ -58,8 +58,7 @@ inline void check_kv_span(const char* rows, std::size_t given, Index tokens, Ind
   const Checked needed = Checked(tokens) * heads * dim;
   if (!needed.fits()) fail("kv.length", tokens, what + " that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed.value()))
-    fail(Text(rows) + ".size()", to_text(given),
-         "at least " + what + " = " + to_text(needed.value()));
+    fail(Text(rows) + ".size()", to_text(given), "at least " + what + " = " + to_text(needed.value()));
 }
 
 /// Fails unless two tensors are the keys and the values of the same tokens and heads, with packed rows.
@@ -67,8 +66,7 @@ inline void check_kv_tensors(const ConstTensorView& keys, const ConstTensorView&
   const char* const packed = "1: the elements of a row lie side by side";
   if (keys.strides.dim != 1 && keys.dim != 1) fail("keys.strides.dim", keys.strides.dim, packed);
   if (values.strides.dim != 1 && values.dim != 1) fail("values.strides.dim", values.strides.dim, packed);
-  if (values.tokens != keys.tokens)
-    fail("values.tokens", values.tokens, "keys.tokens = " + to_text(keys.tokens));
+  if (values.tokens != keys.tokens) fail("values.tokens", values.tokens, "keys.tokens = " + to_text(keys.tokens));
   if (values.heads != keys.heads) fail("values.heads", values.heads, "keys.heads = " + to_text(keys.heads));
 }
 

@@ -41,15 +41,14 @@ inline void check_span_extent(const char* what, std::size_t given, Index tokens,
   if (!needed.fits()) fail(Text(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
   if (given < static_cast<std::size_t>(needed.value()))
     fail(Text(what) + ".size()", to_text(given),
-         "at least tokens * heads * dim = " + to_text(needed.value()) + ", for a tensor of " +
-             to_text(tokens) + " * " + to_text(heads) + " * " + to_text(dim));
+         "at least tokens * heads * dim = " + to_text(needed.value()) + ", for a tensor of " + to_text(tokens) + " * " +
+             to_text(heads) + " * " + to_text(dim));
 }
 
 /// Bytes from a view's first element to that of the part [first, first + count) of an extent. Fails if there is no such part.
 inline Index part_offset(const char* extent_name, Index extent, Index first, Index count, const char* stride_name,
                          Index stride, ElementType type) {
-  if (first < 0 || first > extent)
-    fail("first", first, "0 to " + Text(extent_name) + " = " + to_text(extent));
+  if (first < 0 || first > extent) fail("first", first, "0 to " + Text(extent_name) + " = " + to_text(extent));
   if (count < 0 || count > extent - first)
     fail("count", count,
          "0 to " + Text(extent_name) + " - first = " + to_text(extent - first) + ", those that are left");

@@ -37,7 +37,7 @@ inline const char* layout_name(CacheLayout layout) {
 struct Place {
   Storage storage = Storage::contiguous;
   CacheLayout layout = CacheLayout::token_major;
-  Index slots = 0;      ///< contiguous: room for so many tokens, at least the length; ring: capacity; 0: just the length
+  Index slots = 0;  ///< contiguous: room for so many tokens, at least the length; ring: capacity; 0: just the length
   Index page_size = 0;  ///< paged
   Index keep_from = 0;  ///< positions before this hold garbage, and so do table entries of whole pages before it
   std::uint64_t seed = 1;
@@ -97,7 +97,6 @@ class StoredCaches {
   const Planes& planes(std::size_t sequence = 0) const { return planes_[sequence]; }
 
  private:
-
   static std::byte* address(const KvCacheView& view, const void* base, ElementType type, const KvStrides& strides,
                             Index position, Index head) {
     Index slot = position;
@@ -159,7 +158,8 @@ class StoredCaches {
     }
     KvCacheView view;
     view.k = planes.k.data() + k.first * element_bytes(k_type);
-    view.v = together ? planes.k.data() + dim * element_bytes(v_type) : planes.v.data() + v.first * element_bytes(v_type);
+    view.v =
+        together ? planes.k.data() + dim * element_bytes(v_type) : planes.v.data() + v.first * element_bytes(v_type);
     view.k_type = k_type;
     view.v_type = v_type;
     view.kv_heads = heads;
@@ -182,8 +182,8 @@ class StoredCaches {
   }
 
   void store_alone(const LogicalCache& cache, ElementType k_type, ElementType v_type, const Place& place) {
-    const Index slots = place.storage == Storage::ring && place.slots > 0 ? place.slots
-                                                                          : std::max(place.slots, cache.length());
+    const Index slots =
+        place.storage == Storage::ring && place.slots > 0 ? place.slots : std::max(place.slots, cache.length());
     KvCacheView view = make_planes(1, slots, cache.k.heads, cache.k.dim, cache.v.dim, k_type, v_type, place.layout);
     view.storage = place.storage;
     view.length = cache.length();
@@ -206,8 +206,7 @@ class StoredCaches {
     for (std::size_t s = 0; s < sequences.size(); ++s) {
       std::vector<std::int32_t>& table = tables_[s];
       const Index logical_pages = (sequences[s]->length() + size - 1) / size;
-      for (Index page = 0; page < logical_pages; ++page)
-        table.push_back(static_cast<std::int32_t>(physical[next++]));
+      for (Index page = 0; page < logical_pages; ++page) table.push_back(static_cast<std::int32_t>(physical[next++]));
       KvCacheView view = pool;
       view.storage = Storage::paged;
       view.length = sequences[s]->length();

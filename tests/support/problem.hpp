@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "gqa/attention.hpp"
 #include "caches.hpp"
+#include "gqa/attention.hpp"
 #include "paths.hpp"
 #include "random.hpp"
 #include "tensors.hpp"
@@ -65,9 +65,10 @@ struct Problem {
 };
 
 inline Problem make_problem(const Shape& shape, std::uint64_t seed, Distribution distribution = Distribution::normal) {
-  Problem problem{shape,
-                  Numbers(shape.n_q, shape.query_heads, shape.head_dim),
-                  {Numbers(shape.n_kv, shape.kv_heads, shape.head_dim), Numbers(shape.n_kv, shape.kv_heads, shape.value_dim)}};
+  Problem problem{
+      shape,
+      Numbers(shape.n_q, shape.query_heads, shape.head_dim),
+      {Numbers(shape.n_kv, shape.kv_heads, shape.head_dim), Numbers(shape.n_kv, shape.kv_heads, shape.value_dim)}};
   Random random(seed);
   for (float& x : problem.q.values) x = random.normal();
   for (float& x : problem.kv.k.values) x = random.normal();
@@ -96,8 +97,7 @@ inline Problem make_problem(const Shape& shape, std::uint64_t seed, Distribution
       // Every query has a part along (1, 1, …)/√D; one key in the middle points there.
       for (float& x : problem.q.values) x = 0.2f * x + 1.0f;
       for (Index h = 0; h < shape.kv_heads && shape.n_kv > 0; ++h)
-        for (Index d = 0; d < shape.head_dim; ++d)
-          problem.kv.k.at(shape.n_kv / 2, h, d) = 40.0f / std::sqrt(dim);
+        for (Index d = 0; d < shape.head_dim; ++d) problem.kv.k.at(shape.n_kv / 2, h, d) = 40.0f / std::sqrt(dim);
       break;
     case Distribution::equal_keys:
       for (Index t = 1; t < shape.n_kv; ++t)

@@ -29,9 +29,7 @@ class Random {
   /// In [0, count).
   Index below(Index count) { return static_cast<Index>(bits() % static_cast<std::uint64_t>(count)); }
   /// About normal, mean 0 and deviation 1: the sum of four uniforms.
-  float normal() {
-    return static_cast<float>((uniform() + uniform() + uniform() + uniform() - 2.0) * std::sqrt(3.0));
-  }
+  float normal() { return static_cast<float>((uniform() + uniform() + uniform() + uniform() - 2.0) * std::sqrt(3.0)); }
   template <class T>
   void shuffle(std::vector<T>& items) {
     for (std::size_t i = items.size(); i > 1; --i)
@@ -52,13 +50,13 @@ inline std::vector<Index> permutation(Index count, std::uint64_t seed) {
 
 /// How queries, keys and values are drawn.
 enum class Distribution : std::uint8_t {
-  normal,         ///< all of them normal
-  sinks,          ///< a few strong directions shared by all keys and queries, and first tokens that everyone attends to
-  large_scores,   ///< scaled scores of about ±10,000
-  dominant_key,   ///< one key takes nearly all the weight of every query
-  equal_keys,     ///< all keys the same: every weight is equal
-  far_values,     ///< values of mean 64: their distance from the output is a small part of them
-  denormal        ///< values that are denormal in the type they are stored in
+  normal,        ///< all of them normal
+  sinks,         ///< a few strong directions shared by all keys and queries, and first tokens that everyone attends to
+  large_scores,  ///< scaled scores of about ±10,000
+  dominant_key,  ///< one key takes nearly all the weight of every query
+  equal_keys,    ///< all keys the same: every weight is equal
+  far_values,    ///< values of mean 64: their distance from the output is a small part of them
+  denormal       ///< values that are denormal in the type they are stored in
 };
 
 inline const char* distribution_name(Distribution distribution) {

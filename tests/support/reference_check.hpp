@@ -50,7 +50,7 @@ struct ErrorReport {
   double largest_error = 0.0;           ///< of any output element
   double largest_share_of_bound = 0.0;  ///< error / bound; a result is right if this is at most 1
   double largest_bound = 0.0;
-  double largest_eta = 0.0;             ///< the relative error of a row's sum of weights; a bound with η near 1 says nothing
+  double largest_eta = 0.0;  ///< the relative error of a row's sum of weights; a bound with η near 1 says nothing
   std::string worst;
 };
 
@@ -102,7 +102,9 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
   const double n_o = (terms == 2 ? 1.02 * (3.0 * std::ceil(tokens / 32.0) + 20.0) : tokens) + blocks + 3.0 * spans;
   const double n_l = (terms == 2 ? 2.0 * std::ceil(tokens / 32.0) + 1.0 : 0.0) + blocks + 3.0 * spans + 8.0;
   const double out_relative = how.out == ElementType::bf16 ? 0x1p-8 : how.out == ElementType::f16 ? 0x1p-11 : 0.0;
-  const double out_absolute = how.out == ElementType::f16 ? 0x1p-25 : how.out == ElementType::bf16 ? 0x1p-134 : 0x1p-150;
+  const double out_absolute = how.out == ElementType::f16    ? 0x1p-25
+                              : how.out == ElementType::bf16 ? 0x1p-134
+                                                             : 0x1p-150;
 
   ErrorReport report;
   const auto judge = [&](double actual, double expected, double bound, const char* what, Index token, Index head,
@@ -112,8 +114,8 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
     const double share = error == 0.0 ? 0.0 : error / bound;
     if (!(share <= report.largest_share_of_bound)) {
       report.largest_share_of_bound = std::isnan(share) ? std::numeric_limits<double>::infinity() : share;
-      report.worst = describe(what, "token", token, "head", head, "dim", d, "is", actual, "expected", expected, "error", error,
-                              "bound", bound);
+      report.worst = describe(what, "token", token, "head", head, "dim", d, "is", actual, "expected", expected, "error",
+                              error, "bound", bound);
     }
     if (d >= 0) {
       report.largest_error = std::max(report.largest_error, error);
@@ -123,11 +125,13 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
 
   const Index group = q.heads / kv.kv_heads;
   for (Index token = 0; token < q.tokens; ++token) {
-    const Index position = positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
+    const Index position =
+        positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
     PositionRange ranges[detail::kMaxRanges];
     detail::get_ranges(variant, position, kv.length, ranges);
     const auto in_range = [&](Index t) {
-      return std::any_of(ranges, ranges + detail::ranges_of<V>, [&](const PositionRange& r) { return r.begin <= t && t < r.end; });
+      return std::any_of(ranges, ranges + detail::ranges_of<V>,
+                         [&](const PositionRange& r) { return r.begin <= t && t < r.end; });
     };
     for (Index head = 0; head < q.heads; ++head) {
       const Index row = token * q.heads + head;
@@ -143,8 +147,8 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         if (!in_range(t)) continue;
         if constexpr (MaskingVariant<V>)
           if (!variant.is_visible(position, t, head)) continue;
-        const Eigen::VectorXd key =
-            detail::reference_row(kv.k, kv.k_type, detail::reference_offset(kv, kv.k_strides, t, head / group), q.dim, 1);
+        const Eigen::VectorXd key = detail::reference_row(
+            kv.k, kv.k_type, detail::reference_offset(kv, kv.k_strides, t, head / group), q.dim, 1);
         const Eigen::VectorXd value = detail::reference_row(
             kv.v, kv.v_type, detail::reference_offset(kv, kv.v_strides, t, head / group), kv.value_dim, 1);
         const double product = query.dot(key) * factor * ln2;

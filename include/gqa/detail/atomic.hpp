@@ -20,7 +20,9 @@ class Atomic {
   Atomic& operator=(const Atomic&) = delete;
 
   GQA_ALWAYS_INLINE T load(int order = __ATOMIC_SEQ_CST) const noexcept { return __atomic_load_n(&value_, order); }
-  GQA_ALWAYS_INLINE void store(T value, int order = __ATOMIC_SEQ_CST) noexcept { __atomic_store_n(&value_, value, order); }
+  GQA_ALWAYS_INLINE void store(T value, int order = __ATOMIC_SEQ_CST) noexcept {
+    __atomic_store_n(&value_, value, order);
+  }
   GQA_ALWAYS_INLINE T exchange(T value, int order = __ATOMIC_SEQ_CST) noexcept {
     return __atomic_exchange_n(&value_, value, order);
   }

@@ -56,8 +56,8 @@ struct alignas(kScratchAlignment) FoldProgress {
   Atomic<Index> left{0};              ///< spans that nobody has claimed, the last ones
   Atomic<bool> held{false};           ///< somebody adds to the total
   Atomic<Deposit*> arrived{nullptr};  ///< deposits that no holder has seen
-  Index merged = 0;                        ///< the holder's: spans that are in the total, the first ones
-  Deposit* waiting = nullptr;              ///< the holder's: deposits that cannot be merged yet, in ascending order
+  Index merged = 0;                   ///< the holder's: spans that are in the total, the first ones
+  Deposit* waiting = nullptr;         ///< the holder's: deposits that cannot be merged yet, in ascending order
 };
 
 /// A worker's share of a call's folds: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
@@ -77,7 +77,7 @@ struct CallStatus {
   Atomic<bool> ended{false};  ///< no worker begins anything more
   Atomic<bool> threw{false};  ///< the first exception is being kept, or has been
   Atomic<Index> ran{0};       ///< workers that have returned
-  void* exception = nullptr;       ///< where it is kept, a std::exception_ptr; null in units without exceptions
+  void* exception = nullptr;  ///< where it is kept, a std::exception_ptr; null in units without exceptions
 };
 
 /// A checked and planned call.

@@ -79,8 +79,7 @@ inline void check_strides_of(const ArgumentName& name, const Sequence& sequence)
   if (q.tokens > 1 && q.strides.token == 0)
     fail(name("q.strides.token"), Index{0}, "the distance from a query token's rows to the next token's");
   if (q.tokens > 0 && !elements_are_distinct(sequence.out))
-    fail(name("out.strides"),
-         "{" + to_text(out.token) + ", " + to_text(out.head) + ", " + to_text(out.dim) + "}",
+    fail(name("out.strides"), "{" + to_text(out.token) + ", " + to_text(out.head) + ", " + to_text(out.dim) + "}",
          "strides that give every (token, head, dim) an element of its own");
 }
 

@@ -84,8 +84,7 @@ inline void check_type(const ArgumentName& name, const char* member, ElementType
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_range(const ArgumentName& name, const TensorNames& names,
                                                               const TensorStrides& strides) {
   fail(name(names.strides),
-       "{" + to_text(strides.token) + ", " + to_text(strides.head) + ", " + to_text(strides.dim) +
-           "}",
+       "{" + to_text(strides.token) + ", " + to_text(strides.head) + ", " + to_text(strides.dim) + "}",
        "strides that lead from " + name(names.data) + " to places within the address space");
 }
 

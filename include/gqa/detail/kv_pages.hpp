@@ -117,8 +117,7 @@ inline KvPool& pool_of(const KvPageTable& table) {
 
 inline std::int32_t reference_count(const KvPool* pool, Index page) {
   if (pool == nullptr) fail("pool", "empty (moved from)", "a pool with pages");
-  if (page < 0 || page >= pool->view.pool_pages)
-    fail("page", page, "0 to " + to_text(pool->view.pool_pages - 1));
+  if (page < 0 || page >= pool->view.pool_pages) fail("page", page, "0 to " + to_text(pool->view.pool_pages - 1));
   return pool->references.as<std::int32_t>()[page];
 }
 

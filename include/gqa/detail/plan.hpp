@@ -10,7 +10,7 @@ namespace gqa::detail {
 /// Everything a worker needs besides inputs, totals and deposits, carved out of its slot of scratch.
 struct TaskScratch {
   Block* units = nullptr;                   ///< of a stage
-  RowTile tile{};                          ///< the state of the current span
+  RowTile tile{};                           ///< the state of the current span
   Index* tables = nullptr;                  ///< AddressBook
   PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
   PositionRange* visible_ranges = nullptr;  ///< what any row sees: as many as those of all rows

@@ -5,7 +5,8 @@
 
 struct Mask : gqa::Causal {
 #ifdef GQA_WRONG
-  private: float score(float s, gqa::Index, gqa::Index, gqa::Index) const { return s; }
+ private:
+  float score(float s, gqa::Index, gqa::Index, gqa::Index) const { return s; }
 #else
   float score(float s, gqa::Index, gqa::Index, gqa::Index) const { return s; }
 #endif

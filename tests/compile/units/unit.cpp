@@ -87,8 +87,8 @@ void run_type(Digests& digests, int first_case, gqa::Path path) {
   const gqa::KvShape shape{kTokens, kKvHeads, kHeadDim};
   const auto contiguous = gqa::KvCacheView::contiguous(in.k, in.v, shape);
   const auto steps = gqa::KvStrides::token_major(kKvHeads, kHeadDim, kPage);
-  const auto paged = gqa::KvCacheView::paged(in.k, in.v, shape, std::span<const std::int32_t>(in.table), kPage, kPages,
-                                             steps, steps);
+  const auto paged =
+      gqa::KvCacheView::paged(in.k, in.v, shape, std::span<const std::int32_t>(in.table), kPage, kPages, steps, steps);
   static const gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, kHeadDim> attention;
   static const gqa::DynamicAttention dynamic_attention;
   std::uint64_t* const values = digests.value[static_cast<int>(path)];
@@ -102,7 +102,8 @@ std::uint64_t refused() {
   const float element = 0.0f;
   float out = 0.0f;
   try {
-    gqa::DynamicAttention{}(gqa::ConstTensorView(&element, 1, 1, 1), gqa::KvCacheView{}, gqa::TensorView(&out, 1, 1, 1));
+    gqa::DynamicAttention{}(gqa::ConstTensorView(&element, 1, 1, 1), gqa::KvCacheView{},
+                            gqa::TensorView(&out, 1, 1, 1));
   } catch (const gqa::ArgumentError&) {
     return 1;
   }

@@ -101,8 +101,8 @@
   GQA_DETAIL_PRAGMA(GCC target(tuning))                             \
   GQA_DETAIL_FEWER_PASSES()                                         \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-loop-vectorize"))
-#define GQA_END_REGION()    \
-  GQA_END_PLAIN_REGION()    \
+#define GQA_END_REGION() \
+  GQA_END_PLAIN_REGION() \
   GQA_DETAIL_END_QUIET()
 #endif
 #if GQA_DETAIL_X86 && !defined(__clang__)
