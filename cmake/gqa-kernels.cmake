@@ -5,8 +5,7 @@
 # that links <name> call those and compile none themselves, which saves most of their compile time, and makes a debug build nearly as
 # fast as a release build. It brings gqa::gqa along.
 #
-# What holds for units with GQA_COMPILED_KERNELS holds here: -m flags and -fno-exceptions are the same for <name> and for the units that
-# use it. What CMAKE_CXX_FLAGS and add_compile_options say before the call is.
+# Its flags are those of CMAKE_CXX_FLAGS and add_compile_options before the call, and -O2; the units that use it may have others.
 set_property(GLOBAL PROPERTY GQA_KERNELS_SOURCE "${CMAKE_CURRENT_LIST_DIR}/kernels.cpp")
 
 function(gqa_add_kernels name)

@@ -5,6 +5,7 @@
 
 #if defined(__STDC_HOSTED__) && !__STDC_HOSTED__
 #error "gqa needs the whole standard library: compile this unit without -ffreestanding"
+#include "gqa/see_the_error_above"
 #endif
 
 #include <cstddef>
@@ -40,6 +41,7 @@
 #if defined(__FLT_EVAL_METHOD__) && \
     (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2 || (__FLT_EVAL_METHOD__ < 0 && !defined(__clang__)))
 #error "gqa cannot keep its results exact where float is not computed in float: compile this unit without -mfpmath=387"
+#include "gqa/see_the_error_above"
 #endif
 
 /// Members of plain public types are forwarded from here: never emitted as a symbol of their own.
