@@ -401,7 +401,7 @@ class SequenceTasks {
   TaskScratch scratch_{};
   AddressBook addresses_;
   RowRanges rows_;
-  RowTile total_;  // of the fold
+  RowTile total_{};  // of the fold
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
   TaskRange range_{};
