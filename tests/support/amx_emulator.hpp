@@ -82,7 +82,7 @@ struct Instruction {
   int rm;   ///< ModRM.rm of a register operand
   int vvvv;
   std::uint64_t address;  ///< base and displacement: where row 0 is
-  std::uint64_t stride;   ///< scaled index: from row to row
+  std::uint64_t stride;   ///< scaled index: from row to row; of ldtilecfg, a part of the address
   bool has_sib;
   int length;
 };
@@ -240,7 +240,7 @@ inline void store(const Instruction& in) {
 inline bool execute(const Instruction& in) {
   if (in.opcode == 0x49) {
     if (in.memory && in.reg == 0 && in.prefix == 0) {
-      configure(reinterpret_cast<const std::uint8_t*>(in.address));
+      configure(reinterpret_cast<const std::uint8_t*>(in.address + in.stride));
       amx_counts.configurations.fetch_add(1, std::memory_order_relaxed);
     } else if (in.memory && in.reg == 0 && in.prefix == 1) {
       std::memcpy(reinterpret_cast<void*>(in.address), state.config, sizeof state.config);

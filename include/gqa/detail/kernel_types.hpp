@@ -111,6 +111,8 @@ struct Block {
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;  ///< V holds a non-finite value in a token that some rows see and others do not
   Upcoming next_k{};     ///< of a stage's last block: the keys of this head that the task reads after it; or none
+
+  GQA_ALWAYS_INLINE Block() noexcept = default;  // not emitted: units of other flags would share it
 };
 
 /// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their

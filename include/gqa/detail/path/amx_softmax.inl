@@ -29,7 +29,7 @@ GQA_OP __m512i weight_bits(Vec s, const Exponent& e) {
   Vec x = avx512::fma(s, e.slope, e.offset);
   if constexpr (Large) {
     const Vec steps =
-        avx512::fma(avx512::sub(avx512::mul(s, e.factor), e.base), avx512::set1(kStep), avx512::set1(kOffset));
+        avx512::fma(avx512::sub(avx512::unfused(avx512::mul(s, e.factor)), e.base), avx512::set1(kStep), avx512::set1(kOffset));
     x = _mm512_mask_mov_ps(x, e.large, steps);
   }
   x = avx512::larger(avx512::zero(), x);  // x where it is NaN
@@ -71,7 +71,7 @@ GQA_OP void split_weights(float* scores, Vec factor, Vec base) {
     GQA_UNROLL
     for (int odd = 0; odd < 2; ++odd) {
       const Vec s = avx512::load(scores + (2 * i + odd) * kGroup);
-      const Vec w = avx512::exp2_nonpositive(avx512::sub(avx512::mul(s, factor), base));
+      const Vec w = avx512::exp2_nonpositive(avx512::sub(avx512::unfused(avx512::mul(s, factor)), base));
       // A NaN that stays one when half a unit is added to its bits: weights have no sign, so those of any NaN are larger.
       const __m512i quiet = _mm512_min_epu32(_mm512_castps_si512(w), _mm512_set1_epi32(0x7fc00000));
       weight[odd] = split_ordinary(_mm512_castsi512_ps(quiet));

@@ -42,6 +42,13 @@ GQA_OP Vec mul(Vec a, Vec b) { return a * b; }
 // a·b + c, rounded once.
 GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(Vec a, Vec b, Vec c) { return GQA_FMA_PS512(a, b, c); }
+// A product that is rounded before it is added to something, see region.hpp.
+GQA_OP Vec unfused(Vec product) {
+#if defined(__clang__)
+  asm("" : "+v"(product));
+#endif
+  return product;
+}
 // b where a is NaN.
 GQA_OP Vec larger(Vec a, Vec b) { return GQA_MAX_PS512(a, b); }
 // The floats whose bits are those of a shifted left by N.

@@ -187,6 +187,16 @@ float library_fmaf(float a, float b, float c) noexcept __asm__("fmaf");
 #define GQA_FMAF(a, b, c) __builtin_fmaf(a, b, c)
 #endif
 
+/// A product that is rounded before it is added to something: with -ffp-contract=fast Clang fuses the two in regions as well.
+GQA_OP double rounded_product(double product) noexcept {
+#if defined(__clang__) && GQA_DETAIL_X86
+  asm("" : "+x"(product));
+#elif defined(__clang__) && defined(__aarch64__)
+  asm("" : "+w"(product));
+#endif
+  return product;
+}
+
 /// 1 / √head_dim, what q·k is multiplied by unless the caller says otherwise.
 inline float default_scale(Index head_dim) noexcept { return 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)); }
 

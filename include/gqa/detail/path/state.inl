@@ -127,7 +127,7 @@ inline void store(const RowTile& tile, const OutputTarget& target) {
     }
     if (target.lse != nullptr) {
       constexpr double kLog2 = static_cast<double>(0x1.62e42fefa39efp-1L);  // the suffix: for -fsingle-precision-constant
-      const double scaled = static_cast<double>(tile.m[row]) * kLog2;
+      const double scaled = rounded_product(static_cast<double>(tile.m[row]) * kLog2);
       const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));
       target.lse[at.token * target.lse_token_stride + at.head] = static_cast<float>(scaled + log_l);
     }
