@@ -46,17 +46,15 @@ inline ConvertedLayer convert_layer(const AttentionWeights& weights, const Merge
                                     const LayerCalibration& calibration, bool fit) {
   if (form.rope.pairs != options.rope.pairs || form.rope.dims != options.rope.dims)
     fail("form.rope", "another layout", "options.rope");
-  if (calibration.inputs.empty()) {
+  const bool same = options.kv_heads == weights.shape.kv_heads;  // then the layer stays as it is, fitted to nothing
+  if (calibration.inputs.empty() || same) {
     MergedHeads merged = detail::merge_kv_heads(weights, options, {});
     return {std::move(merged.weights), std::move(merged.order), {merged.keys_kept, merged.values_kept, {}, {}, {}}};
   }
+  check_form(weights, form);
   const InputMoments moments = detail::measure_inputs(weights, form, calibration.inputs);
   MergedHeads merged = detail::merge_kv_heads(weights, options, moments);
   ConvertedLayer made{std::move(merged.weights), std::move(merged.order), {merged.keys_kept, merged.values_kept, {}, {}, {}}};
-  if (options.kv_heads == weights.shape.kv_heads && calibration.targets.empty()) {
-    made.report.pooled_error = made.report.merged_error = 0;
-    return made;
-  }
   std::vector<Eigen::MatrixXf> before;
   if (calibration.targets.empty()) before = detail::layer_outputs(weights, form, calibration.inputs);
   const std::span<const Eigen::MatrixXf> targets = calibration.targets.empty() ? before : calibration.targets;
@@ -80,6 +78,7 @@ inline ConvertedLayer convert_layer(const AttentionWeights& weights, const Merge
 /// @param options     KV heads to have, methods, grouping, rotary embedding
 /// @param form        how the layer attends; its rotary embedding is `options`'. Unused without calibration data
 /// @param calibration inputs of the layer; empty: weights alone decide, nothing is fitted, and the report has no errors
+/// With as many KV heads as before the result is the layer itself, bit for bit.
 /// @param fit         whether the output projection is fitted to what the layer gave before
 /// @throws ArgumentError naming what does not fit. Thread safe if form.executor is.
 GQA_ALWAYS_INLINE ConvertedLayer convert_layer(const AttentionWeights& weights, const MergeOptions& options,

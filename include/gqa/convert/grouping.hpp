@@ -39,35 +39,19 @@ class SplitMix {
   std::uint64_t state_;
 };
 
-/// How much of heads a and b falls together when they are merged, weighed by what their readers make of it, as a share of all heads'.
+/// How little is lost when heads a and b alone are merged by `method`, weighed by what their readers make of it: 0 or below, as a share
+/// of all heads' energy.
 inline Eigen::MatrixXd similarity(const HeadInner& heads, MergeMethod method) {
-  const bool turned = method == MergeMethod::aligned_mean || method == MergeMethod::low_rank;
-  const Index count = heads.heads(), first = 2 * heads.pairs, rest = heads.width - first;
-  std::vector<Eigen::MatrixXd> root;
+  const bool picks = method == MergeMethod::first || method == MergeMethod::random;
+  const Index count = heads.heads();
+  Eigen::MatrixXd alike = Eigen::MatrixXd::Zero(count, count);
   double whole = 0;
   for (Index a = 0; a < count; ++a) {
-    const Eigen::MatrixXd& need = heads.need[static_cast<std::size_t>(a)];
-    root.push_back(root_of(need.bottomRightCorner(rest, rest)));
-  }
-  const auto pair_need = [&](Index a, Index pair) {
-    const Eigen::MatrixXd& need = heads.need[static_cast<std::size_t>(a)];
-    return std::sqrt(std::max(need(2 * pair, 2 * pair) + need(2 * pair + 1, 2 * pair + 1), 0.0));
-  };
-  const auto together = [&](Index a, Index b) {
-    double sum = 0;
-    for (Index pair = 0; pair < heads.pairs; ++pair) {
-      const std::complex<double> inner = pair_inner(heads, a, b, pair);
-      sum += pair_need(a, pair) * pair_need(b, pair) * (turned ? std::abs(inner) : inner.real());
+    whole += (heads.need[static_cast<std::size_t>(a)] * heads.block(a, a)).trace();
+    for (Index b = 0; b < a; ++b) {
+      const Index pair[] = {a, b};
+      alike(a, b) = alike(b, a) = -loss_of(heads, pair, merge(heads, pair, picks ? MergeMethod::mean : method, 0)).missed;
     }
-    if (rest == 0) return sum;
-    const Eigen::MatrixXd inner = root[static_cast<std::size_t>(a)].transpose() *
-                                  heads.block(a, b).bottomRightCorner(rest, rest) * root[static_cast<std::size_t>(b)];
-    return sum + (turned ? nuclear_norm(inner) : inner.trace());
-  };
-  Eigen::MatrixXd alike(count, count);
-  for (Index a = 0; a < count; ++a) {
-    for (Index b = 0; b <= a; ++b) alike(a, b) = alike(b, a) = together(a, b);
-    whole += alike(a, a);
   }
   return whole > 0 ? Eigen::MatrixXd(alike / whole) : alike;
 }

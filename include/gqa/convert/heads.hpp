@@ -135,7 +135,7 @@ inline MergedSide merge_side(const HeadInner& heads, const Eigen::MatrixXd& rows
   const Index groups = heads.heads() / size, width = heads.width;
   MergedSide made{Eigen::MatrixXd(groups * width, rows.cols()), {}, 1};
   SplitMix random(seed);
-  GroupEnergy energy;
+  double lost = 0, whole = 0;
   for (Index group = 0; group < groups; ++group) {
     std::vector<Index> members(static_cast<std::size_t>(size));
     std::iota(members.begin(), members.end(), group * size);
@@ -144,11 +144,10 @@ inline MergedSide merge_side(const HeadInner& heads, const Eigen::MatrixXd& rows
     made.maps.push_back(same ? pool(heads, members.size(), 0) : merge(heads, members, method, picked));
     made.rows.middleRows(group * width, width) = common_head(rows, made.maps.back(), group * size, width);
     if (same) continue;  // nothing is lost, not even a rounding error of what follows
-    const GroupEnergy one = energy_of(heads, members, made.maps.back());
-    energy.lost += one.lost;
+    lost += loss_of(heads, members, made.maps.back()).lost;
   }
-  for (Index head = 0; head < heads.heads(); ++head) energy.whole += heads.block(head, head).trace();
-  if (energy.whole > 0) made.kept = 1 - energy.lost / energy.whole;
+  for (Index head = 0; head < heads.heads(); ++head) whole += heads.block(head, head).trace();
+  if (whole > 0) made.kept = 1 - lost / whole;
   return made;
 }
 

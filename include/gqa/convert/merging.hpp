@@ -54,13 +54,6 @@ inline Eigen::MatrixXd polar(const Eigen::MatrixXd& target_by_old) {
   return svd.matrixU() * svd.matrixV().transpose();
 }
 
-/// The sum of singular values: what the best orthogonal map makes of an inner product. By eigenvalues, which is fast and precise
-/// enough to choose groups by.
-inline double nuclear_norm(const Eigen::MatrixXd& matrix) {
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(matrix.transpose() * matrix, Eigen::EigenvaluesOnly);
-  return solver.eigenvalues().cwiseMax(0.0).cwiseSqrt().sum();
-}
-
 /// Inner product of two heads' rotary pair `pair` as complex rows: Σ a·conj(b).
 inline std::complex<double> pair_inner(const HeadInner& heads, Index a, Index b, Index pair) {
   const auto block = heads.block(a, b);
@@ -276,25 +269,26 @@ inline GroupMaps merge(const HeadInner& heads, std::span<const Index> members, M
   }
 }
 
-/// Energy that the group's members have, and what of it is lost: Σ_a ‖old_a − back_a·common‖².
-struct GroupEnergy {
-  double whole = 0;
+/// What a group's members lose, Σ_a ‖old_a − back_a·common‖², and what their readers miss of it.
+struct GroupLoss {
   double lost = 0;
+  double missed = 0;
 };
-inline GroupEnergy energy_of(const HeadInner& heads, std::span<const Index> members, const GroupMaps& maps) {
-  GroupEnergy energy;
+inline GroupLoss loss_of(const HeadInner& heads, std::span<const Index> members, const GroupMaps& maps) {
+  GroupLoss loss;
   Eigen::MatrixXd common = Eigen::MatrixXd::Zero(heads.width, heads.width);
   std::vector<Eigen::MatrixXd> by_member(members.size(), common);  // common·old_aᵀ
   for (std::size_t a = 0; a < members.size(); ++a)
     for (std::size_t b = 0; b < members.size(); ++b) by_member[a] += maps.of[b].into * heads.block(members[b], members[a]);
   for (std::size_t a = 0; a < members.size(); ++a) common += by_member[a] * maps.of[a].into.transpose();
   for (std::size_t a = 0; a < members.size(); ++a) {
-    const double whole = heads.block(members[a], members[a]).trace();
-    energy.whole += whole;
-    energy.lost += whole - 2 * (maps.of[a].back * by_member[a]).trace() +
-                   (maps.of[a].back * common * maps.of[a].back.transpose()).trace();
+    const Eigen::MatrixXd& back = maps.of[a].back;
+    const Eigen::MatrixXd cross = back * by_member[a];
+    const Eigen::MatrixXd rest = heads.block(members[a], members[a]) - cross - cross.transpose() + back * common * back.transpose();
+    loss.lost += rest.trace();
+    loss.missed += heads.need[static_cast<std::size_t>(members[a])].cwiseProduct(rest).sum();
   }
-  return energy;
+  return loss;
 }
 
 }  // namespace detail::inline GQA_ABI
