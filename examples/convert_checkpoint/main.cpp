@@ -147,8 +147,7 @@ class Output {
     if (!from_.index().is_null()) {
       nlohmann::json index = from_.index();
       std::uint64_t total = 0;
-      for (const auto& [file, tensors] : from_.files())
-        for (const auto& [name, tensor] : SafetensorsFile(folder_ + "/" + file).tensors()) total += tensor.bytes.size();
+      for (const auto& [file, writer] : writers_) total += writer->data_bytes();
       index["metadata"]["total_size"] = total;
       write_text(folder_ + "/model.safetensors.index.json", index.dump(2) + "\n");
     }

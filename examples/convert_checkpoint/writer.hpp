@@ -82,6 +82,7 @@ class SafetensorsWriter {
       places_[name] = {at, bytes};
       at += bytes;
     }
+    data_bytes_ = at;
     std::string text = header.dump();
     text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data start at a multiple of eight bytes
     std::string length;
@@ -90,6 +91,9 @@ class SafetensorsWriter {
     file_.write(std::as_bytes(std::span(text)), 0);
     data_ = text.size();
   }
+
+  /// Bytes of all tensors.
+  std::uint64_t data_bytes() const { return data_bytes_; }
 
   void write(const std::string& name, std::span<const std::byte> bytes) {
     const auto place = places_.find(name);
@@ -107,7 +111,7 @@ class SafetensorsWriter {
  private:
   std::string path_;
   NewFile file_;
-  std::uint64_t data_ = 0;
+  std::uint64_t data_ = 0, data_bytes_ = 0;  ///< where the tensors begin, and how much they are
   std::map<std::string, std::pair<std::uint64_t, std::uint64_t>> places_;
   std::set<std::string> written_;
 };
