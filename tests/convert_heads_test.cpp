@@ -16,8 +16,8 @@ namespace {
 constexpr HeadShape kShape{12, 6, 8, 10};
 constexpr Index kInputs = 24, kOutputs = 20, kTokens = 7;
 constexpr double kEpsilon = 0x1p-53;
-constexpr MergeMethod every_method[] = {MergeMethod::mean, MergeMethod::first, MergeMethod::random, MergeMethod::aligned_mean,
-                                        MergeMethod::low_rank};
+constexpr MergeMethod every_method[] = {MergeMethod::mean, MergeMethod::first, MergeMethod::random,
+                                        MergeMethod::aligned_mean, MergeMethod::low_rank};
 constexpr RopeLayout every_layout[] = {{RopePairs::none, 0},
                                        {RopePairs::interleaved, 0},
                                        {RopePairs::half_split, 0},
@@ -39,8 +39,8 @@ InputMoments random_moments(Random& random) {
 /// error, which is a share of the largest score.
 double rounding(double steps, const PlainOutputs& of) { return steps * kEpsilon * (2 + 4 * of.largest_score); }
 
-void expect_same_outputs(const AttentionWeights& made, const AttentionWeights& from, const RopeLayout& rope, double steps,
-                         bool causal = true) {
+void expect_same_outputs(const AttentionWeights& made, const AttentionWeights& from, const RopeLayout& rope,
+                         double steps, bool causal = true) {
   Random random(99);
   const Eigen::MatrixXd x = random_matrix(random, from.q.cols(), kTokens);
   const PlainOutputs expected = plain_outputs(from, rope, x, causal), given = plain_outputs(made, rope, x, causal);
@@ -192,12 +192,13 @@ TEST(MergeKvHeads, HeadsThatSpanTheSameSubspaceMergeWithoutLossByLowRank) {
       return Eigen::MatrixXd(random_orthogonal(random, width) + 0.3 * random_matrix(random, width, width, 0.3));
     };
   };
-  const AttentionWeights w =
-      related_heads(random_layer(random, kShape, kInputs, kOutputs, true), 3, mix(kShape.head_dim), mix(kShape.value_dim));
+  const AttentionWeights w = related_heads(random_layer(random, kShape, kInputs, kOutputs, true), 3,
+                                           mix(kShape.head_dim), mix(kShape.value_dim));
   for (const InputMoments& moments : {InputMoments{}, random_moments(random)}) {
     MergeOptions options{.kv_heads = 2, .keys = MergeMethod::low_rank, .values = MergeMethod::low_rank};
     const MergedHeads made = merge_kv_heads(w, options, moments);
-    EXPECT_NEAR(made.keys_kept, 1, 1e-10);  // an eigenvalue problem sees singular values squared: half the digits of a bad map are lost
+    EXPECT_NEAR(made.keys_kept, 1,
+                1e-10);  // an eigenvalue problem sees singular values squared: half the digits of a bad map are lost
     EXPECT_NEAR(made.values_kept, 1, 1e-10);
     expect_same_outputs(made.weights, w, {}, 1e6, false);
     options.keys = options.values = MergeMethod::aligned_mean;
@@ -220,11 +221,10 @@ TEST(MergeKvHeads, KeysWhosePairsAreMultiplesMergeWithoutLossByLowRank) {
       }
       return turn;
     };
-    const AttentionWeights w =
-        related_heads(random_layer(random, kShape, kInputs, kOutputs, true), 3, scaled,
-                      [&] { return random_orthogonal(random, kShape.value_dim); });
-    const MergedHeads made = merge_kv_heads(
-        w, {.kv_heads = 2, .keys = MergeMethod::low_rank, .rope = rope}, random_moments(random));
+    const AttentionWeights w = related_heads(random_layer(random, kShape, kInputs, kOutputs, true), 3, scaled,
+                                             [&] { return random_orthogonal(random, kShape.value_dim); });
+    const MergedHeads made =
+        merge_kv_heads(w, {.kv_heads = 2, .keys = MergeMethod::low_rank, .rope = rope}, random_moments(random));
     EXPECT_NEAR(made.keys_kept, 1, 1e-12);
     expect_same_outputs(made.weights, w, rope, 1e5);
   }
@@ -256,10 +256,12 @@ TEST(MergeKvHeads, LowRankLosesLeastOfTheOutputsAndAlignmentLessThanTheMean) {
       return lost_outputs(made.weights, w, made.order, moments.attended);
     };
     const double low_rank = lost(MergeMethod::low_rank);
-    for (const MergeMethod other : {MergeMethod::mean, MergeMethod::first, MergeMethod::random, MergeMethod::aligned_mean})
+    for (const MergeMethod other :
+         {MergeMethod::mean, MergeMethod::first, MergeMethod::random, MergeMethod::aligned_mean})
       EXPECT_LT(low_rank, lost(other)) << static_cast<int>(other);
     const auto kept = [&](MergeMethod method) {
-      return merge_kv_heads(w, {.kv_heads = 2, .keys = method, .values = method, .grouping = HeadGrouping::neighbours}, moments)
+      return merge_kv_heads(w, {.kv_heads = 2, .keys = method, .values = method, .grouping = HeadGrouping::neighbours},
+                            moments)
           .values_kept;
     };
     EXPECT_GT(kept(MergeMethod::aligned_mean), kept(MergeMethod::mean));
@@ -369,7 +371,8 @@ TEST(MergeKvHeads, NamesWhatIsWrong) {
   const auto nothing = [](AttentionWeights&) {};
   EXPECT_EQ(with([](auto& w) { w.k.conservativeResize(40, kInputs); }),
             "gqa: weights.k.rows() is 40; expected kv_heads * head_dim = 48");
-  EXPECT_EQ(with([](auto& w) { w.v.conservativeResize(60, 23); }), "gqa: weights.v.cols() is 23; expected q.cols() = 24");
+  EXPECT_EQ(with([](auto& w) { w.v.conservativeResize(60, 23); }),
+            "gqa: weights.v.cols() is 23; expected q.cols() = 24");
   EXPECT_EQ(with([](auto& w) { w.o.conservativeResize(20, 96); }),
             "gqa: weights.o.cols() is 96; expected query_heads * value_dim = 120");
   EXPECT_EQ(with([](auto& w) { w.q.resize(0, 0); }), "gqa: weights.q.cols() is 0; expected 1 or more inputs");
@@ -377,7 +380,8 @@ TEST(MergeKvHeads, NamesWhatIsWrong) {
             "gqa: weights.v_bias.size() is 59; expected v.rows() = 60, or 0: no bias");
   EXPECT_EQ(with([](auto& w) { w.shape.kv_heads = 5; }),
             "gqa: weights.shape.kv_heads is 5; expected a divisor of query_heads = 12");
-  EXPECT_EQ(with([](auto& w) { w.shape.value_dim = dynamic; }), "gqa: weights.shape.value_dim is -1; expected 1 to 1048576");
+  EXPECT_EQ(with([](auto& w) { w.shape.value_dim = dynamic; }),
+            "gqa: weights.shape.value_dim is -1; expected 1 to 1048576");
   EXPECT_EQ(with([](auto& w) { w.k(3, 5) = std::nan(""); }), "gqa: weights.k(3, 5) is nan; expected a finite number");
   EXPECT_EQ(with([](auto& w) { w.o_bias[1] = 1.0 / 0.0; }), "gqa: weights.o_bias[1] is inf; expected a finite number");
   EXPECT_EQ(with(nothing, {.kv_heads = 4}), "gqa: options.kv_heads is 4; expected a divisor of the layer's 6 KV heads");
@@ -392,15 +396,20 @@ TEST(MergeKvHeads, NamesWhatIsWrong) {
             "gqa: moments.inputs is 24 x 24; expected (inputs + 1) x (inputs + 1), inputs + 1 = 25, or empty");
   Eigen::MatrixXd moment = Eigen::MatrixXd::Identity(25, 25);
   moment(2, 3) = 0.5;
-  EXPECT_EQ(with(nothing, {.kv_heads = 2}, {{}, moment}), "gqa: moments.attended is not symmetric; expected a symmetric matrix");
+  EXPECT_EQ(with(nothing, {.kv_heads = 2}, {{}, moment}),
+            "gqa: moments.attended is not symmetric; expected a symmetric matrix");
   moment = -Eigen::MatrixXd::Identity(25, 25);
   EXPECT_EQ(with(nothing, {.kv_heads = 2}, {moment, {}}),
             "gqa: moments.inputs(0, 0) is -1.000000; expected 0 or more: the mean of a square");
   EXPECT_EQ(refusal([&] { repeat_kv_heads(good, 8); }),
             "gqa: kv_heads is 8; expected a multiple of the layer's 6 KV heads that divides its 12 query heads");
-  EXPECT_EQ(refusal([&] { permute_kv_heads(good, std::vector<Index>{0, 1}); }),
+  EXPECT_EQ(refusal([&] {
+              permute_kv_heads(good, std::vector<Index>{0, 1});
+            }),
             "gqa: order.size() is 2; expected kv_heads = 6");
-  EXPECT_EQ(refusal([&] { permute_kv_heads(good, std::vector<Index>{0, 1, 2, 3, 4, 4}); }),
+  EXPECT_EQ(refusal([&] {
+              permute_kv_heads(good, std::vector<Index>{0, 1, 2, 3, 4, 4});
+            }),
             "gqa: order[5] is 4; expected each of 0 to kv_heads - 1 = 5 once");
 }
 

@@ -28,7 +28,8 @@ AttentionForm form_of(const RopeLayout& rope, bool causal = true) {
 
 TEST(LayerOutputs, AreTheDefinitionsUpToF32Rounding) {
   Random random(1);
-  for (const RopeLayout& rope : {RopeLayout{}, RopeLayout{RopePairs::interleaved, 0}, RopeLayout{RopePairs::half_split, 4}})
+  for (const RopeLayout& rope :
+       {RopeLayout{}, RopeLayout{RopePairs::interleaved, 0}, RopeLayout{RopePairs::half_split, 4}})
     for (const bool causal : {true, false})
       for (const bool biases : {false, true}) {
         const AttentionWeights w = random_layer(random, kShape, kInputs, kOutputs, biases);
@@ -45,7 +46,8 @@ TEST(LayerOutputs, AreTheDefinitionsUpToF32Rounding) {
           const double share = 2 * score + (70 + 8 + kInputs + 1 + 6 * 10 + 1) * 0x1p-24;
           for (Index t = 0; t < inputs[i].cols(); ++t)
             for (Index out = 0; out < kOutputs; ++out)
-              ASSERT_LE(std::abs(static_cast<double>(outputs[i](out, t)) - plain.outputs(out, t)), share * plain.magnitude(out, t));
+              ASSERT_LE(std::abs(static_cast<double>(outputs[i](out, t)) - plain.outputs(out, t)),
+                        share * plain.magnitude(out, t));
         }
       }
 }
@@ -176,13 +178,16 @@ TEST(Calibration, NamesWhatIsWrong) {
             "gqa: form.rope_frequencies.size() is 2; expected one for each rotary pair: 3, or none");
   wrong.rope_frequencies.clear();
   wrong.rope_base = 0;
-  EXPECT_EQ(refusal([&] { layer_outputs(w, wrong, inputs); }), "gqa: form.rope_base is 0.000000; expected a positive number");
+  EXPECT_EQ(refusal([&] { layer_outputs(w, wrong, inputs); }),
+            "gqa: form.rope_base is 0.000000; expected a positive number");
   wrong = form;
   wrong.causal = false;
   wrong.window = 4;
   EXPECT_EQ(refusal([&] { layer_outputs(w, wrong, inputs); }), "gqa: form.window is 4; expected 0 unless causal");
   EXPECT_EQ(refusal([&] { measure_inputs(w, form, {}); }), "gqa: inputs is without a token; expected 1 or more tokens");
-  EXPECT_EQ(refusal([&] { convert_layer(w, {.kv_heads = 1, .rope = {RopePairs::half_split, 0}}, form); }),
+  EXPECT_EQ(refusal([&] {
+              convert_layer(w, {.kv_heads = 1, .rope = {RopePairs::half_split, 0}}, form);
+            }),
             "gqa: form.rope is another layout; expected options.rope");
   EXPECT_EQ(refusal([&] { fit_output_projection(w, form, inputs, std::span(outputs).first(1)); }),
             "gqa: targets.size() is 1; expected inputs.size() = 2");
@@ -190,11 +195,13 @@ TEST(Calibration, NamesWhatIsWrong) {
             "gqa: targets[0].rows() is 16; expected weights.o.rows() = 12");
   EXPECT_EQ(refusal([&] { fit_output_projection(w, form, inputs, outputs, -1); }),
             "gqa: ridge is -1.000000; expected a positive number");
-  EXPECT_EQ(refusal([&] { relative_error(outputs, inputs); }), "gqa: outputs[0] is 12 x 5; expected 16 x 5, as expected[0]");
+  EXPECT_EQ(refusal([&] { relative_error(outputs, inputs); }),
+            "gqa: outputs[0] is 12 x 5; expected 16 x 5, as expected[0]");
   inputs[1](3, 2) = std::nanf("");
   EXPECT_EQ(refusal([&] { layer_outputs(w, form, inputs); }), "gqa: inputs[1] is not finite; expected finite numbers");
   inputs[1].resize(15, 2);
-  EXPECT_EQ(refusal([&] { layer_outputs(w, form, inputs); }), "gqa: inputs[1].rows() is 15; expected weights.q.cols() = 16");
+  EXPECT_EQ(refusal([&] { layer_outputs(w, form, inputs); }),
+            "gqa: inputs[1].rows() is 15; expected weights.q.cols() = 16");
 }
 
 }  // namespace

@@ -20,8 +20,8 @@ std::string model_file() {
   return folder == nullptr ? std::string() : std::string(folder) + "/stories260K.bin";
 }
 
-#define SKIP_WITHOUT_FILES()                     \
-  if (!std::filesystem::exists(model_file()))    \
+#define SKIP_WITHOUT_FILES()                  \
+  if (!std::filesystem::exists(model_file())) \
   GTEST_SKIP() << "no stories260K.bin in GQA_STORIES_DIR: the real model was not run"
 
 TEST(ConvertStories, AlignmentAndLowRankCloseAtLeastHalfOfTheGapThatMeanPoolingLeaves) {
@@ -37,11 +37,13 @@ TEST(ConvertStories, AlignmentAndLowRankCloseAtLeastHalfOfTheGapThatMeanPoolingL
       above[methods[i].name] = mean_loss(model, results[i + 1], held_out) - trained;
     const double gap = above.at("mean (Ainslie et al.)");
     EXPECT_GT(gap, 1) << "nats; the model does not depend on its KV heads?";
-    for (const char* name : {"aligned, similar heads", "low rank, similar heads", "aligned, similar heads, fitted by layer",
-                             "low rank, similar heads, fitted by layer", "low rank, similar heads, fitted in sequence"})
+    for (const char* name :
+         {"aligned, similar heads", "low rank, similar heads", "aligned, similar heads, fitted by layer",
+          "low rank, similar heads, fitted by layer", "low rank, similar heads, fitted in sequence"})
       EXPECT_LT(above.at(name), 0.5 * gap) << name << ", " << kv_heads << " KV heads";
     for (const char* method : {"mean", "aligned", "low rank"})
-      EXPECT_LT(above.at(std::string(method) + ", similar heads, fitted by layer"), above.at(std::string(method) + ", similar heads"))
+      EXPECT_LT(above.at(std::string(method) + ", similar heads, fitted by layer"),
+                above.at(std::string(method) + ", similar heads"))
           << "the fit of output projections gains nothing";
   }
 }
@@ -55,7 +57,8 @@ TEST(ConvertStories, RepeatedHeadsPredictTheSameAndMergeBackToTheSameWeights) {
     const gqa::AttentionWeights before = model.attention(layer);
     repeated.push_back(gqa::repeat_kv_heads(before, 8));
     const gqa::MergedHeads back = gqa::merge_kv_heads(repeated.back(), {.kv_heads = 4, .rope = model.form().rope});
-    EXPECT_TRUE(back.weights.k == before.k && back.weights.v == before.v && back.weights.q == before.q && back.weights.o == before.o);
+    EXPECT_TRUE(back.weights.k == before.k && back.weights.v == before.v && back.weights.q == before.q &&
+                back.weights.o == before.o);
   }
   // Projections of more rows may be added in another order by a matrix product; attention itself gives the same bits.
   EXPECT_NEAR(loss(model, text, repeated), loss(model, text), 1e-5);

@@ -103,7 +103,8 @@ TYPED_TEST(ConvertViews, RepeatedHeadsMergeBackBitForBitWithEveryMethod) {
   shape.kv_heads = 8;
   for (const MergeMethod method :
        {MergeMethod::mean, MergeMethod::first, MergeMethod::random, MergeMethod::aligned_mean, MergeMethod::low_rank}) {
-    const MergedHeads made = merge_kv_heads(read_attention(many.in(), shape), {.kv_heads = 2, .keys = method, .values = method});
+    const MergedHeads made =
+        merge_kv_heads(read_attention(many.in(), shape), {.kv_heads = 2, .keys = method, .values = method});
     write_attention(made.weights, back.out());
     EXPECT_TRUE(back == few) << static_cast<int>(method);
   }
@@ -112,10 +113,11 @@ TYPED_TEST(ConvertViews, RepeatedHeadsMergeBackBitForBitWithEveryMethod) {
 TYPED_TEST(ConvertViews, MeansAreRoundedOnceToTheNearest) {
   Storage<TypeParam> from(4), to(2);
   from.fill(4);
-  const AttentionWeights made = merge_kv_heads(read_attention(from.in(), kShape), {.kv_heads = 2, .keys = MergeMethod::mean,
-                                                                                  .values = MergeMethod::mean,
-                                                                                  .grouping = HeadGrouping::neighbours})
-                                    .weights;
+  const AttentionWeights made =
+      merge_kv_heads(
+          read_attention(from.in(), kShape),
+          {.kv_heads = 2, .keys = MergeMethod::mean, .values = MergeMethod::mean, .grouping = HeadGrouping::neighbours})
+          .weights;
   write_attention(made, to.out());
   for (Index row = 0; row < 8; ++row)
     for (Index column = 0; column < kInputs; ++column) {
@@ -152,7 +154,8 @@ TEST(WeightView, ReadsEigenMatricesOfAnyOrder) {
   Random random(5);
   AttentionWeights w = random_layer(random, kShape, kInputs, kOutputs, false);
   const Eigen::MatrixXf q = w.q.cast<float>(), k_transposed = w.k.cast<float>().transpose();
-  const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> v = w.v.cast<float>(), o = w.o.cast<float>();
+  const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> v = w.v.cast<float>(),
+                                                                              o = w.o.cast<float>();
   ConstAttentionWeightViews views;
   views.q = weight_view(q);
   views.k = weight_view(k_transposed.transpose());
@@ -183,7 +186,8 @@ TEST(AttentionViews, NameWhatIsWrong) {
     return refusal([&] { read_attention(views, kShape); });
   };
   EXPECT_EQ(reading([](auto& v) { v.k.rows = 15; }), "gqa: weights.k.rows() is 15; expected kv_heads * head_dim = 16");
-  EXPECT_EQ(reading([](auto& v) { v.v.data = nullptr; }), "gqa: views.v.data is null; expected a pointer to f32 elements");
+  EXPECT_EQ(reading([](auto& v) { v.v.data = nullptr; }),
+            "gqa: views.v.data is null; expected a pointer to f32 elements");
   EXPECT_EQ(reading([](auto& v) { v.o_bias.columns = 2; }), "gqa: views.o_bias.columns is 2; expected 1");
   EXPECT_EQ(reading([](auto& v) { v.q.rows = 0; }), "gqa: views.q.rows is 0; expected 1 to 268435456");
   EXPECT_EQ(reading([](auto& v) { v.q.type = static_cast<ElementType>(7); }),
@@ -208,7 +212,8 @@ TEST(AttentionViews, NameWhatIsWrong) {
   EXPECT_EQ(writing([](auto& v) { v.o.columns = 40; }), "gqa: views.o.columns is 40; expected 48");
   EXPECT_EQ(writing([](auto& v) { v.v.row_stride = 4; }),
             "gqa: views.v.row_stride is {4, 1}; expected strides that give every (row, column) an element of its own");
-  EXPECT_EQ(writing([](auto& v) { v.v_bias = {}; }), "gqa: views.v_bias.data is null; expected a pointer to f32 elements");
+  EXPECT_EQ(writing([](auto& v) { v.v_bias = {}; }),
+            "gqa: views.v_bias.data is null; expected a pointer to f32 elements");
   AttentionWeights without = w;
   without.v_bias.resize(0);
   EXPECT_EQ(refusal([&] { write_attention(without, to.out()); }),

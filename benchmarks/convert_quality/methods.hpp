@@ -61,13 +61,18 @@ inline std::vector<Hidden> run_methods(const Network& model, const std::vector<M
     const gqa::InputMoments moments = gqa::measure_inputs(before, model.form(), inputs);
     for (std::size_t i = 0; i < methods.size(); ++i) {
       const Method& method = methods[i];
-      const gqa::MergeOptions merge = for_layer(
-          {.kv_heads = kv_heads, .keys = method.keys, .values = method.values, .grouping = method.grouping, .rope = model.form().rope},
-          layer);
+      const gqa::MergeOptions merge = for_layer({.kv_heads = kv_heads,
+                                                 .keys = method.keys,
+                                                 .values = method.values,
+                                                 .grouping = method.grouping,
+                                                 .rope = model.form().rope},
+                                                layer);
       gqa::AttentionWeights after;
       if (method.fit == Fit::sequential) {
         const Hidden given = block->inputs(drifted[i]);
-        after = gqa::convert_layer(before, merge, model.form(), {given, sequential_targets(original, outputs, drifted[i])}).weights;
+        after =
+            gqa::convert_layer(before, merge, model.form(), {given, sequential_targets(original, outputs, drifted[i])})
+                .weights;
         run_layer(after, model.form(), *block, drifted[i]);
       } else {
         after = gqa::merge_kv_heads(before, merge, method.weights_alone ? gqa::InputMoments{} : moments).weights;

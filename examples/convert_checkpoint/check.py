@@ -143,7 +143,8 @@ def set_offsets(begin, end):
 second = next(key for key in header if key not in (first, "__metadata__"))
 cases = [
     (b"abc", "starts with a length"), (good[:200], "is cut off"), (good[:-5], "the file is cut off"),
-    (b"PK\x03\x04" + good[4:], "no .safetensors file"), (struct.pack("<Q", 10) + b"not json!!" + b"1" * 40, "no JSON object"),
+    (b"PK\x03\x04" + good[4:], "no .safetensors file"), (struct.pack("<Q", 10) + b"{not json}" + b"1" * 40, "no JSON object"),
+    (struct.pack("<Q", 10) + b"[1, 2, 34]", "does not begin with {"), (struct.pack("<Q", 2**62) + b"{}", "at most 100000000"),
     (good + b"1234", "bytes of data"), (with_header(lambda new: new[first].update(dtype="F31")), "unknown dtype F31"),
     (with_header(lambda new: new[first].update(shape=[WORDS, HIDDEN + 1])), "its shape and dtype need"),
     (with_header(lambda new: new[first].update(shape=[2**40, 2**40])), "too many elements"),

@@ -34,7 +34,8 @@ struct ModelConfig {
   gqa::HeadShape heads;
   double norm_epsilon = 1e-5;
   gqa::AttentionForm form;
-  std::string unknown_rope;  ///< a rope_scaling that is not known here, or empty; such a model can be converted, not run
+  std::string
+      unknown_rope;  ///< a rope_scaling that is not known here, or empty; such a model can be converted, not run
 };
 
 /// @throws std::runtime_error that names the field
@@ -48,13 +49,15 @@ inline ModelConfig read_config(const std::string& path) {
       if (otherwise <= 0) bad_file(path, std::string("has no ") + name);
       return otherwise;
     }
-    if (!json[name].is_number_integer() || json[name].get<std::int64_t>() < 1 || json[name].get<std::int64_t>() > (1 << 24))
+    if (!json[name].is_number_integer() || json[name].get<std::int64_t>() < 1 ||
+        json[name].get<std::int64_t>() > (1 << 24))
       bad_file(path, std::string(name) + " is " + json[name].dump() + "; expected 1 to 16777216");
     return json[name].get<Index>();
   };
   const auto number = [&](const nlohmann::json& in, const char* name, double otherwise) {
     if (!in.contains(name) || in[name].is_null()) return otherwise;
-    if (!in[name].is_number() || !(in[name].get<double>() > 0)) bad_file(path, std::string(name) + " is " + in[name].dump() + "; expected a positive number");
+    if (!in[name].is_number() || !(in[name].get<double>() > 0))
+      bad_file(path, std::string(name) + " is " + in[name].dump() + "; expected a positive number");
     return in[name].get<double>();
   };
   config.hidden = whole("hidden_size", 0);
@@ -64,11 +67,12 @@ inline ModelConfig read_config(const std::string& path) {
   config.heads.head_dim = whole("head_dim", config.hidden / config.heads.query_heads);
   config.heads.value_dim = config.heads.head_dim;
   if (config.heads.query_heads % config.heads.kv_heads != 0)
-    bad_file(path, "num_key_value_heads is " + std::to_string(config.heads.kv_heads) + "; expected a divisor of num_attention_heads = " +
-                       std::to_string(config.heads.query_heads));
+    bad_file(path, "num_key_value_heads is " + std::to_string(config.heads.kv_heads) +
+                       "; expected a divisor of num_attention_heads = " + std::to_string(config.heads.query_heads));
   config.norm_epsilon = number(json, "rms_norm_eps", 1e-6);
 
-  nlohmann::json rope = json.contains("rope_parameters") ? json["rope_parameters"] : json.value("rope_scaling", nlohmann::json());
+  nlohmann::json rope =
+      json.contains("rope_parameters") ? json["rope_parameters"] : json.value("rope_scaling", nlohmann::json());
   if (!rope.is_object()) rope = nlohmann::json::object();
   const double base = number(rope, "rope_theta", number(json, "rope_theta", 10000));
   const double part = number(rope, "partial_rotary_factor", number(json, "partial_rotary_factor", 1));
@@ -136,8 +140,9 @@ class Checkpoint {
   Eigen::MatrixXf matrix(const std::string& name, Index rows, Index columns) const {
     const TensorWeights weights(name, tensor(name));
     if (weights.view().rows != rows || weights.view().columns != columns)
-      bad_file(folder_, name + " is " + std::to_string(weights.view().rows) + " x " + std::to_string(weights.view().columns) +
-                            "; config.json says " + std::to_string(rows) + " x " + std::to_string(columns));
+      bad_file(folder_, name + " is " + std::to_string(weights.view().rows) + " x " +
+                            std::to_string(weights.view().columns) + "; config.json says " + std::to_string(rows) +
+                            " x " + std::to_string(columns));
     return gqa::detail::read_weights(name.c_str(), weights.view()).cast<float>();
   }
   /// Rows of a tensor of two dims.
@@ -165,8 +170,8 @@ class Checkpoint {
     const auto weight = [&](const char* part) { return view(part, ".weight", false); };
     const auto bias = [&](const char* part) { return view(part, ".bias", true); };
     try {
-      return gqa::read_attention({weight("q_proj"), weight("k_proj"), weight("v_proj"), weight("o_proj"), bias("q_proj"),
-                                  bias("k_proj"), bias("v_proj"), bias("o_proj")},
+      return gqa::read_attention({weight("q_proj"), weight("k_proj"), weight("v_proj"), weight("o_proj"),
+                                  bias("q_proj"), bias("k_proj"), bias("v_proj"), bias("o_proj")},
                                  config_.heads);
     } catch (const gqa::ArgumentError& error) {
       bad_file(folder_, "layer " + std::to_string(layer) + ": " + error.what());

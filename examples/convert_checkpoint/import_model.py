@@ -17,6 +17,7 @@ import pkgutil
 import re
 import struct
 import sys
+import warnings
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -137,6 +138,7 @@ def from_onnx(path, tokenizer_path):
 
 def paragraphs():
     """Paragraphs of English from docstrings: (those of modules a … m, those of n … z)."""
+    warnings.simplefilter("ignore")  # of modules that are about to go
     parts = ([], [])
     seen = set()
     for name in sorted(module.name for module in pkgutil.iter_modules() if module.name in sys.stdlib_module_names):

@@ -20,7 +20,8 @@ inline Hidden normalised(const Hidden& x, const Eigen::VectorXf& gain, double ep
   Hidden made;
   for (const Eigen::MatrixXf& sequence : x) {
     const Eigen::RowVectorXf scale =
-        (sequence.colwise().squaredNorm().array() / static_cast<float>(sequence.rows()) + static_cast<float>(epsilon)).rsqrt();
+        (sequence.colwise().squaredNorm().array() / static_cast<float>(sequence.rows()) + static_cast<float>(epsilon))
+            .rsqrt();
     made.push_back(gain.asDiagonal() * sequence * scale.asDiagonal());
   }
   return made;
@@ -63,7 +64,8 @@ class CheckpointDecoder : public Decoder {
   CheckpointDecoder(const Checkpoint& from, const gqa::AttentionForm& form) : from_(from), form_(form) {
     const ModelConfig& config = from.config();
     const auto refuse = [&](const std::string& what) {
-      bad_file(from.folder(), what + "; such a model is not run here, but converted by its weights alone or with --calibration");
+      bad_file(from.folder(),
+               what + "; such a model is not run here, but converted by its weights alone or with --calibration");
     };
     if (!config.unknown_rope.empty()) refuse("config.json: rope_scaling " + config.unknown_rope);
     const std::string act = config.json.value("hidden_act", "silu");
@@ -95,7 +97,9 @@ class CheckpointDecoder : public Decoder {
   Eigen::VectorXf final_norm() const override { return from_.matrix("model.norm.weight", from_.config().hidden, 1); }
 
  private:
-  Eigen::MatrixXf table(const std::string& name) const { return from_.matrix(name, from_.rows(name), from_.config().hidden); }
+  Eigen::MatrixXf table(const std::string& name) const {
+    return from_.matrix(name, from_.rows(name), from_.config().hidden);
+  }
 
   const Checkpoint& from_;
   gqa::AttentionForm form_;
@@ -125,7 +129,8 @@ inline double mean_loss(const Decoder& model, const Hidden& x, const Sequences& 
 }
 
 /// Mean loss of a text, with other attention where it is given.
-inline double loss(const Decoder& model, const Sequences& text, const std::vector<gqa::AttentionWeights>& attention = {}) {
+inline double loss(const Decoder& model, const Sequences& text,
+                   const std::vector<gqa::AttentionWeights>& attention = {}) {
   Hidden x = model.embed(text);
   for (Index layer = 0; layer < model.layers(); ++layer)
     run_layer(attention.empty() ? model.attention(layer) : attention[static_cast<std::size_t>(layer)], model.form(),

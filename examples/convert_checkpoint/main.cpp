@@ -23,8 +23,8 @@ using namespace checkpoint;
 namespace fs = std::filesystem;
 
 struct Settings {
-  std::string model, output, calibration, tokens, report, keys = "low-rank", values = "low-rank", method, grouping = "similar",
-                                                           fit = "sequential", rope_pairs = "half-split";
+  std::string model, output, calibration, tokens, report, keys, values, method, grouping = "similar", fit = "layer",
+                                                                                rope_pairs = "half-split";
   Index kv_heads = 0;
   std::uint64_t seed = 0;
   int threads = 1;
@@ -32,7 +32,12 @@ struct Settings {
   bool evaluate = false, replace = false;
 };
 
-gqa::MergeMethod merge_method(const std::string& name) {
+/// The method called so. By default the one that keeps most: low rank where there is calibration data, else alignment.
+gqa::MergeMethod merge_method(const Settings& settings, const std::string& own) {
+  const std::string& name = settings.method.empty() ? own : settings.method;
+  if (name.empty())
+    return settings.tokens.empty() && settings.calibration.empty() ? gqa::MergeMethod::aligned_mean
+                                                                   : gqa::MergeMethod::low_rank;
   return name == "mean"      ? gqa::MergeMethod::mean
          : name == "first"   ? gqa::MergeMethod::first
          : name == "random"  ? gqa::MergeMethod::random
@@ -79,12 +84,14 @@ Hidden read_inputs(const SafetensorsFile& file, const std::string& path, Index l
   Tensor tensor = found->second;
   if (tensor.shape.size() == 2) tensor.shape.insert(tensor.shape.begin(), 1);
   if (tensor.shape.size() != 3 || tensor.shape[2] != static_cast<std::uint64_t>(hidden) || tensor.bytes.empty())
-    bad_file(path, name + ": expected tokens x " + std::to_string(hidden) + ", or sequences x tokens x " + std::to_string(hidden));
+    bad_file(path, name + ": expected tokens x " + std::to_string(hidden) + ", or sequences x tokens x " +
+                       std::to_string(hidden));
   Hidden made;
   const std::uint64_t sequences = tensor.shape[0];
   for (std::uint64_t i = 0; i < sequences; ++i) {
     const std::size_t bytes = tensor.bytes.size() / sequences;
-    const TensorWeights one(name, {tensor.dtype, {tensor.shape[1], tensor.shape[2]}, tensor.bytes.subspan(i * bytes, bytes)});
+    const TensorWeights one(name,
+                            {tensor.dtype, {tensor.shape[1], tensor.shape[2]}, tensor.bytes.subspan(i * bytes, bytes)});
     made.push_back(gqa::detail::read_weights(name.c_str(), one.view()).cast<float>().transpose());
   }
   return made;
@@ -93,12 +100,15 @@ Hidden read_inputs(const SafetensorsFile& file, const std::string& path, Index l
 /// The checkpoint that is written: the model's files with the attention of some other number of KV heads in them.
 class Output {
  public:
-  Output(const Checkpoint& from, const std::string& folder, Index kv_heads, bool replace) : from_(from), folder_(folder), kv_heads_(kv_heads) {
-    if (fs::exists(folder) && fs::equivalent(folder, from.folder())) bad_file(folder, "is the model's own folder; expected another one");
+  Output(const Checkpoint& from, const std::string& folder, Index kv_heads, bool replace)
+      : from_(from), folder_(folder), kv_heads_(kv_heads) {
+    if (fs::exists(folder) && fs::equivalent(folder, from.folder()))
+      bad_file(folder, "is the model's own folder; expected another one");
     fs::create_directories(folder);
     if (!replace)
       for (const auto& [file, tensors] : from.files())
-        if (fs::exists(folder + "/" + file)) bad_file(folder + "/" + file, "is there already; --replace writes over it");
+        if (fs::exists(folder + "/" + file))
+          bad_file(folder + "/" + file, "is there already; --replace writes over it");
     for (const auto& [file, tensors] : from.files()) {
       std::map<std::string, SafetensorsWriter::Entry> entries;
       for (const auto& [name, tensor] : tensors->tensors()) {
@@ -127,12 +137,16 @@ class Output {
       to.resize(static_cast<std::size_t>(rows * columns) * dtype_bytes(dtype));
       gqa::WeightView view;
       view.data = to.data();
-      view.type = dtype == "F32" ? gqa::ElementType::f32 : dtype == "BF16" ? gqa::ElementType::bf16 : gqa::ElementType::f16;
+      view.type = dtype == "F32"    ? gqa::ElementType::f32
+                  : dtype == "BF16" ? gqa::ElementType::bf16
+                                    : gqa::ElementType::f16;
       view.rows = rows;
       view.columns = view.row_stride = columns;
       return view;
     };
-    const auto weight = [&](const char* part, const Eigen::MatrixXd& of) { return place(part, ".weight", of.rows(), of.cols()); };
+    const auto weight = [&](const char* part, const Eigen::MatrixXd& of) {
+      return place(part, ".weight", of.rows(), of.cols());
+    };
     const auto bias = [&](const char* part, const Eigen::VectorXd& of) { return place(part, ".bias", of.size(), 1); };
     views = {weight("q_proj", weights.q),    weight("k_proj", weights.k),    weight("v_proj", weights.v),
              weight("o_proj", weights.o),    bias("q_proj", weights.q_bias), bias("k_proj", weights.k_bias),
@@ -151,8 +165,8 @@ class Output {
       index["metadata"]["total_size"] = total;
       write_text(folder_ + "/model.safetensors.index.json", index.dump(2) + "\n");
     }
-    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.json",
-                             "merges.txt", "generation_config.json", "chat_template.jinja"})
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+                             "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja"})
       if (fs::exists(from_.folder() + "/" + name))
         fs::copy_file(from_.folder() + "/" + name, folder_ + "/" + name, fs::copy_options::overwrite_existing);
     nlohmann::json config = from_.config().json;
@@ -192,8 +206,8 @@ int run(const Settings& settings) {
 
   gqa::MergeOptions merge;
   merge.kv_heads = settings.kv_heads;
-  merge.keys = merge_method(settings.method.empty() ? settings.keys : settings.method);
-  merge.values = merge_method(settings.method.empty() ? settings.values : settings.method);
+  merge.keys = merge_method(settings, settings.keys);
+  merge.values = merge_method(settings, settings.values);
   merge.grouping = settings.grouping == "similar" ? gqa::HeadGrouping::similar : gqa::HeadGrouping::neighbours;
   merge.rope = config.form.rope;
   merge.seed = settings.seed;
@@ -203,17 +217,23 @@ int run(const Settings& settings) {
   const bool expand = settings.kv_heads > old_heads;
   if (expand ? settings.kv_heads % old_heads != 0 || config.heads.query_heads % settings.kv_heads != 0
              : old_heads % settings.kv_heads != 0)
-    throw std::runtime_error("--kv-heads " + std::to_string(settings.kv_heads) + "; expected a divisor of the model's " +
-                             std::to_string(old_heads) + " KV heads, or a multiple that divides its " +
-                             std::to_string(config.heads.query_heads) + " query heads");
+    throw std::runtime_error("--kv-heads " + std::to_string(settings.kv_heads) +
+                             "; expected a divisor of the model's " + std::to_string(old_heads) +
+                             " KV heads, or a multiple that divides its " + std::to_string(config.heads.query_heads) +
+                             " query heads");
   const bool turns_keys = merge.keys == gqa::MergeMethod::aligned_mean || merge.keys == gqa::MergeMethod::low_rank;
-  if (!expand && turns_keys && settings.kv_heads < old_heads && from.has(Checkpoint::attention_name(0, "k_norm.weight")))
-    throw std::runtime_error(settings.model + ": has a norm between the keys' projection and RoPE, which no turned key head passes "
+  if (!expand && turns_keys && settings.kv_heads < old_heads &&
+      from.has(Checkpoint::attention_name(0, "k_norm.weight")))
+    throw std::runtime_error(settings.model +
+                             ": has a norm between the keys' projection and RoPE, which no turned key head passes "
                              "unchanged; expected --keys mean, first or random");
-  for (Index layer = 0; layer < config.layers; ++layer) static_cast<void>(from.tensor(Checkpoint::attention_name(layer, "k_proj.weight")));
+  for (Index layer = 0; layer < config.layers; ++layer)
+    static_cast<void>(from.tensor(Checkpoint::attention_name(layer, "k_proj.weight")));
 
   Output output(from, settings.output, settings.kv_heads, settings.replace);
-  nlohmann::json report = {{"query_heads", config.heads.query_heads}, {"kv_heads", {old_heads, settings.kv_heads}}, {"layers", nlohmann::json::array()}};
+  nlohmann::json report = {{"query_heads", config.heads.query_heads},
+                           {"kv_heads", {old_heads, settings.kv_heads}},
+                           {"layers", nlohmann::json::array()}};
   std::vector<gqa::AttentionWeights> converted;
   if (!expand)
     std::printf("layer  keys kept  values kept  error of outputs: mean of neighbours  merged   fitted   heads\n");
@@ -222,8 +242,9 @@ int run(const Settings& settings) {
     const gqa::LayerReport& r = after.report;
     progress("");
     if (!expand) {
-      std::printf("%5td  %9s  %11s  %36s  %6s  %7s  ", layer, percent(r.keys_kept).c_str(), percent(r.values_kept).c_str(),
-                  percent(r.pooled_error).c_str(), percent(r.merged_error).c_str(), percent(r.fitted_error).c_str());
+      std::printf("%5td  %9s  %11s  %36s  %6s  %7s  ", layer, percent(r.keys_kept).c_str(),
+                  percent(r.values_kept).c_str(), percent(r.pooled_error).c_str(), percent(r.merged_error).c_str(),
+                  percent(r.fitted_error).c_str());
       const std::size_t size = static_cast<std::size_t>(old_heads / settings.kv_heads);
       for (std::size_t i = 0; i < after.order.size(); ++i)
         std::printf("%s%td", i == 0 ? "" : i % size == 0 ? " | " : " ", after.order[i]);
@@ -267,8 +288,8 @@ int run(const Settings& settings) {
     report["perplexity"] = {std::exp(before), std::exp(after)};
   }
   if (!settings.report.empty()) write_text(settings.report, report.dump(2) + "\n");
-  std::printf("%s: %td query heads over %td KV heads instead of %td; the cache is %.3g times %s\n", settings.output.c_str(),
-              config.heads.query_heads, settings.kv_heads, old_heads,
+  std::printf("%s: %td query heads over %td KV heads instead of %td; the cache is %.3g times %s\n",
+              settings.output.c_str(), config.heads.query_heads, settings.kv_heads, old_heads,
               expand ? static_cast<double>(settings.kv_heads) / static_cast<double>(old_heads)
                      : static_cast<double>(old_heads) / static_cast<double>(settings.kv_heads),
               expand ? "as large" : "smaller");
@@ -279,27 +300,35 @@ int run(const Settings& settings) {
 
 int main(int argc, char** argv) {
   Settings settings;
-  CLI::App app("Converts a checkpoint (Hugging Face's .safetensors and config.json, Llama's names) to another number of KV heads, without training");
+  CLI::App app(
+      "Converts a checkpoint (Hugging Face's .safetensors and config.json, Llama's names) to another number of KV "
+      "heads, without training");
   app.option_defaults()->always_capture_default();
   const auto methods = CLI::IsMember({"mean", "first", "random", "aligned", "low-rank"});
   app.add_option("--model", settings.model, "folder of config.json and model.safetensors or its shards")->required();
   app.add_option("--output", settings.output, "folder to write; not the model's")->required();
-  app.add_option("--kv-heads", settings.kv_heads, "KV heads to have: a divisor of the model's (merged), or a multiple (repeated)")
+  app.add_option("--kv-heads", settings.kv_heads,
+                 "KV heads to have: a divisor of the model's (merged), or a multiple (repeated)")
       ->required()
       ->check(CLI::Range(1, 1 << 20));
-  app.add_option("--keys", settings.keys, "how keys are merged")->check(methods);
-  app.add_option("--values", settings.values, "how values are merged")->check(methods);
+  app.add_option("--keys", settings.keys, "how keys are merged; default: low-rank with calibration data, else aligned")
+      ->check(methods);
+  app.add_option("--values", settings.values, "how values are merged; default alike")->check(methods);
   app.add_option("--method", settings.method, "how both are merged")->check(methods);
-  app.add_option("--grouping", settings.grouping, "which heads are merged")->check(CLI::IsMember({"similar", "neighbours"}));
+  app.add_option("--grouping", settings.grouping, "which heads are merged")
+      ->check(CLI::IsMember({"similar", "neighbours"}));
   app.add_option("--fit", settings.fit,
-                 "fit the output projections to calibration data: each layer to its own outputs, or one after the other to what "
+                 "fit the output projections to calibration data: each layer to its own outputs, or one after the "
+                 "other to what "
                  "the model had behind the layer (needs --tokens)")
       ->check(CLI::IsMember({"none", "layer", "sequential"}));
-  auto* tokens = app.add_option("--tokens", settings.tokens,
-                                "calibration text as tokens, JSON: [[1, 2, ...], ...], or an object with such lists as `calibration` "
-                                "and `held_out`; the model is run over it");
+  auto* tokens = app.add_option(
+      "--tokens", settings.tokens,
+      "calibration text as tokens, JSON: [[1, 2, ...], ...], or an object with such lists as `calibration` "
+      "and `held_out`; the model is run over it");
   app.add_option("--calibration", settings.calibration,
-                 "inputs of every layer's attention instead, .safetensors: layers.N, tokens x hidden or sequences x tokens x hidden")
+                 "inputs of every layer's attention instead, .safetensors: layers.N, tokens x hidden or sequences x "
+                 "tokens x hidden")
       ->excludes(tokens);
   app.add_option("--max-tokens", settings.max_tokens, "of each text, at most")->check(CLI::PositiveNumber);
   app.add_flag("--evaluate", settings.evaluate, "print the perplexity of `held_out` before and after")->needs(tokens);

@@ -48,7 +48,8 @@ inline void add(Hidden& x, const Hidden& y) {
 }
 
 /// x through one layer with the given attention.
-inline void run_layer(const gqa::AttentionWeights& attention, const gqa::AttentionForm& form, const Block& block, Hidden& x) {
+inline void run_layer(const gqa::AttentionWeights& attention, const gqa::AttentionForm& form, const Block& block,
+                      Hidden& x) {
   add(x, gqa::layer_outputs(attention, form, block.inputs(x)));
   block.finish(x);
 }

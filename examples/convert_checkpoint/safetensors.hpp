@@ -67,7 +67,7 @@ class MappedFile {
 /// Bytes of an element, 0 for a type that the format does not have.
 inline std::size_t dtype_bytes(const std::string& dtype) {
   static const std::map<std::string, std::size_t> known = {
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"I32", 4},     {"I16", 2},    {"I8", 1},
+      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},  {"I32", 4},     {"I16", 2},    {"I8", 1},
       {"U64", 8}, {"U32", 4}, {"U16", 2}, {"U8", 1},   {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
   const auto found = known.find(dtype);
   return found == known.end() ? 0 : found->second;
@@ -119,10 +119,13 @@ class SafetensorsFile {
   /// @throws std::runtime_error that names the file and what is wrong with it: cut off, no such format, or a header that lies
   explicit SafetensorsFile(const std::string& path) : file_(path) {
     const std::span<const std::byte> bytes = file_.bytes();
-    if (bytes.size() < 8) bad_file(path, "is " + std::to_string(bytes.size()) + " bytes; a .safetensors file starts with a length of 8");
+    if (bytes.size() < 8)
+      bad_file(path, "is " + std::to_string(bytes.size()) + " bytes; a .safetensors file starts with a length of 8");
     std::uint64_t length = 0;
     for (std::size_t i = 0; i < 8; ++i) length |= static_cast<std::uint64_t>(bytes[i]) << (8 * i);
     constexpr std::uint64_t most = 100'000'000;  // the format's own limit
+    if (length == 0 || (bytes.size() > 8 && bytes[8] != std::byte{'{'}))
+      bad_file(path, "no .safetensors file: its header does not begin with {");
     if (length > most)
       bad_file(path, "no .safetensors file: its first eight bytes say that a header of " + std::to_string(length) +
                          " bytes follows; at most " + std::to_string(most) + " are allowed");
@@ -149,7 +152,8 @@ class SafetensorsFile {
       return true;
     };
     const Json header = Json::parse(text.begin(), text.end(), see, false);
-    if (header.is_discarded() || !header.is_object()) bad_file(path, "no .safetensors file: its header is no JSON object");
+    if (header.is_discarded() || !header.is_object())
+      bad_file(path, "no .safetensors file: its header is no JSON object");
     if (!twice.empty()) bad_file(path, "header: " + twice + " is there twice");
     std::vector<std::pair<std::uint64_t, std::uint64_t>> places;
     for (const auto& [name, entry] : header.items()) {
@@ -160,21 +164,25 @@ class SafetensorsFile {
     std::uint64_t end = 0;
     for (const auto& [first, last] : places) {
       if (first < end) bad_file(path, "header: tensors overlap at byte " + std::to_string(first) + " of the data");
-      if (first > end) bad_file(path, "header: no tensor has bytes " + std::to_string(end) + " to " + std::to_string(first) + " of the data");
+      if (first > end)
+        bad_file(path, "header: no tensor has bytes " + std::to_string(end) + " to " + std::to_string(first) +
+                           " of the data");
       end = last;
     }
     if (end != data.size())
-      bad_file(path, "has " + std::to_string(data.size()) + " bytes of data; its header's tensors are " + std::to_string(end));
+      bad_file(path, "has " + std::to_string(data.size()) + " bytes of data; its header's tensors are " +
+                         std::to_string(end));
   }
 
-  std::pair<std::uint64_t, std::uint64_t> read_tensor(const std::string& path, const std::string& name, const Json& entry,
-                                                      std::span<const std::byte> data) {
+  std::pair<std::uint64_t, std::uint64_t> read_tensor(const std::string& path, const std::string& name,
+                                                      const Json& entry, std::span<const std::byte> data) {
     const auto bad = [&](const std::string& what) { bad_file(path, "header: " + name + " " + what); };
     const auto numbers = [&](const char* key) {
       std::vector<std::uint64_t> made;
       if (!entry.is_object() || !entry.contains(key) || !entry[key].is_array()) bad(std::string("has no array ") + key);
       for (const Json& number : entry[key]) {
-        if (!number.is_number_unsigned()) bad(std::string("has a ") + key + " with something else than whole numbers from 0");
+        if (!number.is_number_unsigned())
+          bad(std::string("has a ") + key + " with something else than whole numbers from 0");
         made.push_back(number.get<std::uint64_t>());
       }
       return made;
@@ -188,13 +196,15 @@ class SafetensorsFile {
     std::uint64_t bytes = dtype_bytes(tensor.dtype);
     if (bytes == 0) bad("has the unknown dtype " + tensor.dtype);
     for (const std::uint64_t extent : tensor.shape)
-      if (__builtin_mul_overflow(bytes, extent, &bytes) || bytes > (std::uint64_t{1} << 60)) bad("has a shape of too many elements");
+      if (__builtin_mul_overflow(bytes, extent, &bytes) || bytes > (std::uint64_t{1} << 60))
+        bad("has a shape of too many elements");
     if (offsets[0] > offsets[1]) bad("ends before it begins");
     if (offsets[1] > data.size())
       bad("ends at byte " + std::to_string(offsets[1]) + " of the data, which are " + std::to_string(data.size()) +
           ": the file is cut off");
     if (offsets[1] - offsets[0] != bytes)
-      bad("has " + std::to_string(offsets[1] - offsets[0]) + " bytes; its shape and dtype need " + std::to_string(bytes));
+      bad("has " + std::to_string(offsets[1] - offsets[0]) + " bytes; its shape and dtype need " +
+          std::to_string(bytes));
     tensor.bytes = data.subspan(static_cast<std::size_t>(offsets[0]), static_cast<std::size_t>(bytes));
     tensors_.emplace(name, std::move(tensor));
     return {offsets[0], offsets[1]};

@@ -70,7 +70,8 @@ class SafetensorsWriter {
     std::vector<std::uint64_t> shape;
   };
 
-  SafetensorsWriter(const std::string& path, const std::map<std::string, Entry>& tensors, const nlohmann::json& metadata)
+  SafetensorsWriter(const std::string& path, const std::map<std::string, Entry>& tensors,
+                    const nlohmann::json& metadata)
       : path_(path), file_(path) {
     nlohmann::ordered_json header = nlohmann::ordered_json::object();
     if (!metadata.is_null()) header["__metadata__"] = metadata;

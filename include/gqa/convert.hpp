@@ -18,11 +18,11 @@ namespace gqa {
 
 /// What convert_layer did to a layer. Errors are relative: √(Σ ‖output − as before‖² / Σ ‖as before‖²) over the calibration data.
 struct LayerReport {
-  double keys_kept = 1;                       ///< share of the keys' energy, see MergedHeads
-  double values_kept = 1;                     ///< share of the values'
-  std::optional<double> pooled_error;         ///< of outputs if neighbours were mean-pooled instead, the plain method
-  std::optional<double> merged_error;         ///< of outputs after merging
-  std::optional<double> fitted_error;         ///< of outputs after the output projection was fitted as well, if it was
+  double keys_kept = 1;                ///< share of the keys' energy, see MergedHeads
+  double values_kept = 1;              ///< share of the values'
+  std::optional<double> pooled_error;  ///< of outputs if neighbours were mean-pooled instead, the plain method
+  std::optional<double> merged_error;  ///< of outputs after merging
+  std::optional<double> fitted_error;  ///< of outputs after the output projection was fitted as well, if it was
 };
 
 /// What convert_layer returns.
@@ -42,8 +42,8 @@ struct LayerCalibration {
 
 namespace detail::inline GQA_ABI {
 
-inline ConvertedLayer convert_layer(const AttentionWeights& weights, const MergeOptions& options, const AttentionForm& form,
-                                    const LayerCalibration& calibration, bool fit) {
+inline ConvertedLayer convert_layer(const AttentionWeights& weights, const MergeOptions& options,
+                                    const AttentionForm& form, const LayerCalibration& calibration, bool fit) {
   if (form.rope.pairs != options.rope.pairs || form.rope.dims != options.rope.dims)
     fail("form.rope", "another layout", "options.rope");
   const bool same = options.kv_heads == weights.shape.kv_heads;  // then the layer stays as it is, fitted to nothing
@@ -54,7 +54,8 @@ inline ConvertedLayer convert_layer(const AttentionWeights& weights, const Merge
   check_form(weights, form);
   const InputMoments moments = detail::measure_inputs(weights, form, calibration.inputs);
   MergedHeads merged = detail::merge_kv_heads(weights, options, moments);
-  ConvertedLayer made{std::move(merged.weights), std::move(merged.order), {merged.keys_kept, merged.values_kept, {}, {}, {}}};
+  ConvertedLayer made{
+      std::move(merged.weights), std::move(merged.order), {merged.keys_kept, merged.values_kept, {}, {}, {}}};
   std::vector<Eigen::MatrixXf> before;
   if (calibration.targets.empty()) before = detail::layer_outputs(weights, form, calibration.inputs);
   const std::span<const Eigen::MatrixXf> targets = calibration.targets.empty() ? before : calibration.targets;

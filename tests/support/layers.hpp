@@ -50,8 +50,8 @@ inline bool same_bits(const AttentionWeights& a, const AttentionWeights& b) {
     return true;
   };
   return a.shape.query_heads == b.shape.query_heads && a.shape.kv_heads == b.shape.kv_heads &&
-         a.shape.head_dim == b.shape.head_dim && a.shape.value_dim == b.shape.value_dim && same(a.q, b.q) && same(a.k, b.k) &&
-         same(a.v, b.v) && same(a.o, b.o) && same(a.q_bias, b.q_bias) && same(a.k_bias, b.k_bias) &&
+         a.shape.head_dim == b.shape.head_dim && a.shape.value_dim == b.shape.value_dim && same(a.q, b.q) &&
+         same(a.k, b.k) && same(a.v, b.v) && same(a.o, b.o) && same(a.q_bias, b.q_bias) && same(a.k_bias, b.k_bias) &&
          same(a.v_bias, b.v_bias) && same(a.o_bias, b.o_bias);
 }
 
@@ -75,7 +75,8 @@ inline Eigen::VectorXd plain_project(const Eigen::MatrixXd& w, const Eigen::Vect
 }
 
 /// Causal attention with rotary pairs of base 10000, in which a head's numbers depend on that head alone.
-inline PlainOutputs plain_outputs(const AttentionWeights& w, const RopeLayout& rope, const Eigen::MatrixXd& x, bool causal = true) {
+inline PlainOutputs plain_outputs(const AttentionWeights& w, const RopeLayout& rope, const Eigen::MatrixXd& x,
+                                  bool causal = true) {
   const Index tokens = x.cols(), group = w.shape.query_heads / w.shape.kv_heads;
   const Index dims = rope.pairs == RopePairs::none ? 0 : rope.dims == 0 ? w.shape.head_dim : rope.dims;
   const auto turn = [&](Eigen::VectorXd head, Index position, bool absolute) {

@@ -21,12 +21,12 @@ namespace gqa {
 /// How a layer attends, apart from its weights.
 struct AttentionForm {
   RopeLayout rope = {};
-  double rope_base = 10000;             ///< pair i of p turns by position · base^(−i/p)
+  double rope_base = 10000;              ///< pair i of p turns by position · base^(−i/p)
   std::vector<double> rope_frequencies;  ///< radians a position for each pair instead, for models that scale them
-  bool causal = true;                   ///< else every token sees all of its sequence
-  Index window = 0;                     ///< causal: tokens that a query sees, itself included; 0: all before it
-  std::optional<float> scale;           ///< multiplies q·k; default 1/√D
-  ExecutorRef executor = {};            ///< who runs the attention; changes no result
+  bool causal = true;                    ///< else every token sees all of its sequence
+  Index window = 0;                      ///< causal: tokens that a query sees, itself included; 0: all before it
+  std::optional<float> scale;            ///< multiplies q·k; default 1/√D
+  ExecutorRef executor = {};             ///< who runs the attention; changes no result
 };
 
 namespace detail::inline GQA_ABI {
@@ -44,7 +44,8 @@ inline void check_form(const AttentionWeights& weights, const AttentionForm& for
   if (form.window > 0 && !form.causal) fail("form.window", form.window, "0 unless causal");
 }
 
-inline void check_sequences(const char* name, std::span<const Eigen::MatrixXf> sequences, Index rows, const char* rows_are) {
+inline void check_sequences(const char* name, std::span<const Eigen::MatrixXf> sequences, Index rows,
+                            const char* rows_are) {
   Index tokens = 0;
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     const std::string one = std::string(name) + "[" + std::to_string(i) + "]";
@@ -111,7 +112,8 @@ inline TurnedHeads turned_heads(const RunnableLayer& layer, const AttentionForm&
   return made;
 }
 
-inline void attend_sequence(const ConstTensorView& q, const KvCacheView& kv, const TensorView& out, const AttentionForm& form) {
+inline void attend_sequence(const ConstTensorView& q, const KvCacheView& kv, const TensorView& out,
+                            const AttentionForm& form) {
   const CalibrationAttention attention;
   Options options;
   options.scale = form.scale;
@@ -128,10 +130,10 @@ inline Eigen::MatrixXf head_outputs(const RunnableLayer& layer, const AttentionF
   if (x.cols() == 0) return out;
   const TurnedHeads heads = turned_heads(layer, form, x);
   const Eigen::MatrixXf v = project(layer.v, layer.v_bias, x);
-  attend_sequence(ConstTensorView(heads.q.data(), x.cols(), shape.query_heads, shape.head_dim),
-                  KvCacheView::contiguous(heads.k.data(), v.data(),
-                                          {x.cols(), shape.kv_heads, shape.head_dim, shape.value_dim}),
-                  TensorView(out.data(), x.cols(), shape.query_heads, shape.value_dim), form);
+  attend_sequence(
+      ConstTensorView(heads.q.data(), x.cols(), shape.query_heads, shape.head_dim),
+      KvCacheView::contiguous(heads.k.data(), v.data(), {x.cols(), shape.kv_heads, shape.head_dim, shape.value_dim}),
+      TensorView(out.data(), x.cols(), shape.query_heads, shape.value_dim), form);
   return out;
 }
 
@@ -172,9 +174,11 @@ inline InputMoments measure_inputs(const AttentionWeights& weights, const Attent
     const TurnedHeads heads = turned_heads(layer, form, x);
     const Index d = weights.shape.head_dim;
     Eigen::MatrixXf average(width, x.cols());
-    for (Index head = 0; head < weights.shape.query_heads; ++head) {  // the inputs themselves as values: one KV head of their width
-      const KvCacheView kv = KvCacheView::contiguous(heads.k.data() + head / group * d, x.data(), {x.cols(), 1, d, width},
-                                                     KvStrides{heads.k.rows(), d}, KvStrides{width, width});
+    for (Index head = 0; head < weights.shape.query_heads;
+         ++head) {  // the inputs themselves as values: one KV head of their width
+      const KvCacheView kv =
+          KvCacheView::contiguous(heads.k.data() + head / group * d, x.data(), {x.cols(), 1, d, width},
+                                  KvStrides{heads.k.rows(), d}, KvStrides{width, width});
       attend_sequence(ConstTensorView(heads.q.data() + head * d, x.cols(), 1, d, TensorStrides{heads.q.rows(), d}), kv,
                       TensorView(average.data(), x.cols(), 1, width), form);
       add_moment(moments.attended, average);
@@ -185,8 +189,9 @@ inline InputMoments measure_inputs(const AttentionWeights& weights, const Attent
   return moments;
 }
 
-inline void fit_output_projection(AttentionWeights& weights, const AttentionForm& form, std::span<const Eigen::MatrixXf> inputs,
-                                  std::span<const Eigen::MatrixXf> targets, double ridge) {
+inline void fit_output_projection(AttentionWeights& weights, const AttentionForm& form,
+                                  std::span<const Eigen::MatrixXf> inputs, std::span<const Eigen::MatrixXf> targets,
+                                  double ridge) {
   check_weights(weights);
   check_form(weights, form);
   check_sequences("inputs", inputs, weights.q.cols(), "weights.q.cols()");
@@ -274,7 +279,8 @@ GQA_ALWAYS_INLINE void fit_output_projection(AttentionWeights& weights, const At
 }
 
 /// √(Σ ‖output − expected‖² / Σ ‖expected‖²) over all sequences.
-GQA_ALWAYS_INLINE double relative_error(std::span<const Eigen::MatrixXf> outputs, std::span<const Eigen::MatrixXf> expected) {
+GQA_ALWAYS_INLINE double relative_error(std::span<const Eigen::MatrixXf> outputs,
+                                        std::span<const Eigen::MatrixXf> expected) {
   return detail::relative_error(outputs, expected);
 }
 

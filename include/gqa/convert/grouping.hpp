@@ -50,7 +50,8 @@ inline Eigen::MatrixXd similarity(const HeadInner& heads, MergeMethod method) {
     whole += (heads.need[static_cast<std::size_t>(a)] * heads.block(a, a)).trace();
     for (Index b = 0; b < a; ++b) {
       const Index pair[] = {a, b};
-      alike(a, b) = alike(b, a) = -loss_of(heads, pair, merge(heads, pair, picks ? MergeMethod::mean : method, 0)).missed;
+      alike(a, b) = alike(b, a) =
+          -loss_of(heads, pair, merge(heads, pair, picks ? MergeMethod::mean : method, 0)).missed;
     }
   }
   return whole > 0 ? Eigen::MatrixXd(alike / whole) : alike;
@@ -69,7 +70,8 @@ inline double within_groups(const Eigen::MatrixXd& alike, const std::vector<Inde
 inline void improve_groups(const Eigen::MatrixXd& alike, std::vector<Index>& order, Index size) {
   const auto count = static_cast<Index>(order.size());
   const auto at = [&](Index place) { return order[static_cast<std::size_t>(place)]; };
-  const auto with_group = [&](Index head, Index place) {  // what `head` has in common with the group at `place`, less the one there
+  const auto with_group = [&](Index head,
+                              Index place) {  // what `head` has in common with the group at `place`, less the one there
     double sum = 0;
     for (Index other = place / size * size; other < place / size * size + size; ++other)
       if (other != place) sum += alike(head, at(other));

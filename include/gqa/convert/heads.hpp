@@ -18,14 +18,14 @@
 
 namespace gqa {
 
-/// How merge_kv_heads works.
+/// How merge_kv_heads works. With moments of calibration data MergeMethod::low_rank keeps more than the default; without, less.
 struct MergeOptions {
-  Index kv_heads = 0;                                 ///< KV heads to have afterwards; a divisor of the layer's
-  MergeMethod keys = MergeMethod::aligned_mean;       ///< how keys are merged
-  MergeMethod values = MergeMethod::aligned_mean;     ///< how values are merged
-  HeadGrouping grouping = HeadGrouping::similar;      ///< which heads
-  RopeLayout rope = {};                               ///< the model's rotary embedding
-  std::uint64_t seed = 0;                             ///< of MergeMethod::random, and of the starts of the search for groups
+  Index kv_heads = 0;                              ///< KV heads to have afterwards; a divisor of the layer's
+  MergeMethod keys = MergeMethod::aligned_mean;    ///< how keys are merged
+  MergeMethod values = MergeMethod::aligned_mean;  ///< how values are merged
+  HeadGrouping grouping = HeadGrouping::similar;   ///< which heads
+  RopeLayout rope = {};                            ///< the model's rotary embedding
+  std::uint64_t seed = 0;  ///< of MergeMethod::random, and of the starts of the search for groups
 };
 
 /// What merge_kv_heads returns.
@@ -176,7 +176,8 @@ inline void check_merge(const AttentionWeights& weights, const MergeOptions& opt
   check_moment("moments.attended", moments.attended, weights.q.cols());
 }
 
-inline MergedHeads merge_kv_heads(const AttentionWeights& weights, const MergeOptions& options, const InputMoments& moments) {
+inline MergedHeads merge_kv_heads(const AttentionWeights& weights, const MergeOptions& options,
+                                  const InputMoments& moments) {
   check_merge(weights, options, moments);
   const HeadShape& shape = weights.shape;
   MergedHeads made{weights, std::vector<Index>(static_cast<std::size_t>(shape.kv_heads)), 1, 1};
@@ -203,14 +204,14 @@ inline MergedHeads merge_kv_heads(const AttentionWeights& weights, const MergeOp
   const Eigen::MatrixXd v = with_bias(w.v, w.v_bias);
   const MergedSide keys =
       merge_side(key_inner(q, k, shape, pairs, moments.inputs), k, size, options.keys, options.seed);
-  const MergedSide values =
-      merge_side(value_inner(v, w.o, shape, attended), v, size, options.values, options.seed);
+  const MergedSide values = merge_side(value_inner(v, w.o, shape, attended), v, size, options.values, options.seed);
   made.keys_kept = keys.kept;
   made.values_kept = values.kept;
 
   const Index group = shape.query_heads / shape.kv_heads;
   for (Index head = 0; head < shape.query_heads; ++head) {
-    const auto run = static_cast<std::size_t>(head / group / size), member = static_cast<std::size_t>(head / group % size);
+    const auto run = static_cast<std::size_t>(head / group / size),
+               member = static_cast<std::size_t>(head / group % size);
     if (!keys.maps[run].plain) {
       auto rows = q.middleRows(head * shape.head_dim, shape.head_dim);
       rows = (keys.maps[run].of[member].back.transpose() * rows).eval();

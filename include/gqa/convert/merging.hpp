@@ -139,13 +139,15 @@ inline void align_unpaired(const HeadInner& heads, std::span<const Index> member
   for (int round = 0; round < 100; ++round) {
     for (std::size_t a = round == 0 ? 1 : 0; a < members.size(); ++a) {
       Eigen::MatrixXd towards = Eigen::MatrixXd::Zero(rest, rest);
-      for (std::size_t b = 0; b < (round == 0 ? a : members.size()); ++b)  // at first, towards those that are turned already
+      for (std::size_t b = 0; b < (round == 0 ? a : members.size());
+           ++b)  // at first, towards those that are turned already
         if (b != a) towards += part[b] * inner(b, a);
       if (towards.cwiseAbs().maxCoeff() > 0) part[a] = polar(towards);
     }
     double together = 0;
     for (std::size_t a = 0; a < members.size(); ++a)
-      for (std::size_t b = 0; b < members.size(); ++b) together += (part[a] * inner(a, b) * part[b].transpose()).trace();
+      for (std::size_t b = 0; b < members.size(); ++b)
+        together += (part[a] * inner(a, b) * part[b].transpose()).trace();
     if (together <= best * (1 + 1e-13)) break;
     best = together;
   }
@@ -208,7 +210,8 @@ inline void factorise_unpaired(const HeadInner& heads, std::span<const Index> me
   const Index first = 2 * heads.pairs, rest = heads.width - first, count = static_cast<Index>(members.size());
   if (rest == 0) return;
   const auto inner = [&](Index a, Index b) {
-    return heads.block(members[static_cast<std::size_t>(a)], members[static_cast<std::size_t>(b)]).block(first, first, rest, rest);
+    return heads.block(members[static_cast<std::size_t>(a)], members[static_cast<std::size_t>(b)])
+        .block(first, first, rest, rest);
   };
   std::vector<Eigen::MatrixXd> root;
   for (const Index head : members)
@@ -231,7 +234,8 @@ inline void factorise_unpaired(const HeadInner& heads, std::span<const Index> me
   const Eigen::MatrixXd vectors = solver.eigenvectors().rightCols(rest).rowwise().reverse();
   for (Index a = 0; a < count; ++a)
     maps.of[static_cast<std::size_t>(a)].into.bottomRightCorner(rest, rest) =
-        scale.asDiagonal() * vectors.middleRows(a * rest, rest).transpose() * root[static_cast<std::size_t>(a)].transpose();
+        scale.asDiagonal() * vectors.middleRows(a * rest, rest).transpose() *
+        root[static_cast<std::size_t>(a)].transpose();
   for (Index a = 0; a < count; ++a) {
     Eigen::MatrixXd cross = Eigen::MatrixXd::Zero(rest, rest);
     for (Index b = 0; b < count; ++b)
@@ -279,12 +283,14 @@ inline GroupLoss loss_of(const HeadInner& heads, std::span<const Index> members,
   Eigen::MatrixXd common = Eigen::MatrixXd::Zero(heads.width, heads.width);
   std::vector<Eigen::MatrixXd> by_member(members.size(), common);  // common·old_aᵀ
   for (std::size_t a = 0; a < members.size(); ++a)
-    for (std::size_t b = 0; b < members.size(); ++b) by_member[a] += maps.of[b].into * heads.block(members[b], members[a]);
+    for (std::size_t b = 0; b < members.size(); ++b)
+      by_member[a] += maps.of[b].into * heads.block(members[b], members[a]);
   for (std::size_t a = 0; a < members.size(); ++a) common += by_member[a] * maps.of[a].into.transpose();
   for (std::size_t a = 0; a < members.size(); ++a) {
     const Eigen::MatrixXd& back = maps.of[a].back;
     const Eigen::MatrixXd cross = back * by_member[a];
-    const Eigen::MatrixXd rest = heads.block(members[a], members[a]) - cross - cross.transpose() + back * common * back.transpose();
+    const Eigen::MatrixXd rest =
+        heads.block(members[a], members[a]) - cross - cross.transpose() + back * common * back.transpose();
     loss.lost += rest.trace();
     loss.missed += heads.need[static_cast<std::size_t>(members[a])].cwiseProduct(rest).sum();
   }

@@ -14,9 +14,10 @@ namespace gqa {
 /// Which directions of a layer's inputs x matter, as E[x̃·x̃ᵀ] of x̃ = [x; 1]: the last row and column are the mean, the last element
 /// is 1. An empty matrix: every direction alike, E[x·xᵀ] = I and mean 0, so that weights are compared as they are.
 struct InputMoments {
-  Eigen::MatrixXd inputs;    ///< (inputs + 1)²: of what keys, values and queries are made from
-  Eigen::MatrixXd attended;  ///< (inputs + 1)²: of Σ_t p_t·x̃_t, the inputs averaged as heads attend; empty: `inputs`. Values are
-                             ///< compared under it, because outputs are made of averages of values
+  Eigen::MatrixXd inputs;  ///< (inputs + 1)²: of what keys, values and queries are made from
+  Eigen::MatrixXd
+      attended;  ///< (inputs + 1)²: of Σ_t p_t·x̃_t, the inputs averaged as heads attend; empty: `inputs`. Values are
+                 ///< compared under it, because outputs are made of averages of values
 };
 
 namespace detail::inline GQA_ABI {
@@ -28,7 +29,8 @@ inline void check_moment(const char* name, const Eigen::MatrixXd& moment, Index 
          "(inputs + 1) x (inputs + 1), inputs + 1 = " + std::to_string(inputs + 1) + ", or empty");
   if (!moment.allFinite()) fail(name, "not finite", "finite numbers");
   const double scale = moment.cwiseAbs().maxCoeff();
-  if (!((moment - moment.transpose()).cwiseAbs().maxCoeff() <= 1e-9 * scale)) fail(name, "not symmetric", "a symmetric matrix");
+  if (!((moment - moment.transpose()).cwiseAbs().maxCoeff() <= 1e-9 * scale))
+    fail(name, "not symmetric", "a symmetric matrix");
   for (Index i = 0; i <= inputs; ++i)
     if (moment(i, i) < 0)
       fail(std::string(name) + "(" + std::to_string(i) + ", " + std::to_string(i) + ")", std::to_string(moment(i, i)),
@@ -50,8 +52,8 @@ inline Eigen::MatrixXd centred(const Eigen::MatrixXd& moment) {
 
 /// Heads by their inner products alone. Of head h, the rows are dims h·D … h·D + D − 1 of `inner`.
 struct HeadInner {
-  Index width = 0;                    ///< D
-  Index pairs = 0;                    ///< rotary pairs; their dims come first: dim 2i and 2i + 1 are pair i's, whatever the layout was
+  Index width = 0;  ///< D
+  Index pairs = 0;  ///< rotary pairs; their dims come first: dim 2i and 2i + 1 are pair i's, whatever the layout was
   Eigen::MatrixXd inner;              ///< (heads·D)²: inner products of head rows
   std::vector<Eigen::MatrixXd> need;  ///< D × D a head, positive semidefinite: how much its readers make of each dim
   Index heads() const { return static_cast<Index>(need.size()); }

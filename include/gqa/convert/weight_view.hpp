@@ -87,7 +87,8 @@ void check_weight_view(const std::string& name, const BasicWeightView<Data>& vie
   constexpr Index most = Index{1} << 28;
   if (view.type > ElementType::f16)
     fail(name + ".type", static_cast<Index>(view.type), "ElementType::f32, bf16 or f16");
-  if (view.data == nullptr) fail(name + ".data", "null", "a pointer to " + std::string(element_name(view.type)) + " elements");
+  if (view.data == nullptr)
+    fail(name + ".data", "null", "a pointer to " + std::string(element_name(view.type)) + " elements");
   if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(element_bytes(view.type)) != 0)
     fail(name + ".data", "misaligned", "an address that is a multiple of " + std::to_string(element_bytes(view.type)));
   if (view.rows < 1 || view.rows > most) fail(name + ".rows", view.rows, "1 to " + std::to_string(most));
@@ -100,10 +101,10 @@ void check_weight_view(const std::string& name, const BasicWeightView<Data>& vie
   check_stride(".column_stride", view.column_stride);
   if (!written) return;
   const Index across = std::abs(view.column_stride), down = std::abs(view.row_stride);
-  const bool apart = view.columns == 1   ? view.rows == 1 || down > 0
-                     : view.rows == 1    ? across > 0
-                     : across <= down    ? across > 0 && down > (view.columns - 1) * across
-                                         : down > 0 && across > (view.rows - 1) * down;
+  const bool apart = view.columns == 1 ? view.rows == 1 || down > 0
+                     : view.rows == 1  ? across > 0
+                     : across <= down  ? across > 0 && down > (view.columns - 1) * across
+                                       : down > 0 && across > (view.rows - 1) * down;
   if (!apart)
     fail(name + ".row_stride", "{" + std::to_string(view.row_stride) + ", " + std::to_string(view.column_stride) + "}",
          "strides that give every (row, column) an element of its own");

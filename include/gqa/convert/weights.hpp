@@ -42,10 +42,11 @@ struct RopeLayout {
 
 namespace detail::inline GQA_ABI {
 
-inline void check_matrix(const char* name, const Eigen::MatrixXd& matrix, Index rows, const char* rows_are, Index columns,
-                         const char* columns_are) {
+inline void check_matrix(const char* name, const Eigen::MatrixXd& matrix, Index rows, const char* rows_are,
+                         Index columns, const char* columns_are) {
   if (matrix.rows() != rows)
-    fail(std::string("weights.") + name + ".rows()", matrix.rows(), std::string(rows_are) + " = " + std::to_string(rows));
+    fail(std::string("weights.") + name + ".rows()", matrix.rows(),
+         std::string(rows_are) + " = " + std::to_string(rows));
   if (matrix.cols() != columns)
     fail(std::string("weights.") + name + ".cols()", matrix.cols(),
          std::string(columns_are) + " = " + std::to_string(columns));
@@ -63,7 +64,8 @@ inline void check_bias(const char* name, const Eigen::VectorXd& bias, Index rows
          std::string(rows_are) + " = " + std::to_string(rows) + ", or 0: no bias");
   for (Index row = 0; row < rows; ++row)
     if (!std::isfinite(bias[row]))
-      fail(std::string("weights.") + name + "[" + std::to_string(row) + "]", std::to_string(bias[row]), "a finite number");
+      fail(std::string("weights.") + name + "[" + std::to_string(row) + "]", std::to_string(bias[row]),
+           "a finite number");
 }
 
 inline void check_heads(const HeadShape& shape) {
@@ -76,8 +78,7 @@ inline void check_heads(const HeadShape& shape) {
   check("head_dim", shape.head_dim);
   check("value_dim", shape.value_dim);
   if (shape.query_heads % shape.kv_heads != 0)
-    fail("weights.shape.kv_heads", shape.kv_heads,
-         "a divisor of query_heads = " + std::to_string(shape.query_heads));
+    fail("weights.shape.kv_heads", shape.kv_heads, "a divisor of query_heads = " + std::to_string(shape.query_heads));
 }
 
 /// Fails on the first extent that does not fit the shape, or number that is not finite.
