@@ -63,8 +63,8 @@ using WeightView = BasicWeightView<void>;
 /// The weights of a layer where they lie; shapes as in AttentionWeights. A view that is not set (data null): no such bias.
 template <class Data>
 struct BasicAttentionWeightViews {
-  BasicWeightView<Data> q, k, v, o;
-  BasicWeightView<Data> q_bias, k_bias, v_bias, o_bias;
+  BasicWeightView<Data> q{}, k{}, v{}, o{};
+  BasicWeightView<Data> q_bias{}, k_bias{}, v_bias{}, o_bias{};
 };
 
 using ConstAttentionWeightViews = BasicAttentionWeightViews<const void>;
