@@ -85,7 +85,10 @@ inline void improve_groups(const Eigen::MatrixXd& alike, std::vector<Index>& ord
       for (Index b = 0; b < count; ++b) {
         if (a / size == b / size) continue;
         const double gain = with_group(at(b), a) + with_group(at(a), b) - with_group(at(a), a) - with_group(at(b), b);
-        if (gain > best) best = gain, partner = b;
+        if (gain > best) {
+          best = gain;
+          partner = b;
+        }
       }
       if (partner < 0) continue;
       std::swap(order[static_cast<std::size_t>(a)], order[static_cast<std::size_t>(partner)]);
@@ -137,7 +140,10 @@ inline std::vector<Index> similar_groups(const Eigen::MatrixXd& alike, Index siz
         std::swap(order[i - 1], order[static_cast<std::size_t>(random.below(static_cast<Index>(i)))]);
     improve_groups(alike, order, size);
     const double sum = within_groups(alike, order, size);
-    if (sum > most) most = sum, best = order;
+    if (sum > most) {
+      most = sum;
+      best = order;
+    }
   }
   std::vector<std::vector<Index>> groups;
   for (std::size_t first = 0; first < best.size(); first += static_cast<std::size_t>(size)) {

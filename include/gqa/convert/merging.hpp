@@ -269,6 +269,7 @@ inline GroupMaps merge(const HeadInner& heads, std::span<const Index> members, M
     case MergeMethod::first: return pool(heads, members.size(), 0);
     case MergeMethod::random: return pool(heads, members.size(), picked);
     case MergeMethod::aligned_mean: return align(heads, members);
+    case MergeMethod::low_rank:
     default: return factorise(heads, members);
   }
 }

@@ -122,8 +122,9 @@ inline float odd_float(double value) {
   const auto nearest = static_cast<float>(value);
   const auto back = static_cast<double>(nearest);
   auto bits = std::bit_cast<std::uint32_t>(nearest);
-  if (back == value || std::isnan(value) || (bits & 1u) != 0) return nearest;
-  if (nearest == 0.0f) return std::bit_cast<float>(std::signbit(value) ? 0x80000001u : 1u);
+  const bool inexact = back < value || back > value;  // not of a NaN
+  if (!inexact || (bits & 1u) != 0) return nearest;
+  if (std::fpclassify(nearest) == FP_ZERO) return std::bit_cast<float>(std::signbit(value) ? 0x80000001u : 1u);
   bits += std::abs(back) < std::abs(value) ? 1u : 0xffffffffu;
   return std::bit_cast<float>(bits);
 }

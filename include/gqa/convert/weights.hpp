@@ -15,15 +15,15 @@ namespace gqa {
 /// The projections of one attention layer: q = Wq·x + bq and so on, out = Wo·(heads side by side) + bo. A row per output, as
 /// checkpoints have them (an input × output matrix is transposed first). Every f32, bf16 and f16 weight is held exactly.
 struct AttentionWeights {
-  HeadShape shape;         ///< Hq, Hkv, D, Dv, none of them dynamic
-  Eigen::MatrixXd q;       ///< Hq·D × inputs, head after head
-  Eigen::MatrixXd k;       ///< Hkv·D × inputs
-  Eigen::MatrixXd v;       ///< Hkv·Dv × inputs
-  Eigen::MatrixXd o;       ///< outputs × Hq·Dv
-  Eigen::VectorXd q_bias;  ///< Hq·D, or empty: none
-  Eigen::VectorXd k_bias;  ///< Hkv·D, or empty
-  Eigen::VectorXd v_bias;  ///< Hkv·Dv, or empty
-  Eigen::VectorXd o_bias;  ///< outputs, or empty
+  HeadShape shape{};         ///< Hq, Hkv, D, Dv, none of them dynamic
+  Eigen::MatrixXd q{};       ///< Hq·D × inputs, head after head
+  Eigen::MatrixXd k{};       ///< Hkv·D × inputs
+  Eigen::MatrixXd v{};       ///< Hkv·Dv × inputs
+  Eigen::MatrixXd o{};       ///< outputs × Hq·Dv
+  Eigen::VectorXd q_bias{};  ///< Hq·D, or empty: none
+  Eigen::VectorXd k_bias{};  ///< Hkv·D, or empty
+  Eigen::VectorXd v_bias{};  ///< Hkv·Dv, or empty
+  Eigen::VectorXd o_bias{};  ///< outputs, or empty
 };
 
 /// Which dims of a query or key head rotary position embedding turns together (Su et al. 2021, "RoFormer", section 3.2.2).
