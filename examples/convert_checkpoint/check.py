@@ -143,7 +143,7 @@ def set_offsets(begin, end):
 second = next(key for key in header if key not in (first, "__metadata__"))
 cases = [
     (b"abc", "starts with a length"), (good[:200], "is cut off"), (good[:-5], "the file is cut off"),
-    (b"PK\x03\x04" + good[4:], "no .safetensors file"), (struct.pack("<Q", 10) + b"{not json}" + b"1" * 40, "no JSON object"),
+    (b"PK\x03\x04\x14\0\0\0\x08\0" + bytes(40), "no .safetensors file"), (struct.pack("<Q", 10) + b"{not json}" + b"1" * 40, "no JSON object"),
     (struct.pack("<Q", 10) + b"[1, 2, 34]", "does not begin with {"), (struct.pack("<Q", 2**62) + b"{}", "at most 100000000"),
     (good + b"1234", "bytes of data"), (with_header(lambda new: new[first].update(dtype="F31")), "unknown dtype F31"),
     (with_header(lambda new: new[first].update(shape=[WORDS, HIDDEN + 1])), "its shape and dtype need"),
@@ -163,7 +163,8 @@ for data, reason in cases:
     check(not out.exists() or not list(out.iterdir()), "and nothing was written")
 (model / "model.safetensors").write_bytes(good)
 for change, reason in [({"num_key_value_heads": 3}, "num_key_value_heads is 3"), ({"num_attention_heads": 0}, "num_attention_heads is 0"),
-                       ({"num_key_value_heads": 4}, "weights.k.rows() is 8")]:
+                       ({"num_key_value_heads": 4}, "weights.k.rows() is 8"), ({"num_hidden_layers": 1}, "is of no layer"),
+                       ({"num_hidden_layers": 3}, "has no tensor model.layers.2")]:
     config = json.loads((model / "config.json").read_text())
     (folder / "refused-config").mkdir(exist_ok=True)
     shutil.copy(model / "model.safetensors", folder / "refused-config")

@@ -4,6 +4,8 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <map>
@@ -121,6 +123,9 @@ class Output {
       for (const auto& [name, tensor] : tensors->tensors()) {
         home_[name] = file;
         if (!is_attention(name, {"q_proj", "k_proj", "v_proj", "o_proj"})) writers_[file]->write(name, tensor.bytes);
+        else if (std::strtoll(name.c_str() + std::strlen("model.layers."), nullptr, 10) >= from.config().layers)
+          bad_file(from.folder(), name + " is of no layer that config.json has; num_hidden_layers is " +
+                                      std::to_string(from.config().layers));
       }
     }
   }
