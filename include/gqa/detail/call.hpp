@@ -56,20 +56,21 @@ struct alignas(kScratchAlignment) FoldProgress {
   Atomic<Index> left{0};              ///< spans that nobody has claimed, the last ones
   Atomic<bool> held{false};           ///< somebody adds to the total
   Atomic<Deposit*> arrived{nullptr};  ///< deposits that no holder has seen
-  Index merged = 0;                        ///< the holder's: spans that are in the total, the first ones
-  Deposit* waiting = nullptr;              ///< the holder's: deposits that cannot be merged yet, in ascending order
+  Index merged = 0;                   ///< the holder's: spans that are in the total, the first ones
+  Deposit* waiting = nullptr;         ///< the holder's: deposits that cannot be merged yet, in ascending order
 };
 
 /// A worker's share of a call's folds: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
 /// what it reads may be in its own caches still. When they are all taken it takes other workers' folds, then spans of folds in progress.
+/// Whoever finds a share exhausted sees what those who claimed its folds had done before: none of them is at a fold that came earlier.
 struct alignas(kScratchAlignment) WorkerShare {
   Atomic<Index> next{0};  ///< the next fold to claim
   Index end = 0;
   Atomic<std::uint64_t> deposits{0};  ///< which of its deposits are in use, as bits
 
   /// A fold; or none, if it is not before `end`.
-  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, __ATOMIC_RELAXED); }
-  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(__ATOMIC_RELAXED) >= end; }
+  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, __ATOMIC_ACQ_REL); }
+  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(__ATOMIC_ACQUIRE) >= end; }
 };
 
 /// How a call ends before its work is done: somebody asked for it, or a worker threw. And how many workers have run.
@@ -77,7 +78,7 @@ struct CallStatus {
   Atomic<bool> ended{false};  ///< no worker begins anything more
   Atomic<bool> threw{false};  ///< the first exception is being kept, or has been
   Atomic<Index> ran{0};       ///< workers that have returned
-  void* exception = nullptr;       ///< where it is kept, a std::exception_ptr; null in units without exceptions
+  void* exception = nullptr;  ///< where it is kept, a std::exception_ptr; null in units without exceptions
 };
 
 /// A checked and planned call.
