@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <limits>
+#include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -180,6 +183,132 @@ TEST_P(Folds, AShortCallWakesNobody) {
   static_cast<void>(solve(make_problem({8, 8, 64, 64, 1, 3000}, 206), all_of(ElementType::bf16), how));
   EXPECT_EQ(executor.most_tasks, 6) << on(path()) << ": heads side by side, six spans";
   detail::time_worth_a_worker().store(before);
+}
+
+/// Two workers of a call, whose moves a test makes one by one.
+class TwoWorkers {
+ public:
+  template <class V>
+  TwoWorkers(std::span<const Sequence> batch, const V& variant, Path path) {
+    options_.path = path;
+    options_.executor = executor_;
+    const detail::FunctorRef functor{
+        {}, AnyCache::types, &detail::kernels_for<AnyCache::types, detail::kOtherDim, detail::kOtherDim>};
+    detail::check_call(batch, functor, detail::variant_ref(variant), options_, call_);
+    call_.scale = 0.25f;
+    const detail::ScratchSizes sizes = detail::plan_batch(call_, options_);
+    memory_.assign(detail::total_scratch(sizes), std::byte{0xff});  // numbers in it are NaN
+    void* aligned = memory_.data();
+    std::size_t room = memory_.size();
+    std::align(detail::kScratchAlignment, 1, aligned, room);
+    detail::Carver carver(static_cast<std::byte*>(aligned));
+    detail::carve_call(carver, sizes, call_);
+    detail::plan_batch(call_, options_);
+    call_.status = &status_;
+    detail::share_out(call_);
+  }
+  detail::CallPlan& call() { return call_; }
+  /// A worker's tasks of a sequence.
+  detail::SequenceTasks tasks(Index worker, std::size_t sequence) const {
+    return {call_, call_.batch[sequence], call_.sequences[sequence],
+            call_.slots + static_cast<std::size_t>(worker) * call_.slot_bytes};
+  }
+
+ private:
+  CountingExecutor executor_{0, 0, 2};
+  Options options_;
+  detail::CallPlan call_{};
+  detail::CallStatus status_{};
+  std::vector<std::byte> memory_;
+};
+
+TEST_P(Folds, TheFirstSpanMayBeMergedLikeAnyOther) {
+  // Two workers come to a fold at once. One has the total for a moment, to see how far it is; the other one finds it held, and is faster.
+  Problem p = make_problem({4, 2, 16, 16, 3, 6 * kSpan}, 207);
+  for (const float strange : {1.0f, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+    p.kv.k.at(7, 0, 3) = strange;
+    p.kv.v.at(9, 1, 5) = strange;
+    const Tensor q(p.q, ElementType::f32);
+    const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
+    How how{path()};
+    how.scale = 0.25f;
+    const Result serial = attend(q.const_view(), kv.view(), how, Full{});
+    Output out(ElementType::f32, 3, 4, 16);
+    const Sequence sequence{q.const_view(), kv.view(), out.view(), {}, out.lse()};
+    TwoWorkers workers({&sequence, 1}, Full{}, path());
+    detail::CallPlan& call = workers.call();
+    ASSERT_LT(call.folds, 2) << "heads side by side: one fold";
+    detail::FoldProgress& fold = call.progress[0];
+    {
+      detail::SequenceTasks of_one = workers.tasks(0, 0);
+      detail::SequenceTasks of_other = workers.tasks(1, 0);
+      const Index spans = of_one.enter(0, 0);
+      ASSERT_EQ(of_other.enter(0, 0), spans);
+      detail::FoldShare one(call, 0, fold, of_one, spans);
+      detail::FoldShare other(call, 1, fold, of_other, spans);
+      fold.held.store(true);
+      detail::Claim first = other.claim(false);
+      fold.held.store(false);
+      ASSERT_GT(first.count, 0);
+      ASSERT_EQ(first.first, 0);
+      ASSERT_FALSE(first.in_order);
+      detail::Claim second = one.claim(false);
+      ASSERT_GT(second.count, 0);
+      ASSERT_FALSE(second.in_order);
+      of_one.run(second);
+      one.finish(second);
+      of_other.run(first);
+      other.finish(first);
+    }
+    detail::run_worker(call, 0);
+    EXPECT_TRUE(same_bits(serial, out.result())) << on(path()) << ", with " << strange;
+  }
+}
+
+TEST_P(Folds, ATileMaySeeMoreSpansThanThePlanHas) {
+  // What a plan looks at are the first and the last query tokens. Of 300 that see one span there, those in the middle see many; another
+  // sequence of the call, with smaller states, is planned to have many.
+  const Problem decode = make_problem({2, 2, 8, 8, 1, 20 * kSpan}, 208);
+  const Problem prefill = make_problem({2, 2, 8, 8, 300, 20 * kSpan}, 209);
+  std::vector<Index> positions(300, 3);
+  for (std::size_t i = 130; i < 170; ++i) positions[i] = 20 * kSpan - 1;
+  const StoredCaches caches[] = {store_cache(decode.kv, ElementType::f32, ElementType::f32, {}),
+                                 store_cache(prefill.kv, ElementType::f32, ElementType::f32, {})};
+  const Tensor queries[] = {{decode.q, ElementType::f32}, {prefill.q, ElementType::f32}};
+  struct Outputs {
+    Output of_decode{ElementType::f32, 1, 2, 8};
+    Output of_prefill{ElementType::f32, 300, 2, 8};
+  };
+  const auto batch_into = [&](Outputs& to) {
+    return std::vector<Sequence>{
+        {queries[0].const_view(), caches[0].view(), to.of_decode.view(), {}, to.of_decode.lse()},
+        {queries[1].const_view(), caches[1].view(), to.of_prefill.view(), positions, to.of_prefill.lse()}};
+  };
+  const auto with = [&](const ExecutorRef& executor) {
+    Outputs outputs;
+    How how{path()};
+    how.executor = executor;
+    DynamicAttention{}(batch_into(outputs), how.options());
+    Result all = outputs.of_decode.result();
+    all.append(outputs.of_prefill.result());
+    return all;
+  };
+  const Result serial = with({});
+  ThreadsExecutor threads{8};
+  for (int repeat = 0; repeat < 5; ++repeat) EXPECT_TRUE(same_bits(serial, with(threads))) << on(path());
+
+  Outputs untouched;
+  const std::vector<Sequence> batch = batch_into(untouched);
+  TwoWorkers workers(batch, Causal{}, path());
+  detail::SequenceTasks tasks = workers.tasks(0, 1);
+  const Index fold = workers.call().sequences[1].first_fold + 1;  // the middle tile
+  const Index spans = tasks.enter(fold, 0);
+  ASSERT_EQ(spans, 20);
+  ASSERT_EQ(tasks.planned_spans(), 1);
+  detail::FoldProgress& progress = detail::Worker::publish(workers.call().progress[0], fold, spans);
+  progress.held.store(true);
+  EXPECT_EQ(detail::FoldShare(workers.call(), 0, progress, tasks, spans).claim(false).count, 0)
+      << "there is no room for a state that is not merged at once";
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, Folds, Folds::cases(), Folds::name);

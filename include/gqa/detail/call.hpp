@@ -62,14 +62,15 @@ struct alignas(kScratchAlignment) FoldProgress {
 
 /// A worker's share of a call's folds: neighbours, so that it reads memory in order; and if it is the same thread as in the call before,
 /// what it reads may be in its own caches still. When they are all taken it takes other workers' folds, then spans of folds in progress.
+/// Whoever finds a share exhausted sees what those who claimed its folds had done before: none of them is at a fold that came earlier.
 struct alignas(kScratchAlignment) WorkerShare {
   Atomic<Index> next{0};  ///< the next fold to claim
   Index end = 0;
   Atomic<std::uint64_t> deposits{0};  ///< which of its deposits are in use, as bits
 
   /// A fold; or none, if it is not before `end`.
-  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, __ATOMIC_RELAXED); }
-  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(__ATOMIC_RELAXED) >= end; }
+  GQA_ALWAYS_INLINE Index claim() noexcept { return next.fetch_add(1, __ATOMIC_ACQ_REL); }
+  GQA_ALWAYS_INLINE bool exhausted() const noexcept { return next.load(__ATOMIC_ACQUIRE) >= end; }
 };
 
 /// How a call ends before its work is done: somebody asked for it, or a worker threw. And how many workers have run.

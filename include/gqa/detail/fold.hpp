@@ -16,6 +16,7 @@ class FoldShare {
 
   /// Claims spans: the next stage's, or if others may come for them, no more than a worker's share of what is left. None if all are claimed,
   /// or if there is no room for states that cannot be merged yet: then others are at work on spans before them, and go on with these.
+  /// Deposits are as large as the states of sequences that were planned to have several spans; others have no room but the total.
   Claim claim(bool alone) noexcept {
     for (Claim claim;; give_back(claim)) {
       Index left = fold_.left.load(__ATOMIC_ACQUIRE);
@@ -29,7 +30,7 @@ class FoldShare {
         if (!claim.in_order) release();
       }
       if (!claim.in_order) {
-        claim.count = take_deposits(claim);
+        claim.count = tasks_.planned_spans() > 1 ? take_deposits(claim) : 0;
         if (claim.count == 0) return {};
       }
       if (fold_.left.compare_exchange(left, left - claim.count, __ATOMIC_ACQ_REL)) return claim;

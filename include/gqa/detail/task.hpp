@@ -104,8 +104,11 @@ class SequenceTasks {
     end_span();
   }
 
-  /// The total's tokens, then those of a deposit.
-  void merge(Deposit* deposit) const { merge(deposited(deposit)); }
+  /// The total's tokens, then those of a deposit. The first span's is what a total begins with, where nobody computed that span in order.
+  void merge(Deposit* deposit) const {
+    if (deposit->span == 0) begin(total_);
+    merge(deposited(deposit));
+  }
 
   /// Stores the total.
   void store() const {
