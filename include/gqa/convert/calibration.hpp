@@ -21,12 +21,12 @@ namespace gqa {
 /// How a layer attends, apart from its weights.
 struct AttentionForm {
   RopeLayout rope = {};
-  double rope_base = 10000;              ///< pair i of p turns by position · base^(−i/p)
-  std::vector<double> rope_frequencies;  ///< radians a position for each pair instead, for models that scale them
-  bool causal = true;                    ///< else every token sees all of its sequence
-  Index window = 0;                      ///< causal: tokens that a query sees, itself included; 0: all before it
-  std::optional<float> scale;            ///< multiplies q·k; default 1/√D
-  ExecutorRef executor = {};             ///< who runs the attention; changes no result
+  double rope_base = 10000;                   ///< pair i of p turns by position · base^(−i/p)
+  std::vector<double> rope_frequencies = {};  ///< radians a position for each pair instead, for models that scale them
+  bool causal = true;                         ///< else every token sees all of its sequence
+  Index window = 0;                           ///< causal: tokens that a query sees, itself included; 0: all before it
+  std::optional<float> scale = {};            ///< multiplies q·k; default 1/√D
+  ExecutorRef executor = {};                  ///< who runs the attention; changes no result
 };
 
 namespace detail::inline GQA_ABI {
