@@ -4,6 +4,7 @@
 
 #include <mutex>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <thread>
 
@@ -155,6 +156,20 @@ TEST_P(Ends, ProgressRisesToItsTotal) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, Ends, Ends::cases(), Ends::name);
+
+// A call with nothing to do has no parts, and is stopped as well.
+TEST(Stop, ACallWithNothingToDo) {
+  CallControl control;
+  control.done = control.total = 7;
+  Options options;
+  options.control = &control;
+  const DynamicAttention functor;
+  functor(std::span<const Sequence>{}, options);
+  EXPECT_EQ(control.done.load(), 0);
+  EXPECT_EQ(control.total.load(), 0);
+  control.stop = true;
+  EXPECT_THROW(functor(std::span<const Sequence>{}, options), Stopped);
+}
 
 // From a thread that is not the call's.
 TEST(Stop, FromAnotherThread) {

@@ -137,6 +137,14 @@ inline void stopped() {
 #endif
 }
 
+/// A call begins that has `total` spans, or is stopped already.
+inline void begin_progress(CallControl* control, Index total) {
+  if (control == nullptr) return;
+  store_relaxed(control->done, Index{0});
+  store_relaxed(control->total, total);
+  if (load_relaxed(control->stop)) stopped();
+}
+
 /// Cuts the folds into one share for each worker, by their spans. Where there are fewer folds than workers, all are made known at once, so
 /// that none waits for a worker that begins late.
 inline void share_out(const CallPlan& call) {
@@ -175,10 +183,7 @@ inline void execute(CallPlan& call, const ExecutorRef& executor) {
   std::exception_ptr exception;
   status.exception = &exception;
 #endif
-  if (call.control != nullptr) {
-    store_relaxed(call.control->done, Index{0});
-    store_relaxed(call.control->total, call.spans);
-  }
+  begin_progress(call.control, call.spans);
   share_out(call);
   const TaskRef work(&call, [](void* plan, Index worker) { run_worker(*static_cast<const CallPlan*>(plan), worker); });
   executor.parallel_for(call.workers, work);
@@ -215,7 +220,7 @@ inline std::size_t scratch_needed(std::span<const Sequence> batch, const Functor
 /// out ← attention(q, kv) for every sequence of the batch.
 inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, const VariantRef& variant,
                    const Options& options, ScratchCache& cache) {
-  if (batch.empty()) return;
+  if (batch.empty()) return begin_progress(options.control, 0);
   CallPlan call{};
   check_call(batch, functor, variant, options, call);
   call.control = options.control;
@@ -226,7 +231,7 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
   SequencePlan single{};  // of a call of one sequence, which need not be planned twice
   if (batch.size() == 1) call.sequences = &single;
   const ScratchSizes sizes = plan_batch(call, options);
-  if (call.folds == 0) return;
+  if (call.folds == 0) return begin_progress(call.control, 0);
   const std::size_t needed = total_scratch(sizes);
   if (!options.scratch.empty() && options.scratch.size() < needed)
     fail("options.scratch.size()", static_cast<Index>(options.scratch.size()),
