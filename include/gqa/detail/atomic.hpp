@@ -35,9 +35,9 @@ class Atomic {
   GQA_ALWAYS_INLINE T fetch_and(T bits, int order = __ATOMIC_SEQ_CST) noexcept {
     return __atomic_fetch_and(&value_, bits, order);
   }
-  /// `expected` ← what is there, if that is something else.
+  /// `expected` ← what is there, if that is something else; read so that what it points to may be used.
   GQA_ALWAYS_INLINE bool compare_exchange(T& expected, T value, int order = __ATOMIC_SEQ_CST) noexcept {
-    return __atomic_compare_exchange_n(&value_, &expected, value, false, order, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(&value_, &expected, value, false, order, __ATOMIC_ACQUIRE);
   }
 
  private:
