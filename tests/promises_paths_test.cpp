@@ -24,8 +24,7 @@ class Paths : public testing::TestWithParam<ElementType> {
   template <class V = Causal>
   static void all_agree(const Problem& p, const Types& types, const V& variant = {}) {
     const Result portable = solve(p, types, {Path::portable}, variant);
-    const bool all_bf16 =
-        types.q == ElementType::bf16 && types.k == ElementType::bf16 && types.v == ElementType::bf16;
+    const bool all_bf16 = types.q == ElementType::bf16 && types.k == ElementType::bf16 && types.v == ElementType::bf16;
     for (const Path path : available_paths())
       if (has_f32_arithmetic_only(path) || !all_bf16) {
         EXPECT_TRUE(same_bits(portable, solve(p, types, {path}, variant)))
@@ -35,7 +34,8 @@ class Paths : public testing::TestWithParam<ElementType> {
 };
 
 TEST_P(Paths, EveryWidth) {
-  for (Index d = 8; d <= 576; d += d < 128 ? 8 : 64) all_agree(make_problem({2, 1, d, d, 2, 70}, 111), cache_of(type()));
+  for (Index d = 8; d <= 576; d += d < 128 ? 8 : 64)
+    all_agree(make_problem({2, 1, d, d, 2, 70}, 111), cache_of(type()));
   for (const Index d : {1, 2, 3, 7, 15, 17, 31, 33, 63, 65, 100})
     all_agree(make_problem({2, 1, d, d, 2, 70}, 112), all_of(type()));
   for (const auto& [d, dv] : {std::pair<Index, Index>{192, 128}, {576, 512}, {24, 7}, {7, 24}})
@@ -44,7 +44,8 @@ TEST_P(Paths, EveryWidth) {
 
 TEST_P(Paths, EveryCountOfRowsFromOneToATile) {
   for (Index n_q = 1; n_q <= 20; ++n_q) all_agree(make_problem({3, 3, 24, 40, n_q, 70}, 114), cache_of(type()));
-  for (const Index n_q : {31, 32, 33, 63, 64, 65}) all_agree(make_problem({2, 1, 16, 16, n_q, 70}, 115), cache_of(type()));
+  for (const Index n_q : {31, 32, 33, 63, 64, 65})
+    all_agree(make_problem({2, 1, 16, 16, n_q, 70}, 115), cache_of(type()));
   for (const Index group : {1, 2, 3, 4, 5, 6, 7, 8, 16, 29, 71, 128})
     all_agree(make_problem({group, 1, 16, 16, 1, 130}, 116), cache_of(type()));
 }
@@ -57,8 +58,9 @@ TEST_P(Paths, EveryLengthAroundBlocksAndSpans) {
 }
 
 TEST_P(Paths, EveryDistribution) {
-  for (const Distribution distribution : {Distribution::normal, Distribution::sinks, Distribution::large_scores,
-                                          Distribution::dominant_key, Distribution::equal_keys, Distribution::denormal}) {
+  for (const Distribution distribution :
+       {Distribution::normal, Distribution::sinks, Distribution::large_scores, Distribution::dominant_key,
+        Distribution::equal_keys, Distribution::denormal}) {
     SCOPED_TRACE(distribution_name(distribution));
     all_agree(make_problem({4, 2, 32, 32, 3, detail::kSpan + 100}, 120, distribution), cache_of(type()));
     all_agree(make_problem({4, 2, 33, 31, 3, 100}, 121, distribution), all_of(type()));
@@ -72,6 +74,8 @@ TEST_P(Paths, EveryVariant) {
   all_agree(p, cache_of(type()), Sieve{});
   all_agree(p, cache_of(type()), Alibi{});
   all_agree(p, cache_of(type()), SoftCap{2.0f});
+  all_agree(p, cache_of(type()), CapAndAlibi{2.0f});
+  all_agree(p, cache_of(type()), Sinks{});
   all_agree(p, cache_of(type()), SieveWithScores{});
   all_agree(p, cache_of(type()), StrictlyBeforeOdd{});
 }
@@ -113,12 +117,14 @@ TEST_P(Paths, Every16BitPatternIsWidenedTheSameWay) {
     std::vector<std::uint16_t> patterns(width);
     for (Index i = 0; i < width; ++i) patterns[static_cast<std::size_t>(i)] = static_cast<std::uint16_t>(first + i);
     const std::vector<float> zero(1, 0.0f);
-    KvCacheView kv = type() == ElementType::bf16
-                         ? KvCacheView::contiguous(zero.data(), reinterpret_cast<const bf16*>(patterns.data()), {1, 1, 1, width})
-                         : KvCacheView::contiguous(zero.data(), reinterpret_cast<const f16*>(patterns.data()), {1, 1, 1, width});
+    KvCacheView kv =
+        type() == ElementType::bf16
+            ? KvCacheView::contiguous(zero.data(), reinterpret_cast<const bf16*>(patterns.data()), {1, 1, 1, width})
+            : KvCacheView::contiguous(zero.data(), reinterpret_cast<const f16*>(patterns.data()), {1, 1, 1, width});
     Result expected{1, 1, width, {}, {0.0f}};
     for (const std::uint16_t bits : patterns)
-      expected.out.push_back(type() == ElementType::bf16 ? detail::float_from_bf16(bits) : detail::float_from_f16(bits));
+      expected.out.push_back(type() == ElementType::bf16 ? detail::float_from_bf16(bits)
+                                                         : detail::float_from_f16(bits));
     for (const Path path : f32_paths())
       ASSERT_TRUE(same_bits(expected, attend(ConstTensorView(zero.data(), 1, 1, 1), kv, {path})))
           << path_name(path) << ", patterns from " << first;
@@ -153,9 +159,11 @@ TEST_P(PathsWithBf16Products, RoundEveryTypeToBf16WhereTheCallerAcceptsIt) {
           << on(path()) << " has no bf16 products: the option is nothing to it";
     return;
   }
-  EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}), solve(p, cache_of(ElementType::f32), how)))
+  EXPECT_TRUE(
+      same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}), solve(p, cache_of(ElementType::f32), how)))
       << on(path()) << ": f32, rounded in the call, is bf16, rounded before";
-  EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}), solve(rounded, cache_of(ElementType::bf16), how)))
+  EXPECT_TRUE(same_bits(solve(rounded, cache_of(ElementType::bf16), {path()}),
+                        solve(rounded, cache_of(ElementType::bf16), how)))
       << on(path()) << ": bf16 needs no option";
 }
 
@@ -186,7 +194,8 @@ TEST_P(PathsWithBf16Products, NumbersThatAreSumsOfTermsAreTheSameInEveryTypeThat
   for (std::vector<float>* values : {&p.q.values, &p.kv.k.values, &p.kv.v.values})
     for (float& x : *values) x = rounded_to(ElementType::bf16, x);
   const Types mixed{ElementType::f16, ElementType::bf16, ElementType::bf16, ElementType::f32};
-  EXPECT_TRUE(same_bits(solve(p, mixed, how), solve(p, cache_of(ElementType::f32), how))) << on(path()) << ": bf16 and f32";
+  EXPECT_TRUE(same_bits(solve(p, mixed, how), solve(p, cache_of(ElementType::f32), how)))
+      << on(path()) << ": bf16 and f32";
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryType, Paths, testing::ValuesIn(kEveryType), Paths::name);

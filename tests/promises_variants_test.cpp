@@ -70,6 +70,17 @@ TEST_P(Variants, UsersSinksAndWindowAsRanges) {
 TEST_P(Variants, UsersEmptyRows) { hold(StrictlyBeforeOdd{}, "nothing for even positions"); }
 TEST_P(Variants, UsersAlibi) { hold(Alibi{}, "ALiBi"); }
 TEST_P(Variants, UsersSoftCap) { hold(SoftCap{1.5f}, "soft cap"); }
+TEST_P(Variants, UsersCapAndAlibiAsAnExpression) { hold(CapAndAlibi{1.5f}, "soft cap and ALiBi, an expression"); }
+TEST_P(Variants, UsersSinks) { hold(Sinks{}, "sinks"); }
+TEST_P(Variants, UsersMaskOfWords) { hold(SieveOfWords{}, "sieve by words"); }
+TEST_P(Variants, UsersExpressionOfEverything) {
+  Random random(151);
+  std::vector<float> bias(4 * (detail::kSpan + 90));
+  for (float& x : bias) x = random.normal();
+  std::vector<std::int32_t> document(detail::kSpan + 90);
+  for (std::size_t i = 0; i < document.size(); ++i) document[i] = static_cast<std::int32_t>(i / 90 % 3);
+  hold(Everything{bias.data(), document.data()}, "biases, documents and sinks");
+}
 TEST_P(Variants, UsersMaskAndScoresWithMinusInfinity) { hold(SieveWithScores{}, "sieve with scores"); }
 
 /// Scores everything −∞.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "gqa/detail/check_views.hpp"
+#include "gqa/detail/tree_value.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 #include "gqa/variant.hpp"
@@ -82,22 +83,34 @@ inline Index reference_offset(const KvCacheView& kv, const KvStrides& strides, I
 
 /// The score that the variant makes of a scaled product; a `score` that is generic in its first argument stays in double.
 template <Variant V>
-double reference_score(const V& variant, double product, Index query_position, Index key_position, Index query_head) {
-  if constexpr (ScoringVariant<V>) {
-    if constexpr (requires {
-                    { variant.score(product, query_position, key_position, query_head) } -> std::same_as<double>;
-                  })
-      return variant.score(product, query_position, key_position, query_head);
-    else
-      return static_cast<double>(variant.score(static_cast<float>(product), query_position, key_position, query_head));
-  } else {
-    return product;
-  }
+double reference_score(const V& variant, double product, const RowContext& row, Index key_position) {
+  if constexpr (ScoreExpression<V>)
+    return tree_value(variant.score(expression::Score{}, row, expression::Key{}), product, key_position);
+  else if constexpr (ScoreOfContext<V>)
+    return static_cast<double>(variant.score(static_cast<float>(product), row, key_position));
+  else if constexpr (requires {
+                       { variant.score(product, row.position, key_position, row.query_head) } -> std::same_as<double>;
+                     })
+    return variant.score(product, row.position, key_position, row.query_head);
+  else if constexpr (ScoringVariant<V>)
+    return static_cast<double>(variant.score(static_cast<float>(product), row.position, key_position, row.query_head));
+  else return product;
+}
+
+/// Whether the variant's mask lets a row see a key.
+template <Variant V>
+bool reference_visible(const V& variant, const RowContext& row, Index key_position) {
+  if constexpr (MaskExpression<V>) return tree_value(variant.visible(row, expression::Key{}), 0.0, key_position);
+  else if constexpr (MaskOfWords<V>)
+    return ((variant.visible_bits(row, key_position / 64 * 64) >> (key_position % 64)) & 1u) != 0;
+  else if constexpr (MaskOfContext<V>) return variant.is_visible(row, key_position);
+  else if constexpr (MaskOfPair<V>) return variant.is_visible(row.position, key_position, row.query_head);
+  else return true;
 }
 
 template <Variant V>
 ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv, const V& variant,
-                                    std::optional<double> scale, std::span<const Index> positions) {
+                                    std::optional<double> scale, std::span<const Index> positions, Index sequence) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   reference_check(q, kv, positions);
   if constexpr (requires { variant.check(); }) variant.check();
@@ -110,18 +123,21 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
         positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
     std::vector<bool> in_range(static_cast<std::size_t>(kv.length), false);
     PositionRange ranges[kMaxRanges];
-    get_ranges(variant, position, kv.length, ranges);
+    get_ranges(variant, QueryContext{position, token, sequence}, kv.length, ranges);
     for (Index i = 0; i < ranges_of<V>; ++i)
       for (Index t = (std::max<Index>)(ranges[i].begin, 0); t < (std::min)(ranges[i].end, kv.length); ++t)
         in_range[static_cast<std::size_t>(t)] = true;
     for (Index head = 0; head < q.heads; ++head) {
+      const RowContext context{{position, token, sequence}, head};
+      double sink = -infinity;
+      if constexpr (SinkVariant<V>) sink = static_cast<double>(variant.sink(context));
       std::vector<Index> visible;
       for (Index t = 0; t < kv.length; ++t) {
         if (!in_range[static_cast<std::size_t>(t)]) continue;
-        if constexpr (MaskingVariant<V>)
-          if (!variant.is_visible(position, t, head)) continue;
-        visible.push_back(t);
+        if (reference_visible(variant, context, t)) visible.push_back(t);
       }
+      const Index row = token * q.heads + head;
+      result.lse[row] = sink;
       if (visible.empty()) continue;
 
       const Eigen::VectorXd query =
@@ -133,17 +149,18 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
         const Index t = visible[static_cast<std::size_t>(c)];
         const Eigen::VectorXd key =
             reference_row(kv.k, kv.k_type, reference_offset(kv, kv.k_strides, t, head / group), kv.head_dim, 1);
-        score[c] = reference_score(variant, factor * query.dot(key), position, t, head);
+        score[c] = reference_score(variant, factor * query.dot(key), context, t);
         values.col(c) =
             reference_row(kv.v, kv.v_type, reference_offset(kv, kv.v_strides, t, head / group), kv.value_dim, 1);
       }
 
-      const double max = score.maxCoeff<Eigen::PropagateNaN>();
-      if (std::isinf(max) && max < 0.0) continue;  // the variant scored every visible token −∞: nothing is attended to
+      const double largest = score.maxCoeff<Eigen::PropagateNaN>();
+      if (std::isinf(largest) && largest < 0.0) continue;  // all is scored −∞: nothing is attended to
+      const double max = sink > largest ? sink : largest;
       const Eigen::VectorXd weight = (score.array() - max).exp();
-      const Index row = token * q.heads + head;
-      result.out.row(row) = (values * weight / weight.sum()).transpose();
-      result.lse[row] = max + std::log(weight.sum());
+      const double sum = weight.sum() + std::exp(sink - max);
+      result.out.row(row) = (values * weight / sum).transpose();
+      result.lse[row] = max + std::log(sum);
     }
   }
   return result;
@@ -153,28 +170,30 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
 
 /// out ← attention(q, kv) by definition, for each query token i at position p_i and each query head h:
 ///
-///     s_t = score(scale · q_ih · k_t,h/G)   for the t in visible_range(p_i) with is_visible(p_i, t, h)
-///     out_ih = Σ_t exp(s_t) v_t,h/G / Σ_t exp(s_t),   lse_ih = log Σ_t exp(s_t)
+///     s_t = score(scale · q_ih · k_t,h/G)   for the t in visible_range(p_i) that the mask lets p_i and h see
+///     out_ih = Σ_t exp(s_t) v_t,h/G / z,   lse_ih = log z,   z = Σ_t exp(s_t) + exp(sink)
 ///
-/// in double precision throughout (a variant's score functor sees a float unless it takes and returns double). Rows for which
-/// nothing is visible, or everything is scored −∞, give zeros and lse −∞.
+/// in double precision throughout (a variant's score functor sees a float unless it takes and returns double; expressions are evaluated in
+/// double, but for the numbers that they capture). Rows for which nothing is visible, or everything is scored −∞, give zeros and the sink as
+/// lse, or −∞.
 /// @param q         n_q × Hq × D
 /// @param kv        n_kv tokens × Hkv × (D, Dv); Hkv divides Hq
 /// @param variant   what is visible, and how scores change
 /// @param scale     default 1/√D
 /// @param positions of the query tokens, n_q of them; empty: n_kv − n_q + i
+/// @param sequence  the index in a batch that the variant is told
 /// @throws ArgumentError if the views, the positions or the variant are wrong
 /// Thread safe. Reads nothing but visible rows.
 template <Variant V>
 GQA_ALWAYS_INLINE ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv, const V& variant,
                                                       std::optional<double> scale = std::nullopt,
-                                                      std::span<const Index> positions = {}) {
-  return detail::reference_attention(q, kv, variant, scale, positions);
+                                                      std::span<const Index> positions = {}, Index sequence = 0) {
+  return detail::reference_attention(q, kv, variant, scale, positions, sequence);
 }
 
 /// The same with the default variant, Causal.
 GQA_ALWAYS_INLINE ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView& kv) {
-  return detail::reference_attention(q, kv, Causal{}, std::nullopt, {});
+  return detail::reference_attention(q, kv, Causal{}, std::nullopt, {}, 0);
 }
 
 }  // namespace gqa

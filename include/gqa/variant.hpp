@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "gqa/error.hpp"
+#include "gqa/expression.hpp"
 
 namespace gqa {
 
@@ -34,15 +35,30 @@ inline constexpr Index ranges_in<std::array<PositionRange, N>> = N <= kMaxRanges
 
 namespace detail::inline GQA_ABI {
 
+/// Forms of visible_range: of the query's context, or of its position alone.
+template <class V>
+concept RangesOfContext = requires(const V& variant, const QueryContext& query, Index kv_length) {
+  variant.visible_range(query, kv_length);
+};
+template <class V>
+concept RangesOfPosition = requires(const V& variant, Index position, Index kv_length) {
+  variant.visible_range(position, kv_length);
+};
+template <class V>
+GQA_ALWAYS_INLINE auto ranges_for(const V& variant, const QueryContext& query, Index kv_length) {
+  if constexpr (RangesOfContext<V>) return variant.visible_range(query, kv_length);
+  else if constexpr (RangesOfPosition<V>) return variant.visible_range(query.position, kv_length);
+}
+
 /// Ranges that a variant returns for a query.
 template <class V>
 inline constexpr Index ranges_of =
-    ranges_in<std::remove_cvref_t<decltype(std::declval<const V&>().visible_range(Index{}, Index{}))>>;
+    ranges_in<std::remove_cv_t<decltype(ranges_for(std::declval<const V&>(), QueryContext{}, Index{}))>>;
 
 /// ranges[0 … ranges_of<V>) ← what the variant says.
 template <class V>
-GQA_ALWAYS_INLINE void get_ranges(const V& variant, Index query_position, Index kv_length, PositionRange* ranges) {
-  const auto seen = variant.visible_range(query_position, kv_length);
+GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, Index kv_length, PositionRange* ranges) {
+  const auto seen = ranges_for(variant, query, kv_length);
   if constexpr (std::is_same_v<std::remove_cv_t<decltype(seen)>, PositionRange>) {
     *ranges = seen;
   } else {
@@ -52,48 +68,130 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, Index query_position, Index 
 
 }  // namespace detail::inline GQA_ABI
 
-/// A variant says which positions a query sees and, if it likes, changes scores. It is a struct of the caller's with these members:
+/// A variant says what a query sees and, if it likes, how scores change. It is a struct of the caller's with members for the stages of a
+/// score's way, of which the first is required and each other one may have one of its forms (all const):
 ///
-/// | member | |
+/// | stage | member |
 /// | --- | --- |
-/// | `PositionRange visible_range(Index query_position, Index kv_length) const` | required: what a query sees lies in it |
-/// | `std::array<PositionRange, N> visible_range(…) const` | or in any of up to 8 ranges, in any order, such as first tokens and a window |
-/// | `bool is_visible(Index query_position, Index key_position, Index query_head) const` | refines the ranges pair by pair |
-/// | `float score(float score, Index query_position, Index key_position, Index query_head) const` | changes a scaled score |
-/// | `void check() const` | throws if the variant's own parameters are wrong; called before any work |
+/// | visible range | `PositionRange visible_range(Index query_position, Index kv_length)`: what a query sees lies in it |
+/// | | `std::array<PositionRange, N> visible_range(…)`: or in any of up to 8 ranges, in any order, such as first tokens and a window |
+/// | | either of them with `const QueryContext& query` in the place of its position |
+/// | mask | `bool is_visible(Index query_position, Index key_position, Index query_head)`: refines the ranges pair by pair |
+/// | | `bool is_visible(const RowContext& row, Index key_position)` |
+/// | | `std::uint64_t visible_bits(const RowContext& row, Index block_begin)`: bit t says whether the row sees block_begin + t, a multiple of 64 |
+/// | | `auto visible(const RowContext& row, auto k)`: a condition, evaluated on vectors: see gqa::expression |
+/// | score | `float score(float score, Index query_position, Index key_position, Index query_head)`: changes a scaled score, one at a time |
+/// | | `float score(float score, const RowContext& row, Index key_position)` |
+/// | | `auto score(auto s, const RowContext& row, auto k)`: an expression, evaluated on vectors: several times as fast |
+/// | sink | `float sink(const RowContext& row)`: a learned score of a key without a value, which takes its share of the weights |
+/// | | `void check()`: throws if the variant's own parameters are wrong; called before any work |
 ///
-/// A member with one of these names that has another form, that is private, or whose constraints are not met is refused at compile time.
+/// A member with one of these names that has another form, that is private, or whose constraints are not met is refused at compile time, and
+/// so are two forms of one stage.
 ///
 /// What is promised of their use:
 /// - Nothing outside the ranges is read, also no entry of a page table; blocks of 64 tokens outside them cost nothing, and blocks in which
-///   is_visible hides everything cost its calls alone.
+///   the mask hides everything cost its calls alone.
 /// - A range may reach below 0 and beyond the cache; it is clipped. Any position is allowed, also ones that the cache does not have:
 ///   those of the queries are the last ones of the cache, or Sequence::positions.
 /// - is_visible is asked for pairs of which the key lies in a range and in the cache; score, for pairs that are visible besides. How often, in
 ///   which order and on which thread is open, so both must be functions of their arguments and of what does not change during the call:
-///   that is what keeps a row's bits the same in every batch and chunking. They are called from several threads at once.
-/// - A score of −∞ gives a weight of exactly zero, but the token counts as seen: a NaN in its values shows. Masks belong in is_visible. A
+///   that is what keeps a row's bits the same in every batch and chunking. They are called from several threads at once. QueryContext::query
+///   and ::sequence say where a row stands in its call, for masks and biases that are stored so: what a variant makes of them is its own.
+/// - A score of −∞ gives a weight of exactly zero, but the token counts as seen: a NaN in its values shows. Masks belong in the mask stage. A
 ///   row that sees nothing, or whose scores are all −∞, is zero, and its log-sum-exp is −∞.
+/// - A sink is in natural units, as scores are after their change: exp(sink) joins the sum of weights that outputs are divided by, and the
+///   log-sum-exp. Of −∞ it changes nothing.
 /// - What they throw reaches the caller of the functor, once all threads have stopped. Outputs are undefined then; functor, caches and
 ///   executor are as usable as before.
 ///
-/// A score is compiled with your unit's flags: where those have fused multiply-adds, your products and sums may be fused.
+/// A score that is computed one at a time is compiled with your unit's flags: where those have fused multiply-adds, your products and sums may
+/// be fused. An expression's bits do not depend on flags.
 template <class V>
-concept Variant = requires(const V& variant, Index position) {
-  variant.visible_range(position, position);
-}
-&&(detail::ranges_of<V> > 0);
+concept Variant = (detail::RangesOfContext<V> || detail::RangesOfPosition<V>)&&(detail::ranges_of<V> > 0);
 
-/// Variant that refines its ranges pair by pair.
+namespace detail {
+
+/// Forms of the mask.
 template <class V>
-concept MaskingVariant = Variant<V> && requires(const V& variant, Index position) {
+concept MaskOfPair = requires(const V& variant, Index position) {
   { variant.is_visible(position, position, position) } -> std::convertible_to<bool>;
 };
+template <class V>
+concept MaskOfContext = requires(const V& variant, const RowContext& row, Index position) {
+  { variant.is_visible(row, position) } -> std::convertible_to<bool>;
+};
+template <class V>
+concept MaskOfWords = requires(const V& variant, const RowContext& row, Index position) {
+  { variant.visible_bits(row, position) } -> std::same_as<std::uint64_t>;
+};
+template <class V>
+concept MaskExpression = requires(const V& variant, const RowContext& row, const expression::Key& key) {
+  { variant.visible(row, key) } -> expression::Condition;
+};
+template <class V>
+inline constexpr int mask_forms = (MaskOfPair<V> || MaskOfContext<V> ? 1 : 0) + (MaskOfWords<V> ? 1 : 0) +
+                                  (MaskExpression<V> ? 1 : 0);
+
+/// Forms of the score.
+template <class V>
+concept ScoreExpression = requires(const V& variant, const expression::Score& score, const RowContext& row,
+                                   const expression::Key& key) {
+  { variant.score(score, row, key) } -> expression::Value;
+};
+template <class V>
+concept ScoreOfContext = !ScoreExpression<V> && requires(const V& variant, const RowContext& row, Index position) {
+  { variant.score(1.0f, row, position) } -> std::convertible_to<float>;
+};
+template <class V>
+concept ScoreOfPair = requires(const V& variant, Index position) {
+  { variant.score(1.0f, position, position, position) } -> std::convertible_to<float>;
+};
+
+/// The trees' types, and how many numbers they have.
+template <class V>
+struct ScoreTreeOf {
+  using Sizes = SumOfSizes<>;
+};
+template <ScoreExpression V>
+struct ScoreTreeOf<V> {
+  using Type = decltype(std::declval<const V&>().score(expression::Score{}, RowContext{}, expression::Key{}));
+  using Sizes = TreeSize<Type>;
+};
+template <class V>
+using ScoreTree = typename ScoreTreeOf<V>::Type;
+template <class V>
+using ScoreSize = typename ScoreTreeOf<V>::Sizes;
+template <class V>
+struct VisibleTreeOf {
+  using Sizes = SumOfSizes<>;
+};
+template <MaskExpression V>
+struct VisibleTreeOf<V> {
+  using Type = decltype(std::declval<const V&>().visible(RowContext{}, expression::Key{}));
+  using Sizes = TreeSize<Type>;
+};
+template <class V>
+using VisibleTree = typename VisibleTreeOf<V>::Type;
+template <class V>
+using VisibleSize = typename VisibleTreeOf<V>::Sizes;
+
+}  // namespace detail
+
+/// Variant that refines its ranges.
+template <class V>
+concept MaskingVariant = Variant<V> && detail::mask_forms<V>
+== 1;
 
 /// Variant that changes scores.
 template <class V>
-concept ScoringVariant = Variant<V> && requires(const V& variant, Index position) {
-  { variant.score(1.0f, position, position, position) } -> std::convertible_to<float>;
+concept ScoringVariant = Variant<V> &&
+    (int{detail::ScoreExpression<V>} + int{detail::ScoreOfContext<V>} + int{detail::ScoreOfPair<V>} == 1);
+
+/// Variant with a sink.
+template <class V>
+concept SinkVariant = Variant<V> && requires(const V& variant, const RowContext& row) {
+  { variant.sink(row) } -> std::convertible_to<float>;
 };
 
 /// Every query sees every token (bidirectional and cross attention).

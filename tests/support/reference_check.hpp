@@ -128,7 +128,7 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
     const Index position =
         positions.empty() ? kv.length - q.tokens + token : positions[static_cast<std::size_t>(token)];
     PositionRange ranges[detail::kMaxRanges];
-    detail::get_ranges(variant, position, kv.length, ranges);
+    detail::get_ranges(variant, QueryContext{position, token, 0}, kv.length, ranges);
     const auto in_range = [&](Index t) {
       return std::any_of(ranges, ranges + detail::ranges_of<V>,
                          [&](const PositionRange& r) { return r.begin <= t && t < r.end; });
@@ -143,16 +143,24 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       double eta_of_lse = gamma(n_l);
       double underflow = 0.0;
       Eigen::VectorXd spread = Eigen::VectorXd::Zero(kv.value_dim);
+      const RowContext context{{position, token, 0}, head};
+      if constexpr (SinkVariant<V>) {  // a token whose value is zero; its weight is merged, not rounded
+        const double sink = static_cast<double>(variant.sink(context));
+        const double weight = std::exp(sink - lse);
+        const double delta =
+            weight == 0.0 ? 0.0 : std::exp2(gamma(4.0) * std::abs(sink) / ln2) * (1.0 + exponential) * (1.0 + u) - 1.0;
+        eta += weight * delta;
+        eta_of_lse += weight * delta;
+        spread += weight * (delta + (1.0 + delta) * gamma(n_l)) * expected.cwiseAbs();
+      }
       for (Index t = 0; t < kv.length; ++t) {
-        if (!in_range(t)) continue;
-        if constexpr (MaskingVariant<V>)
-          if (!variant.is_visible(position, t, head)) continue;
+        if (!in_range(t) || !detail::reference_visible(variant, context, t)) continue;
         const Eigen::VectorXd key = detail::reference_row(
             kv.k, kv.k_type, detail::reference_offset(kv, kv.k_strides, t, head / group), q.dim, 1);
         const Eigen::VectorXd value = detail::reference_row(
             kv.v, kv.v_type, detail::reference_offset(kv, kv.v_strides, t, head / group), kv.value_dim, 1);
         const double product = query.dot(key) * factor * ln2;
-        const double score = detail::reference_score(variant, product, position, t, head);  // natural units
+        const double score = detail::reference_score(variant, product, context, t);  // natural units
         const double magnitude = factor * query.cwiseAbs().dot(key.cwiseAbs());
         double e = (gamma(score_roundings) + lost_of_score) * magnitude +
                    dim * tiny * (1.0 + key.cwiseAbs().maxCoeff() + query.cwiseAbs().maxCoeff());

@@ -89,9 +89,14 @@ inline Index query_position(const Sequence& sequence, Index token) noexcept {
                                     : sequence.positions[static_cast<std::size_t>(token)];
 }
 
-/// What the variant lets a position see, within what the cache has: VariantRef::ranges ranges, in any order. Empty ones are {0, 0}.
-inline void visible_ranges(const VariantRef& variant, Index position, Index length, PositionRange* ranges) {
-  variant.range(variant.variant, position, length, ranges);
+/// What a variant is told of query token i of a sequence.
+inline QueryContext query_context(const VariantRef& variant, const Sequence& sequence, Index token) noexcept {
+  return {query_position(sequence, token), token, &sequence - variant.batch};
+}
+
+/// What the variant lets a query see, within what the cache has: VariantRef::ranges ranges, in any order. Empty ones are {0, 0}.
+inline void visible_ranges(const VariantRef& variant, const QueryContext& query, Index length, PositionRange* ranges) {
+  variant.range(variant.variant, query, length, ranges);
   for (Index i = 0; i < variant.ranges; ++i) {
     if (ranges[i].begin < 0) ranges[i].begin = 0;
     if (ranges[i].end > length) ranges[i].end = length;
@@ -105,7 +110,7 @@ inline void for_each_range(const VariantRef& variant, const Sequence& sequence, 
                            const Visit& visit) {
   PositionRange ranges[kMaxRanges];
   for (Index token = first; token < last; ++token) {
-    visible_ranges(variant, query_position(sequence, token), sequence.kv.length, ranges);
+    visible_ranges(variant, query_context(variant, sequence, token), sequence.kv.length, ranges);
     for (Index i = 0; i < variant.ranges; ++i)
       if (ranges[i].begin < ranges[i].end) visit(ranges[i], i);
   }
@@ -247,12 +252,13 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   call.shape = call_shape(functor.shape, batch.front());
   call.kernels_for = functor.kernels_for;
   call.variant = variant;
+  call.variant.batch = batch.data();
   check_options(options);
   call.path = check_path(options);
   if (variant.check != nullptr) variant.check(variant.variant);
   const ExpectedShape expected{call.shape, functor.shape};
   const auto check = [&](const ArgumentName& name, const Sequence& sequence) {
-    const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, variant, sequence);
+    const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, call.variant, sequence);
     check_overlap(name, sequence, ranges, options.scratch, batch);
     return ranges;
   };

@@ -6,6 +6,7 @@
 #include "gqa/cpu.hpp"
 #include "gqa/element.hpp"
 #include "gqa/heads.hpp"
+#include "gqa/variant.hpp"
 
 namespace gqa::detail {
 
@@ -57,6 +58,15 @@ GQA_ALWAYS_INLINE constexpr Index state_rows(Index rows) noexcept {
   return rows < kGroupRows ? rows : round_up(rows, kLanes);
 }
 
+/// What a variant is told and says of the rows of one KV head's tile, before its scores and masks are worked out.
+struct VariantRows {
+  const void* variant = nullptr;
+  const RowContext* row = nullptr;     ///< [row]
+  const float* constants = nullptr;    ///< [constant][stride]: of its expressions, the score's first, by row
+  const RowLookup* lookups = nullptr;  ///< [lookup][stride]
+  Index stride = 0;                    ///< rows, whole groups of kLanes
+};
+
 /// The rows of one tile for one KV head, and the scratch that holds them. Strides in floats.
 ///
 /// A row's state over the tokens seen so far is (m, l, o): running maximum of its scores in units of log2, the sum of
@@ -81,7 +91,8 @@ struct RowTile {
   float* alpha = nullptr;  ///< round_up(rows, kLanes): what this block's softmax multiplies the older o by
   std::byte* staging = nullptr;  ///< the path's own, staging_bytes() of it: widened or repacked K and V of one block
   float score_scale = 1.0f;      ///< multiplies q·k; includes log2 e unless a scoring variant wants natural scores
-  bool scored = false;           ///< a scoring variant goes over the scores: `transform` leaves them in units of log2
+  bool scored = false;           ///< a variant changes scores: the softmax leaves them in units of log2
+  const VariantRows* variant_rows = nullptr;  ///< if the variant asks for any
 };
 
 /// Rows that will be read soon: row t at data + offset[t] bytes, for t in [first, last).
@@ -191,6 +202,7 @@ GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Blo
 GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
   RowTile part = tile;
   part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
+  if (tile.variant_rows != nullptr) part.variant_rows = tile.variant_rows + j;
   part.m = tile.m + j * state_rows(tile.rows);
   part.l = tile.l + j * state_rows(tile.rows) * tile.l_stride;
   part.divisor = tile.divisor + (tile.has_divisor ? j * state_rows(tile.rows) : 0);
@@ -261,6 +273,8 @@ struct OutputTarget {
 
 class Lines;
 
+using SoftmaxKernel = void (*)(const RowTile&, const Block&, Lines*);
+
 /// One path's kernels: the stages of a task. `scores` and `accumulate` take all units of a stage, in the order of memory, and are
 /// per element type; the others take one head's tile.
 struct Kernels {
@@ -269,13 +283,14 @@ struct Kernels {
   void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
   void (*scores[3])(const RowTile&, const Stage&) = {};        ///< weights ← scaled q·k of the blocks
   /// weights ← exp2(score − m); m, l, divisor, alpha. Asks for lines meanwhile, if there are any.
-  void (*softmax)(const RowTile&, const Block&, Lines*) = nullptr;
+  SoftmaxKernel softmax = nullptr;
   void (*accumulate[3])(const RowTile&, const Stage&) = {};           ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / divisor; lse ← m + log l
   Index (*short_turn)(Index head_dim) = nullptr;                      ///< for set_distances
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
+  int bf16_terms = 0;         ///< as which inputs are taken, where the path's softmax depends on it
   Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights
   Index l_stride = 1;         ///< see RowTile
   bool has_divisor = false;   ///< likewise

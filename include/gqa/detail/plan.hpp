@@ -14,8 +14,10 @@ struct TaskScratch {
   Index* tables = nullptr;                  ///< AddressBook
   PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
   PositionRange* visible_ranges = nullptr;  ///< what any row sees: as many as those of all rows
-  Index* row_position = nullptr;            ///< per row
-  Index* row_head = nullptr;                ///< per row, for the heads of one KV head
+  VariantRows* variant_rows = nullptr;      ///< per head, if the variant asks for them; what they refer to follows
+  RowContext* row_context = nullptr;        ///< per head and row
+  float* constants = nullptr;               ///< per head, constant and row
+  RowLookup* lookups = nullptr;             ///< per head, lookup and row
   std::uint64_t* visible = nullptr;         ///< per unit and row
 };
 
@@ -71,8 +73,12 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks));
   scratch.ranges = carver.take<PositionRange>(ranges);
   scratch.visible_ranges = carver.take<PositionRange>(ranges);
-  scratch.row_position = carver.take<Index>(rows);
-  scratch.row_head = carver.take<Index>(rows);
+  if (call.variant.asks_of_rows()) {
+    scratch.variant_rows = carver.take<VariantRows>(heads);
+    scratch.row_context = carver.take<RowContext>(heads * rows);
+    scratch.constants = carver.take<float>(heads * call.variant.constants * round_up(rows, kLanes));
+    scratch.lookups = carver.take<RowLookup>(heads * call.variant.lookups * round_up(rows, kLanes));
+  }
   scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   carve_state(carver, tile, heads, rows);

@@ -11,10 +11,7 @@ namespace gqa::detail::inline GQA_ABI {
 class RowRanges {
  public:
   RowRanges(const CallPlan& call, const TaskScratch& scratch) noexcept
-      : each_(call.variant.ranges),
-        ranges_(scratch.ranges),
-        position_(scratch.row_position),
-        seen_(scratch.visible_ranges) {}
+      : each_(call.variant.ranges), ranges_(scratch.ranges), seen_(scratch.visible_ranges) {}
 
   /// The rows [first_row, first_row + rows) of a sequence. Returns the hull of what they see.
   PositionRange mark(const CallPlan& call, const Sequence& sequence, Index first_row, Index rows) {
@@ -23,17 +20,14 @@ class RowRanges {
     for (Index row = 0; row < rows;) {
       const Index token = RowPlace(first_row + row, call.group).token;
       const Index last = (token + 1) * call.group - first_row;
-      const Index position = query_position(sequence, token);
       PositionRange* const mine = ranges_ + row * each_;
-      visible_ranges(call.variant, position, sequence.kv.length, mine);
+      visible_ranges(call.variant, query_context(call.variant, sequence, token), sequence.kv.length, mine);
       for (Index i = 0; i < each_; ++i)
         if (mine[i].begin < mine[i].end) add(mine[i]);
       if (row == 0 || mine->begin > latest_begin_) latest_begin_ = mine->begin;
       if (row == 0 || mine->end < earliest_end_) earliest_end_ = mine->end;
-      for (Index same = row; same < last && same < rows; ++same) {
-        for (Index i = 0; i < each_ && same > row; ++i) ranges_[same * each_ + i] = mine[i];
-        position_[same] = position;
-      }
+      for (Index same = row + 1; same < last && same < rows; ++same)
+        for (Index i = 0; i < each_; ++i) ranges_[same * each_ + i] = mine[i];
       row = last;
     }
     if (seen_count_ == 0) return {};
@@ -67,8 +61,6 @@ class RowRanges {
       if (of(row, begin) != kEveryToken) return false;
     return true;
   }
-  /// Of each row.
-  const Index* positions() const noexcept { return position_; }
 
  private:
   static std::uint64_t tokens_of(const PositionRange& range, Index begin) noexcept {
@@ -107,7 +99,6 @@ class RowRanges {
 
   Index each_;             // ranges of a row
   PositionRange* ranges_;  // [row][each_]; empty ones are {0, 0}
-  Index* position_;
   PositionRange* seen_;
   Index seen_count_ = 0;
   Index rows_ = 0;

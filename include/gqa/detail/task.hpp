@@ -48,9 +48,12 @@ class SequenceTasks {
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
         rows_(call, scratch_) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
-    scratch_.tile.score_scale = call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
-    scratch_.tile.scored = call.variant.transform != nullptr;
-    if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
+    const VariantRef& variant = call.variant;
+    scratch_.tile.scored = variant.softmax != nullptr;
+    scratch_.tile.score_scale = scratch_.tile.scored ? call.scale : call.scale * kLog2E;
+    softmax_ = scratch_.tile.scored ? variant.softmax(kernels_) : kernels_.softmax;
+    if (variant.refine != nullptr) refine_ = variant.refine(kernels_);
+    if (variant.asks_of_rows()) scratch_.tile.variant_rows = scratch_.variant_rows;
     total_ = scratch_.tile;
   }
   SequenceTasks(const SequenceTasks&) = delete;
@@ -112,6 +115,7 @@ class SequenceTasks {
 
   /// Stores the total.
   void store() const {
+    if (call_.variant.sink != nullptr) add_sinks();
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target;
       const TensorView& out = sequence_.out;
@@ -147,11 +151,53 @@ class SequenceTasks {
     first_span_ = range_.hull.begin / kSpan;
   }
 
-  /// Packs the queries of the heads.
+  /// Packs the queries of the heads, and what the variant is told and says of them.
   void pack() {
     packed_ = true;
+    if (call_.variant.asks_of_rows()) tell_variant();
     for (Index j = 0; j < range_.heads; ++j)
       kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+  }
+
+  RowContext context_of(Index kv_head, Index row) const noexcept {
+    const RowPlace at(range_.first_row + row, call_.group);
+    return {query_context(call_.variant, sequence_, at.token), kv_head * call_.group + at.head};
+  }
+
+  /// VariantRows of the heads.
+  void tell_variant() {
+    const VariantRef& variant = call_.variant;
+    const Index stride = round_up(plan_.tile_rows, kLanes);
+    for (Index j = 0; j < range_.heads; ++j) {
+      RowContext* const contexts = scratch_.row_context + j * plan_.tile_rows;
+      float* const constants = scratch_.constants + j * variant.constants * stride;
+      RowLookup* const lookups = scratch_.lookups + j * variant.lookups * stride;
+      ::new (scratch_.variant_rows + j) VariantRows{variant.variant, contexts, constants, lookups, stride};
+      for (Index row = 0; row < range_.rows; ++row) {
+        ::new (contexts + row) RowContext(context_of(range_.first_head + j, row));
+        if (variant.put_trees != nullptr)
+          variant.put_trees(variant.variant, contexts[row], {constants + row, lookups + row, stride});
+      }
+      for (Index i = 0; i < variant.constants; ++i)  // lanes without a row
+        for (Index row = range_.rows; row < stride; ++row) constants[i * stride + row] = 0.0f;
+    }
+  }
+
+  /// A sink is the state (sink, 1, 0) of one more token.
+  void add_sinks() const {
+    const RowTile& state = scratch_.tile;
+    begin(state);
+    for (Index j = 0; j < range_.heads; ++j) {
+      const RowTile of_head = head_tile(state, j);
+      for (Index row = 0; row < range_.rows; ++row) {
+        const float sink = kLog2E * call_.variant.sink(call_.variant.variant, context_of(range_.first_head + j, row));
+        const bool none = sink == -__builtin_inff();
+        of_head.m[row] = sink;
+        of_head.l[row * of_head.l_stride] = none ? 0.0f : 1.0f;
+        if (of_head.has_divisor) of_head.divisor[row] = none ? 0.0f : 1.0f;
+      }
+    }
+    merge(state);
   }
 
   /// The task's rows of queries, or of outputs, in a KV head.
@@ -290,10 +336,7 @@ class SequenceTasks {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
-        if (transform_ != nullptr)
-          transform_(unit, block, call_.variant.variant, rows_.positions(), mark_heads(range_.first_head + j),
-                     block.begin);
-        kernels_.softmax(unit, block, asks ? &values : nullptr);
+        softmax_(unit, block, asks ? &values : nullptr);
       }
     }
     if (asks) stage.v_surplus = values.tokens();
@@ -371,8 +414,8 @@ class SequenceTasks {
     for (Index j = 0; j < range_.heads; ++j) {
       for (Index row = 0; row < range_.rows; ++row) {
         std::uint64_t& bits = visible_of(b, j)[row];
-        bits = call_.variant.refine(call_.variant.variant, rows_.of(row, begin), rows_.positions()[row],
-                                    query_head(range_.first_head + j, row), begin);
+        const std::uint64_t candidates = rows_.of(row, begin);
+        bits = candidates == 0 ? 0 : refine_(scratch_.variant_rows[j], row, begin, candidates);
         seen |= bits;
       }
     }
@@ -389,15 +432,6 @@ class SequenceTasks {
     return differ;
   }
 
-  Index query_head(Index kv_head, Index row) const noexcept {
-    return kv_head * call_.group + RowPlace(range_.first_row + row, call_.group).head;
-  }
-
-  const Index* mark_heads(Index kv_head) const {
-    for (Index row = 0; row < range_.rows; ++row) scratch_.row_head[row] = query_head(kv_head, row);
-    return scratch_.row_head;
-  }
-
   const ThreadSetup setup_;
   const CallPlan& call_;
   const Sequence& sequence_;
@@ -407,7 +441,8 @@ class SequenceTasks {
   AddressBook addresses_;
   RowRanges rows_;
   RowTile total_{};  // of the fold
-  VariantRef::Transform transform_ = nullptr;
+  SoftmaxKernel softmax_ = nullptr;
+  VariantRef::Refine refine_ = nullptr;
   bool streams_ = false;  // see Stage
   TaskRange range_{};
   Index first_span_ = 0;  // that is seen; spans are counted from it on

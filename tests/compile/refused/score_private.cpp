@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A member named score that is private would never be called.
-// expected: The variant's score cannot be called: it must be public, float score\(float score, gqa::Index query_position, gqa::Index key_position, gqa::Index query_head\) const
+// expected: The variant's score cannot be called: it must be public, float score\(float score, gqa::Index query_position, gqa::Index key_position, gqa::Index query_head\) const, or
 #include "gqa/attention.hpp"
 
 struct Mask : gqa::Causal {

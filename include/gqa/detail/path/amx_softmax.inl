@@ -28,8 +28,8 @@ template <bool Large>
 GQA_OP __m512i weight_bits(Vec s, const Exponent& e) {
   Vec x = avx512::fma(s, e.slope, e.offset);
   if constexpr (Large) {
-    const Vec steps =
-        avx512::fma(avx512::sub(avx512::unfused(avx512::mul(s, e.factor)), e.base), avx512::set1(kStep), avx512::set1(kOffset));
+    const Vec steps = avx512::fma(avx512::sub(avx512::unfused(avx512::mul(s, e.factor)), e.base), avx512::set1(kStep),
+                                  avx512::set1(kOffset));
     x = _mm512_mask_mov_ps(x, e.large, steps);
   }
   x = avx512::larger(avx512::zero(), x);  // x where it is NaN
@@ -86,6 +86,18 @@ GQA_OP void split_weights(float* scores, Vec factor, Vec base) {
   }
 }
 
+// Scores of 32 tokens from t0 on as the variant changes them, which takes natural ones and leaves units of log2.
+template <class Score>
+GQA_OP void change_scores(const RowTile& tile, const Block& block, Index group, Index t0) {
+  const Vec factor = avx512::set1(score_factor(tile.score_scale));
+  GQA_NO_UNROLL
+  for (Index t = t0; t < t0 + kHalf; ++t) {
+    float* const at = tile.weights + group * kGroupFloats + t * kGroup;
+    const Vec natural = avx512::unfused(avx512::mul(avx512::load(at), factor));
+    avx512::store(at, Score::rows(tile, block, group * kGroup, t, natural));
+  }
+}
+
 // Maximum over 32 tokens, NaN aside. With a mask, hidden tokens' scores become −∞.
 template <bool Masked>
 GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
@@ -108,7 +120,7 @@ GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
 
 // weights ← exp2(score − m) by terms, zero for hidden tokens; m and alpha follow. l is left to the products. A row
 // that has seen nothing keeps m = −∞. NaN scores do not enter m; they make their own weights NaN, and so the row.
-template <int Terms>
+template <int Terms, class Score>
 inline void softmax(const RowTile& tile, const Block& block, Lines*) {
   const Vec factor = avx512::set1(tile.scored ? 1.0f : score_factor(tile.score_scale));
   const Vec nothing = avx512::set1(avx512::kMinusInfinity);
@@ -120,6 +132,7 @@ inline void softmax(const RowTile& tile, const Block& block, Lines*) {
     Vec raw = nothing;
     for (Index half = 0; half < 2; ++half) {
       if (!view.any[half]) continue;
+      if constexpr (Score::kChanges) change_scores<Score>(tile, block, group, half * kHalf);
       float* of_half = scores + half * kHalf * kGroup;
       raw = view.everything ? maximum<false>(of_half, view.half[half], raw)
                             : maximum<true>(of_half, view.half[half], raw);
@@ -136,28 +149,13 @@ inline void softmax(const RowTile& tile, const Block& block, Lines*) {
 
     const Exponent e{avx512::mul(factor, avx512::set1(kStep)),
                      avx512::fma(avx512::set1(-kStep), base, avx512::set1(kOffset)), factor, base,
-                     _mm512_cmpge_epi32_mask(_mm512_castps_si512(_mm512_abs_ps(base)), _mm512_castps_si512(avx512::set1(kLargeMaximum)))};
+                     _mm512_cmpge_epi32_mask(_mm512_castps_si512(_mm512_abs_ps(base)),
+                                             _mm512_castps_si512(avx512::set1(kLargeMaximum)))};
     for (Index half = 0; half < 2; ++half) {
       if (!view.any[half]) continue;
       float* of_half = scores + half * kHalf * kGroup;
       if constexpr (Terms == 2) split_weights(of_half, factor, base);
       else round_weights(of_half, e);
-    }
-  }
-}
-
-// A user's score functor over the visible part of the block: score → log2 e · variant.score(scale · score).
-template <class V>
-inline void transform(const RowTile& tile, const Block& block, const void* variant, const Index* position,
-                      const Index* head, Index block_begin) {
-  const V& user = *static_cast<const V*>(variant);
-  const float factor = score_factor(tile.score_scale);
-  for (Index row = 0; row < tile.rows; ++row) {
-    float* scores = tile.weights + row / kGroup * kGroupFloats + row % kGroup;
-    for (Index t = block.first; t < block.last; ++t) {
-      if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
-      float& s = scores[t * kGroup];
-      s = kLog2E * user_score(user, factor * s, position[row], block_begin + t, head[row]);
     }
   }
 }

@@ -38,6 +38,14 @@ GQA_OP void store(float* p, const Vec& a) {
 GQA_OP Vec add(const Vec& a, const Vec& b) { return {a.low + b.low, a.high + b.high}; }
 GQA_OP Vec sub(const Vec& a, const Vec& b) { return {a.low - b.low, a.high - b.high}; }
 GQA_OP Vec mul(const Vec& a, const Vec& b) { return {a.low * b.low, a.high * b.high}; }
+GQA_OP Vec div(const Vec& a, const Vec& b) { return {a.low / b.low, a.high / b.high}; }
+// A product that is rounded before it is added to something, see region.hpp.
+GQA_OP Vec unfused(Vec product) {
+#if defined(__clang__)
+  asm("" : "+x"(product.low), "+x"(product.high));
+#endif
+  return product;
+}
 // a·b + c, rounded once.
 GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
@@ -58,6 +66,28 @@ GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
   return {_mm256_blendv_ps(b.low, a.low, bits.low), _mm256_blendv_ps(b.high, a.high, bits.high)};
+}
+// Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
+GQA_OP Vec less(const Vec& a, const Vec& b) {
+  return {_mm256_castsi256_ps(reinterpret_cast<__m256i>(a.low < b.low)),
+          _mm256_castsi256_ps(reinterpret_cast<__m256i>(a.high < b.high))};
+}
+GQA_OP Vec less_equal(const Vec& a, const Vec& b) {
+  return {_mm256_castsi256_ps(reinterpret_cast<__m256i>(a.low <= b.low)),
+          _mm256_castsi256_ps(reinterpret_cast<__m256i>(a.high <= b.high))};
+}
+GQA_OP Vec bit_and(const Vec& a, const Vec& b) { return {_mm256_and_ps(a.low, b.low), _mm256_and_ps(a.high, b.high)}; }
+GQA_OP Vec bit_or(const Vec& a, const Vec& b) { return {_mm256_or_ps(a.low, b.low), _mm256_or_ps(a.high, b.high)}; }
+GQA_OP Vec bit_xor(const Vec& a, const Vec& b) { return {_mm256_xor_ps(a.low, b.low), _mm256_xor_ps(a.high, b.high)}; }
+template <int N>
+GQA_OP Vec shift_right(const Vec& a) {
+  return {_mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(a.low), N)),
+          _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(a.high), N))};
+}
+// The lanes' highest bits.
+GQA_OP std::uint32_t sign_bits(const Vec& a) {
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(a.low)) | static_cast<std::uint32_t>(_mm256_movemask_ps(a.high))
+                                                                     << 8;
 }
 // All ones in lane i of the result where bit i is set, i < 8.
 GQA_OP __m256 lane_mask(std::uint64_t bits) {

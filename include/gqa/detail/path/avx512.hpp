@@ -39,6 +39,7 @@ GQA_OP void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 GQA_OP Vec add(Vec a, Vec b) { return a + b; }
 GQA_OP Vec sub(Vec a, Vec b) { return a - b; }
 GQA_OP Vec mul(Vec a, Vec b) { return a * b; }
+GQA_OP Vec div(Vec a, Vec b) { return a / b; }
 // a·b + c, rounded once.
 GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(Vec a, Vec b, Vec c) { return GQA_FMA_PS512(a, b, c); }
@@ -62,6 +63,18 @@ GQA_OP Vec zero_below(Vec x, Vec floor, Vec value) { return GQA_ZERO_BELOW_PS512
 GQA_OP Vec select_negative(Vec bits, Vec a, Vec b) {
   return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(bits)), a);
 }
+// Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
+GQA_OP Vec less(Vec a, Vec b) { return _mm512_castsi512_ps(reinterpret_cast<__m512i>(a < b)); }
+GQA_OP Vec less_equal(Vec a, Vec b) { return _mm512_castsi512_ps(reinterpret_cast<__m512i>(a <= b)); }
+GQA_OP Vec bit_and(Vec a, Vec b) { return _mm512_and_ps(a, b); }
+GQA_OP Vec bit_or(Vec a, Vec b) { return _mm512_or_ps(a, b); }
+GQA_OP Vec bit_xor(Vec a, Vec b) { return _mm512_xor_ps(a, b); }
+template <int N>
+GQA_OP Vec shift_right(Vec a) {
+  return _mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(a), N));
+}
+// The lanes' highest bits.
+GQA_OP std::uint32_t sign_bits(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)); }
 // a where the lane's bit is set, else b.
 GQA_OP Vec select(std::uint64_t bits, Vec a, Vec b) { return _mm512_mask_mov_ps(b, static_cast<__mmask16>(bits), a); }
 GQA_OP __m256 lower_half(Vec a) { return _mm512_castps512_ps256(a); }

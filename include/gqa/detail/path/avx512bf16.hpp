@@ -111,7 +111,7 @@ constexpr Kernels common_kernels() {
       .path = Path::avx512bf16,
       .pack = pack,
       .begin = avx512::begin,
-      .softmax = softmax,
+      .softmax = softmax<avx512::PlainScore>,
       .merge = avx512::merge,
       .store = store_outputs,
       .short_turn = short_turn,

@@ -65,23 +65,25 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
   tile.divisor[row] = __builtin_fmaf(tile.divisor[row], alpha, _mm_cvtss_f32(_mm512_extractf32x4_ps(sums, 2)));
 }
 // As avx512::softmax_rows.
+template <class Score>
 GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {
   float m_new = 0.0f;
   const Index count = lines == nullptr ? 0 : lines->count();
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
-    const float m_next = next < tile.rows ? avx512::row_maximum(tile, block, next) : 0.0f;
+    const float m_next = next < tile.rows ? avx512::row_maximum<Score>(tile, block, next) : 0.0f;
     if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(), count);
     m_new = m_next;
   }
 }
 
+template <class Score>
 inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
   const Index grouped = grouped_rows(tile.rows);
   for (Index row = 0; row < grouped; row += kLanes) {
-    avx512::softmax_group(tile, block, row);
+    avx512::softmax_group<Score>(tile, block, row);
     const Vec sum = round_group(tile.weights + row * kBlock);
     store(tile.divisor + row, avx512::fma(load(tile.divisor + row), load(tile.alpha + row), sum));
   }
-  if (grouped < tile.rows) softmax_rows(tile, block, grouped, lines);
+  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, lines);
 }

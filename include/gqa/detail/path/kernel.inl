@@ -17,6 +17,10 @@
 
 #include "gqa/detail/path/softmax.inl"
 
+#include "gqa/detail/path/functions.inl"
+
+#include "gqa/detail/path/expression.inl"
+
 #include "gqa/detail/path/accumulate.inl"
 
 #include "gqa/detail/path/state.inl"
@@ -44,7 +48,7 @@ constexpr Kernels common_kernels() {
       .path = GQA_KERNEL_PATH,
       .pack = pack,
       .begin = begin,
-      .softmax = softmax,
+      .softmax = softmax<PlainScore>,
       .merge = merge,
       .store = store,
       .short_turn = short_turn,

@@ -27,15 +27,27 @@ inline const Kernels& kernels_for([[maybe_unused]] Path path, [[maybe_unused]] i
   return portable::kernels<Types, HeadDim, ValueDim>();
 }
 
-/// A user's score functor compiled for the path of `kernels`.
+/// The softmax of scores that a variant changes, compiled for the path of `kernels`.
 template <class V>
-inline auto transform_on([[maybe_unused]] const Kernels& kernels) noexcept {
+inline SoftmaxKernel softmax_on([[maybe_unused]] const Kernels& kernels) noexcept {
 #if GQA_DETAIL_X86
-  if (kernels.path == Path::amx) return &amx::transform<V>;
-  if (kernels.path >= Path::avx512) return &avx512::transform<V>;  // also for avx512bf16, whose scores lie alike
-  if (kernels.path == Path::avx2) return &avx2::transform<V>;
+  if (kernels.path == Path::amx && kernels.bf16_terms == 2) return amx::softmax<2, avx512::VariantScore<V>>;
+  if (kernels.path == Path::amx) return amx::softmax<1, avx512::VariantScore<V>>;
+  if (kernels.path == Path::avx512bf16) return avx512bf16::softmax<avx512::VariantScore<V>>;
+  if (kernels.path == Path::avx512) return avx512::softmax<avx512::VariantScore<V>>;
+  if (kernels.path == Path::avx2) return avx2::softmax<avx2::VariantScore<V>>;
 #endif
-  return &portable::transform<V>;
+  return portable::softmax<portable::VariantScore<V>>;
+}
+
+/// A variant's mask that is an expression, likewise.
+template <class V>
+inline auto visible_on([[maybe_unused]] const Kernels& kernels) noexcept {
+#if GQA_DETAIL_X86
+  if (kernels.path >= Path::avx512) return &avx512::visible_tokens<V>;
+  if (kernels.path == Path::avx2) return &avx2::visible_tokens<V>;
+#endif
+  return &portable::visible_tokens<V>;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -54,6 +54,20 @@ GQA_OP Vec mul(const Vec& a, const Vec& b) {
   for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] * b.lane[i];
   return r;
 }
+GQA_OP Vec div(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = a.lane[i] / b.lane[i];
+  return r;
+}
+// A product that is rounded before it is added to something, see region.hpp.
+GQA_OP Vec unfused(Vec product) {
+#if defined(__clang__) && GQA_DETAIL_X86
+  for (int i = 0; i < kLanes; ++i) asm("" : "+x"(product.lane[i]));
+#elif defined(__clang__) && defined(__aarch64__)
+  for (int i = 0; i < kLanes; ++i) asm("" : "+w"(product.lane[i]));
+#endif
+  return product;
+}
 // One of two numbers, by their bits: Clang takes more of the unit's flags for granted where it chooses between floats.
 GQA_OP float choose(bool first, float a, float b) {
 #if defined(__clang__)
@@ -81,6 +95,46 @@ GQA_OP Vec shift_left(const Vec& a) {
   Vec r;
   for (int i = 0; i < kLanes; ++i)
     r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, a.lane[i]) << N);
+  return r;
+}
+template <int N>
+GQA_OP Vec shift_right(const Vec& a) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i)
+    r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, a.lane[i]) >> N);
+  return r;
+}
+GQA_OP std::uint32_t bits_of(float a) { return __builtin_bit_cast(std::uint32_t, a); }
+GQA_OP Vec bit_and(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, bits_of(a.lane[i]) & bits_of(b.lane[i]));
+  return r;
+}
+GQA_OP Vec bit_or(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, bits_of(a.lane[i]) | bits_of(b.lane[i]));
+  return r;
+}
+GQA_OP Vec bit_xor(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, bits_of(a.lane[i]) ^ bits_of(b.lane[i]));
+  return r;
+}
+// Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
+GQA_OP Vec less(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, a.lane[i] < b.lane[i] ? ~0u : 0u);
+  return r;
+}
+GQA_OP Vec less_equal(const Vec& a, const Vec& b) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, a.lane[i] <= b.lane[i] ? ~0u : 0u);
+  return r;
+}
+// The lanes' highest bits.
+GQA_OP std::uint32_t sign_bits(const Vec& a) {
+  std::uint32_t r = 0;
+  for (int i = 0; i < kLanes; ++i) r |= bits_of(a.lane[i]) >> 31 << i;
   return r;
 }
 // value, but 0 where x < floor. NaN in x keeps value.

@@ -200,12 +200,12 @@ GQA_OP double rounded_product(double product) noexcept {
 /// 1 / √head_dim, what q·k is multiplied by unless the caller says otherwise.
 inline float default_scale(Index head_dim) noexcept { return 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)); }
 
-/// A user's score, in code of the unit's own instruction set, whichever path asks. Inlined into a path, the compiler would fuse the
-/// user's products and sums where that path has fused ones, and the same functor would give other scores there.
+/// A user's score of one pair, in code of the unit's own instruction set, whichever path asks. Inlined into a path, the compiler would fuse
+/// the user's products and sums where that path has fused ones, and the same functor would give other scores there.
 template <class V>
-__attribute__((noinline)) float user_score(const V& variant, float score, Index query_position, Index key_position,
-                                           Index query_head) {
-  return static_cast<float>(variant.score(score, query_position, key_position, query_head));
+__attribute__((noinline)) float user_score(const V& variant, float score, const RowContext& row, Index key_position) {
+  if constexpr (ScoreOfContext<V>) return static_cast<float>(variant.score(score, row, key_position));
+  else return static_cast<float>(variant.score(score, row.position, key_position, row.query_head));
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -36,17 +36,17 @@ inline constexpr float kMinusInfinity = -__builtin_inff();
 // What exponents are taken relative to: the maximum, or 0 where there is none yet.
 GQA_OP Vec finite_base(const Vec& m) { return zero_below(m, set1(-0x1.fffffep127f), m); }
 
-// A row by itself: a lane is a token. Its new maximum; hidden scores become −∞.
+// A row by itself: a lane is a token. Its scores as the variant changes them (Score), its new maximum; hidden scores become −∞.
+template <class Score>
 GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   float* const w = tile.weights + row * kBlock;
   Vec running = set1(tile.m[row]);
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
     Vec s = load(w + i * kLanes);
-    if (block.visible != nullptr) {
-      s = select(block.visible[row] >> (i * kLanes), s, set1(kMinusInfinity));
-      store(w + i * kLanes, s);
-    }
+    if constexpr (Score::kChanges) s = Score::tokens(tile, block, row, i * kLanes, s);
+    if (block.visible != nullptr) s = select(block.visible[row] >> (i * kLanes), s, set1(kMinusInfinity));
+    if (Score::kChanges || block.visible != nullptr) store(w + i * kLanes, s);
     running = larger(s, running);
   }
   return reduce_max(running);
@@ -84,31 +84,65 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
   tile.l[row] = fma(tile.l[row], alpha, sum);
 }
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
+template <class Score>
 GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {
   float m_new = 0.0f;
   const Index count = lines == nullptr ? 0 : lines->count();
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
-    const float m_next = next < tile.rows ? row_maximum(tile, block, next) : 0.0f;
+    const float m_next = next < tile.rows ? row_maximum<Score>(tile, block, next) : 0.0f;
     if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(), count);
     m_new = m_next;
   }
 }
 
-// Scores of 16 rows, [token][row]: hidden ones become −∞. Bit t of visible[row]: the row sees token t.
-GQA_OP void hide(float* scores, const std::uint64_t* visible, Index rows) {
-  alignas(64) std::uint32_t half[2][kLanes] = {};
-  for (Index r = 0; r < rows; ++r) {
-    half[0][r] = static_cast<std::uint32_t>(visible[r]);
-    half[1][r] = static_cast<std::uint32_t>(visible[r] >> 32);
-  }
-  for (Index t = kBlock; t > 0;) {  // the last token's bit is the sign already
-    Vec bits = load(reinterpret_cast<const float*>(half[t / (kBlock / 2) - 1]));
-    for (Index i = 0; i < kBlock / 2; ++i, bits = shift_left<1>(bits)) {
-      float* const s = scores + --t * kLanes;
-      store(s, select_negative(bits, load(s), set1(kMinusInfinity)));
+// The maximum of each of 16 rows' scores, [token][row], and of m. Bit t of visible[row]: the row sees token t.
+inline constexpr int kChains = 4;
+GQA_OP Vec larger_of(const Vec (&m)[kChains]) { return larger(larger(m[0], m[1]), larger(m[2], m[3])); }
+// Every row sees every token.
+template <class Score>
+GQA_OP Vec group_maximum(const RowTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
+  Vec m[kChains];
+  GQA_UNROLL
+  for (int c = 0; c < kChains; ++c) m[c] = m_old;
+  for (Index t = 0; t < kBlock; t += kChains) {
+    GQA_UNROLL
+    for (int c = 0; c < kChains; ++c) {
+      float* const at = scores + (t + c) * kLanes;
+      Vec s = load(at);
+      if constexpr (Score::kChanges) store(at, s = Score::rows(tile, block, row, t + c, s));
+      m[c] = larger(s, m[c]);
     }
   }
+  return larger_of(m);
+}
+// Hidden scores become −∞: from the last token on, whose bit is the sign already.
+template <class Score>
+GQA_OP Vec masked_maximum(const RowTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
+  const Index rows = tile.rows - row < kLanes ? tile.rows - row : kLanes;
+  alignas(64) std::uint32_t half[2][kLanes] = {};
+  for (Index r = 0; r < rows; ++r) {
+    half[0][r] = static_cast<std::uint32_t>(block.visible[row + r]);
+    half[1][r] = static_cast<std::uint32_t>(block.visible[row + r] >> 32);
+  }
+  Vec m[kChains];
+  GQA_UNROLL
+  for (int c = 0; c < kChains; ++c) m[c] = m_old;
+  for (Index t = kBlock; t > 0;) {
+    Vec bits = load(reinterpret_cast<const float*>(half[t / (kBlock / 2) - 1]));
+    for (Index i = 0; i < kBlock / 2; i += kChains) {
+      GQA_UNROLL
+      for (int c = 0; c < kChains; ++c, bits = shift_left<1>(bits)) {
+        float* const at = scores + --t * kLanes;
+        Vec s = load(at);
+        if constexpr (Score::kChanges) s = Score::rows(tile, block, row, t, s);
+        s = select_negative(bits, s, set1(kMinusInfinity));
+        store(at, s);
+        m[c] = larger(s, m[c]);
+      }
+    }
+  }
+  return larger_of(m);
 }
 
 // As many at once as there are registers for.
@@ -130,19 +164,12 @@ GQA_OP Vec class_weights(float* scores, Index c, const Vec& base) {
 }
 
 // Sixteen rows: a lane is a row. Sums are added by the tree of reduce_add.
+template <class Score>
 GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
-  constexpr int kChains = 4;
   float* const scores = tile.weights + row * kBlock;
-  if (block.visible != nullptr) hide(scores, block.visible + row, tile.rows - row < kLanes ? tile.rows - row : kLanes);
   const Vec m_old = load(tile.m + row);
-  Vec m[kChains];
-  GQA_UNROLL
-  for (int c = 0; c < kChains; ++c) m[c] = m_old;
-  for (Index t = 0; t < kBlock; t += kChains) {
-    GQA_UNROLL
-    for (int c = 0; c < kChains; ++c) m[c] = larger(load(scores + (t + c) * kLanes), m[c]);
-  }
-  const Vec m_new = larger(larger(m[0], m[1]), larger(m[2], m[3]));
+  const Vec m_new = block.visible == nullptr ? group_maximum<Score>(tile, block, row, scores, m_old)
+                                             : masked_maximum<Score>(tile, block, row, scores, m_old);
   const Vec base = finite_base(m_new);
   Vec sum[kLanes];
   GQA_NO_UNROLL
@@ -161,25 +188,10 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
 
 // weights ← exp2(score − m) with 0 for hidden tokens; m, l and alpha follow. A row that has seen nothing keeps m = −∞, l = 0.
 // NaN scores do not enter m; they make their own weights NaN, and so the row. Rows that are not in groups ask for lines.
+template <class Score>
 inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
   const Index grouped = grouped_rows(tile.rows);
   if constexpr (kRowTokens > 0)
-    for (Index row = 0; row < grouped; row += kLanes) softmax_group(tile, block, row);
-  if (grouped < tile.rows) softmax_rows(tile, block, grouped, lines);
-}
-
-// A user's score functor over the visible part of the block: score → log2 e · variant.score(score).
-template <class V>
-inline void transform(const RowTile& tile, const Block& block, const void* variant, const Index* position,
-                      const Index* head, Index block_begin) {
-  const V& user = *static_cast<const V*>(variant);
-  for (Index row = 0; row < tile.rows; ++row) {
-    float* const scores = weights_at(tile, row, grouped_rows(tile.rows));
-    const Index step = weight_step(row, grouped_rows(tile.rows));
-    for (Index t = block.first; t < block.last; ++t) {
-      if (block.visible != nullptr && ((block.visible[row] >> t) & 1u) == 0) continue;
-      float& score = scores[t * step];
-      score = kLog2E * user_score(user, score, position[row], block_begin + t, head[row]);
-    }
-  }
+    for (Index row = 0; row < grouped; row += kLanes) softmax_group<Score>(tile, block, row);
+  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, lines);
 }
