@@ -19,20 +19,75 @@
 
 namespace gqa {
 
-/// One instruction set's kernels, in rising order within an architecture.
+/// One instruction set's kernels, in rising order within an architecture:
+/// portable (plain C++, any processor); neon (AArch64); avx2 (AVX2, FMA, F16C), avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16
+/// products; f32 arithmetic as avx512), amx (AMX-BF16 tile products; f32 arithmetic as avx512). The last two are the ones whose results differ
+/// from those of the others, where inputs are bf16.
 enum class Path : std::uint8_t {
-  portable,    ///< plain C++, any processor
-  neon,        ///< AArch64 (place kept; AArch64 runs the portable path for now)
-  avx2,        ///< AVX2 + FMA + F16C
-  avx512,      ///< AVX-512 F, BW, DQ, VL
-  avx512bf16,  ///< AVX-512 with bf16 products; f32 arithmetic as avx512
-  amx          ///< AMX-BF16 tile products; f32 arithmetic as avx512
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) name,
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
 };
+
+namespace detail {
+
+inline constexpr Path kEveryPath[] = {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) Path::name,
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+};
+inline constexpr int kPaths = static_cast<int>(sizeof kEveryPath / sizeof kEveryPath[0]);
+/// "portable, neon, …", behind a comma and a space.
+inline constexpr char kPathNames[] =
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) ", " #name
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+    ;
+
+/// What a path computes with where inputs are bf16.
+enum class Arithmetic : std::uint8_t { f32, bf16 };
+GQA_ALWAYS_INLINE constexpr Arithmetic path_arithmetic(Path path) noexcept {
+  switch (path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  case Path::name:                                                    \
+    return Arithmetic::arithmetic;
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+  }
+  return Arithmetic::f32;
+}
+
+// Code for one architecture.
+#define GQA_DETAIL_FOR_ANY(...) __VA_ARGS__
+#if GQA_DETAIL_X86
+#define GQA_DETAIL_FOR_X86(...) __VA_ARGS__
+#else
+#define GQA_DETAIL_FOR_X86(...)
+#endif
+#if GQA_DETAIL_NEON
+#define GQA_DETAIL_FOR_ARM(...) __VA_ARGS__
+#else
+#define GQA_DETAIL_FOR_ARM(...)
+#endif
+#if defined(__x86_64__) && !GQA_DETAIL_X86
+#define GQA_DETAIL_WHY_PORTABLE \
+  "GCC for Windows, which does not align the stack for wide registers, compiles no other path"
+#else
+#define GQA_DETAIL_WHY_PORTABLE "the processor has none of the instruction sets that other paths need"
+#endif
+
+}  // namespace detail
 
 /// "portable", "neon", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
 GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
-  constexpr const char* names[] = {"portable", "neon", "avx2", "avx512", "avx512bf16", "amx"};
-  return path <= Path::amx ? names[static_cast<int>(path)] : "unknown";
+  switch (path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  case Path::name:                                                    \
+    return #name;
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+  }
+  return "unknown";
 }
 
 /// The path that calls take by default, and what decided it.
@@ -45,6 +100,7 @@ namespace detail {
 
 /// What the processor and the operating system allow.
 struct CpuFeatures {
+  bool neon = GQA_DETAIL_NEON;
   bool avx2 = false;
   bool avx512 = false;
   bool avx512bf16 = false;
@@ -130,46 +186,45 @@ inline const CpuFeatures& features() noexcept {
   return found;
 }
 
-inline bool has_path(const CpuFeatures& has, Path path) noexcept {
-  if (path == Path::avx2) return has.avx2;
-  if (path == Path::avx512) return has.avx512;
-  if (path == Path::avx512bf16) return has.avx512bf16;
-  if (path == Path::amx) return has.amx;
-  return path == Path::portable;
+inline bool has_path([[maybe_unused]] const CpuFeatures& has, Path path) noexcept {
+  switch (path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  GQA_DETAIL_FOR_##architecture(case Path::name : return test;)
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+    default: return false;
+  }
 }
 
 inline Path best_path(const CpuFeatures& has, Path limit) noexcept {
-  constexpr Path falling[] = {Path::amx, Path::avx512bf16, Path::avx512, Path::avx2};
-  for (const Path path : falling)
-    if (path <= limit && has_path(has, path)) return path;
+  for (int i = static_cast<int>(limit); i > 0; --i)
+    if (has_path(has, kEveryPath[i])) return kEveryPath[i];
   return Path::portable;
 }
 
+inline const char* path_reason(Path path) noexcept {
+  switch (path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  case Path::name:                                                    \
+    return reason;
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+  }
+  return "";
+}
+
 inline Path parse_path(const char* word) {
-  constexpr Path every[] = {Path::portable, Path::neon, Path::avx2, Path::avx512, Path::avx512bf16, Path::amx};
-  for (const Path path : every)
+  for (const Path path : kEveryPath)
     if (std::strcmp(word, path_name(path)) == 0) return path;
-  fail("environment variable GQA_PATH", Text("\"") + word + "\"", "portable, neon, avx2, avx512, avx512bf16 or amx");
+  fail("environment variable GQA_PATH", Text("\"") + word + "\"", Text("one of ") + (kPathNames + 2));
 }
 
 /// `wish`: the value of GQA_PATH, or null. Lowers the path, never raises it.
 inline ActivePath choose_path(const CpuFeatures& has, const char* wish) {
-  const Path best = best_path(has, Path::amx);
-  if (wish == nullptr || *wish == '\0') {
-    if (best == Path::amx) return {best, "the processor has AMX-BF16 and the operating system granted tile state"};
-    if (best == Path::avx512bf16)
-      return {best, "the processor has AVX-512 with bf16 products, but no AMX-BF16 that may be used"};
-    if (best == Path::avx512) return {best, "the processor has AVX-512 (F, BW, DQ, VL), but no bf16 products"};
-    if (best == Path::avx2)
-      return {best, "the processor has AVX2, FMA and F16C, but no AVX-512 (F, BW, DQ, VL) that may be used"};
-#if defined(__x86_64__) && !GQA_DETAIL_X86
-    return {best, "GCC for Windows, which does not align the stack for wide registers, compiles no other path"};
-#else
-    return {best, "the processor has none of the instruction sets that other paths need"};
-#endif
-  }
+  const Path best = best_path(has, kEveryPath[kPaths - 1]);
+  if (wish == nullptr || *wish == '\0') return {best, path_reason(best)};
   const Path asked = parse_path(wish);
-  if (asked == Path::neon || !has_path(has, asked)) {
+  if (!has_path(has, asked)) {
     if (asked < best)
       return {best_path(has, asked), "GQA_PATH names a path that cannot run here: the best below it runs"};
     return {best, "GQA_PATH names a path that cannot run here, and never raises it: the best that can runs"};

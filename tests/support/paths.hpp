@@ -27,8 +27,7 @@ inline void PrintTo(ElementType type, std::ostream* out) { *out << element_name(
 
 namespace gqa::test {
 
-inline constexpr Path kEveryPath[] = {Path::portable, Path::neon,       Path::avx2,
-                                      Path::avx512,   Path::avx512bf16, Path::amx};
+using detail::kEveryPath;
 inline constexpr ElementType kEveryType[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
 
 inline constexpr Products kEveryProducts[] = {Products::as_stored, Products::bf16, Products::bf16_terms};
@@ -75,7 +74,7 @@ inline void report_paths_not_run() {
   static const std::string missing = [] {
     std::string words;
     for (const Path path : kEveryPath)
-      if (!path_available(path) && path != Path::neon)
+      if (!path_available(path))
         words += (words.empty() ? "" : " ") + std::string(path_name(path));
     if (!words.empty()) std::printf("[  NOT RUN ] paths that this machine does not have: %s\n", words.c_str());
     return words;
@@ -97,7 +96,7 @@ class WithStreaming {
 
 /// True for the paths whose arithmetic is f32 for every type: they agree with each other bit for bit.
 inline bool has_f32_arithmetic_only(Path path) {
-  return path == Path::portable || path == Path::avx2 || path == Path::avx512;
+  return detail::path_arithmetic(path) == detail::Arithmetic::f32;
 }
 
 /// The available ones of those.

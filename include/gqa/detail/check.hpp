@@ -227,7 +227,7 @@ inline HeadShape call_shape(const HeadShape& fixed, const Sequence& first) noexc
 inline Path check_path(const Options& options) {
   const Path active = active_path().path;
   if (!options.path.has_value()) return active;
-  if (*options.path > Path::amx || !path_available(*options.path))
+  if (static_cast<int>(*options.path) >= kPaths || !path_available(*options.path))
     fail("options.path", path_name(*options.path),
          "a path that this process can run, such as " + Text(path_name(active)));
   return *options.path;

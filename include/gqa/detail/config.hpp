@@ -56,6 +56,12 @@
 #define GQA_DETAIL_X86 0
 #endif
 
+#if defined(__aarch64__) && defined(__ARM_NEON) && defined(__ARM_FP)
+#define GQA_DETAIL_NEON 1
+#else
+#define GQA_DETAIL_NEON 0
+#endif
+
 namespace gqa {
 
 /// Counts, positions and strides. Signed, so that differences and reversed strides are ordinary values.

@@ -243,6 +243,19 @@ constexpr void add_codec(Kernels& table) {
 #undef GQA_KERNELS_NAME
 }  // namespace two_terms
 
+template <unsigned Types, int HeadDim, int ValueDim>
+inline const Kernels& kernels_of(int bf16_terms) noexcept {
+  if (bf16_terms == 2) return two_terms::kernels<Types, HeadDim, ValueDim>();
+  if (bf16_terms == 1) return one_term::kernels<Types, HeadDim, ValueDim>();
+  return avx512::kernels<Types, HeadDim, ValueDim>();
+}
+template <class V>
+inline SoftmaxKernel variant_softmax(const Kernels& kernels) noexcept {
+  if (kernels.bf16_terms == 2) return softmax<2, avx512::VariantScore<V>>;
+  return softmax<1, avx512::VariantScore<V>>;
+}
+using avx512::visible_tokens;
+
 }  // namespace gqa::detail::inline GQA_ABI::amx
 
 GQA_END_REGION()

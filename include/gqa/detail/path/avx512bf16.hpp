@@ -124,6 +124,16 @@ constexpr Kernels common_kernels() {
 #include "gqa/detail/path/table.inl"
 #undef GQA_KERNELS_NAME
 
+template <unsigned Types, int HeadDim, int ValueDim>
+inline const Kernels& kernels_of(int bf16_terms) noexcept {
+  return bf16_terms == 1 ? kernels<Types, HeadDim, ValueDim>() : avx512::kernels<Types, HeadDim, ValueDim>();
+}
+template <class V>
+inline SoftmaxKernel variant_softmax(const Kernels&) noexcept {
+  return softmax<avx512::VariantScore<V>>;
+}
+using avx512::visible_tokens;
+
 }  // namespace gqa::detail::inline GQA_ABI::avx512bf16
 
 GQA_END_REGION()

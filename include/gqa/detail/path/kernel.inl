@@ -11,6 +11,8 @@
 // a loaded key or value, which changes no bit.
 
 // In this order: each needs what stands before it.
+#include "gqa/detail/path/operations.inl"
+
 #include "gqa/detail/path/scores.inl"
 
 #include "gqa/detail/path/products.inl"
@@ -56,3 +58,13 @@ constexpr Kernels common_kernels() {
   };
 }
 #include "gqa/detail/path/table.inl"
+
+// The f32 arithmetic, whatever inputs may be taken as.
+template <unsigned Types, int HeadDim, int ValueDim>
+inline const Kernels& kernels_of(int) noexcept {
+  return kernels<Types, HeadDim, ValueDim>();
+}
+template <class V>
+inline SoftmaxKernel variant_softmax(const Kernels&) noexcept {
+  return softmax<VariantScore<V>>;
+}

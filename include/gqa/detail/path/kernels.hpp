@@ -3,11 +3,11 @@
 /// Every path's kernels, and which of them a call uses.
 #pragma once
 
-#include "gqa/detail/path/amx.hpp"
-#include "gqa/detail/path/avx2.hpp"
-#include "gqa/detail/path/avx512.hpp"
-#include "gqa/detail/path/avx512bf16.hpp"
-#include "gqa/detail/path/portable.hpp"
+#include "gqa/detail/path/region.hpp"
+
+#define GQA_DETAIL_PATH_HEADERS
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH_HEADERS
 
 namespace gqa::detail::inline GQA_ABI {
 
@@ -16,38 +16,38 @@ namespace gqa::detail::inline GQA_ABI {
 /// where they may be sums of two, none where they are to be taken as they are. What a path has no kernels for goes by the f32 arithmetic
 /// of avx512.
 template <unsigned Types, int HeadDim, int ValueDim>
-inline const Kernels& kernels_for([[maybe_unused]] Path path, [[maybe_unused]] int bf16_terms) noexcept {
-#if GQA_DETAIL_X86
-  if (path == Path::amx && bf16_terms == 2) return amx::two_terms::kernels<Types, HeadDim, ValueDim>();
-  if (path == Path::amx && bf16_terms == 1) return amx::one_term::kernels<Types, HeadDim, ValueDim>();
-  if (path == Path::avx512bf16 && bf16_terms == 1) return avx512bf16::kernels<Types, HeadDim, ValueDim>();
-  if (path >= Path::avx512) return avx512::kernels<Types, HeadDim, ValueDim>();
-  if (path == Path::avx2) return avx2::kernels<Types, HeadDim, ValueDim>();
-#endif
-  return portable::kernels<Types, HeadDim, ValueDim>();
+inline const Kernels& kernels_for(Path path, int bf16_terms) noexcept {
+  switch (path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  GQA_DETAIL_FOR_##architecture(case Path::name : return name::kernels_of<Types, HeadDim, ValueDim>(bf16_terms);)
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+    default: return portable::kernels_of<Types, HeadDim, ValueDim>(bf16_terms);
+  }
 }
 
 /// The softmax of scores that a variant changes, compiled for the path of `kernels`.
 template <class V>
-inline SoftmaxKernel softmax_on([[maybe_unused]] const Kernels& kernels) noexcept {
-#if GQA_DETAIL_X86
-  if (kernels.path == Path::amx && kernels.bf16_terms == 2) return amx::softmax<2, avx512::VariantScore<V>>;
-  if (kernels.path == Path::amx) return amx::softmax<1, avx512::VariantScore<V>>;
-  if (kernels.path == Path::avx512bf16) return avx512bf16::softmax<avx512::VariantScore<V>>;
-  if (kernels.path == Path::avx512) return avx512::softmax<avx512::VariantScore<V>>;
-  if (kernels.path == Path::avx2) return avx2::softmax<avx2::VariantScore<V>>;
-#endif
-  return portable::softmax<portable::VariantScore<V>>;
+inline SoftmaxKernel softmax_on(const Kernels& kernels) noexcept {
+  switch (kernels.path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  GQA_DETAIL_FOR_##architecture(case Path::name : return name::variant_softmax<V>(kernels);)
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+    default: return portable::variant_softmax<V>(kernels);
+  }
 }
 
 /// A variant's mask that is an expression, likewise.
 template <class V>
-inline auto visible_on([[maybe_unused]] const Kernels& kernels) noexcept {
-#if GQA_DETAIL_X86
-  if (kernels.path >= Path::avx512) return &avx512::visible_tokens<V>;
-  if (kernels.path == Path::avx2) return &avx2::visible_tokens<V>;
-#endif
-  return &portable::visible_tokens<V>;
+inline auto visible_on(const Kernels& kernels) noexcept {
+  switch (kernels.path) {
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  GQA_DETAIL_FOR_##architecture(case Path::name : return &name::visible_tokens<V>;)
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+    default: return &portable::visible_tokens<V>;
+  }
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

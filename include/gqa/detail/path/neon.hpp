@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The NEON path: the logical vector is four registers of 4 floats. Every AArch64 processor has what it needs.
+#pragma once
+
+#include "gqa/detail/path/region.hpp"
+
+#if GQA_DETAIL_NEON
+
+#include <arm_neon.h>
+
+GQA_BEGIN_PORTABLE_REGION()
+
+namespace gqa::detail::inline GQA_ABI::neon {
+
+struct Vec {
+  float32x4_t part[4];  // lanes 0 … 3, 4 … 7, 8 … 11, 12 … 15
+};
+
+inline constexpr int kScoreTile = 16;   // accumulators of a score tile, each one register of a vector's four at a time
+inline constexpr int kScoreRows = 4;    // the most rows of a score tile
+inline constexpr int kStripParts = 4;   // parts of a vector that a strip adds up one after the other
+inline constexpr int kHeldQueries = 0;  // queries are not held
+inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows: 16 registers, 4 for queries, 1 for a key
+inline constexpr int kRowGroups = 1;  // groups of 16 rows that take them in turn
+inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
+inline constexpr int kOutputTile = 4;          // accumulators of an output tile: 16 registers; 24 for the most rows
+inline constexpr int kOutputRows = 6;          // the most rows of an output tile
+template <class Codec>
+inline constexpr Kernels::StreamRows kStreamRows = {8, 1};
+
+GQA_OP Vec set1(float value) {
+  const float32x4_t all = vdupq_n_f32(value);
+  return {{all, all, all, all}};
+}
+GQA_OP Vec zero() { return set1(0.0f); }
+GQA_OP Vec load(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+GQA_OP void store(float* p, const Vec& a) {
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.part[i]);
+}
+// Operations part by part.
+#define GQA_NEON_PARTS(expression) \
+  Vec r;                           \
+  GQA_UNROLL                       \
+  for (int i = 0; i < 4; ++i) {    \
+    r.part[i] = expression;        \
+  }                                \
+  return r
+GQA_OP Vec add(const Vec& a, const Vec& b) { GQA_NEON_PARTS(a.part[i] + b.part[i]); }
+GQA_OP Vec sub(const Vec& a, const Vec& b) { GQA_NEON_PARTS(a.part[i] - b.part[i]); }
+GQA_OP Vec mul(const Vec& a, const Vec& b) { GQA_NEON_PARTS(a.part[i] * b.part[i]); }
+GQA_OP Vec div(const Vec& a, const Vec& b) { GQA_NEON_PARTS(a.part[i] / b.part[i]); }
+// A product that is rounded before it is added to something, see region.hpp.
+GQA_OP Vec unfused(Vec product) {
+#if defined(__clang__)
+  asm("" : "+w"(product.part[0]), "+w"(product.part[1]), "+w"(product.part[2]), "+w"(product.part[3]));
+#endif
+  return product;
+}
+// a·b + c, rounded once.
+GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) { GQA_NEON_PARTS(vfmaq_f32(c.part[i], a.part[i], b.part[i])); }
+GQA_OP uint32x4_t bits_of(float32x4_t a) { return vreinterpretq_u32_f32(a); }
+GQA_OP float32x4_t of_bits(uint32x4_t a) { return vreinterpretq_f32_u32(a); }
+// b where a is NaN.
+GQA_OP float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+GQA_OP Vec larger(const Vec& a, const Vec& b) { GQA_NEON_PARTS(larger(a.part[i], b.part[i])); }
+// The floats whose bits are those of a shifted by N.
+template <int N>
+GQA_OP Vec shift_left(const Vec& a) {
+  GQA_NEON_PARTS(of_bits(vshlq_n_u32(bits_of(a.part[i]), N)));
+}
+template <int N>
+GQA_OP Vec shift_right(const Vec& a) {
+  GQA_NEON_PARTS(of_bits(vshrq_n_u32(bits_of(a.part[i]), N)));
+}
+// Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
+GQA_OP Vec less(const Vec& a, const Vec& b) { GQA_NEON_PARTS(of_bits(vcltq_f32(a.part[i], b.part[i]))); }
+GQA_OP Vec less_equal(const Vec& a, const Vec& b) { GQA_NEON_PARTS(of_bits(vcleq_f32(a.part[i], b.part[i]))); }
+GQA_OP Vec bit_and(const Vec& a, const Vec& b) {
+  GQA_NEON_PARTS(of_bits(vandq_u32(bits_of(a.part[i]), bits_of(b.part[i]))));
+}
+GQA_OP Vec bit_or(const Vec& a, const Vec& b) {
+  GQA_NEON_PARTS(of_bits(vorrq_u32(bits_of(a.part[i]), bits_of(b.part[i]))));
+}
+GQA_OP Vec bit_xor(const Vec& a, const Vec& b) {
+  GQA_NEON_PARTS(of_bits(veorq_u32(bits_of(a.part[i]), bits_of(b.part[i]))));
+}
+// value, but 0 where x < floor. NaN in x keeps value.
+GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
+  GQA_NEON_PARTS(of_bits(vbicq_u32(bits_of(value.part[i]), vcltq_f32(x.part[i], floor.part[i]))));
+}
+// a where the lane's highest bit is set, else b.
+GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
+  GQA_NEON_PARTS(vbslq_f32(vcltzq_s32(vreinterpretq_s32_f32(bits.part[i])), a.part[i], b.part[i]));
+}
+// a where the lane's bit is set, else b.
+GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
+  const std::uint32_t weights[4] = {1, 2, 4, 8};
+  const uint32x4_t weight = vld1q_u32(weights);
+  GQA_NEON_PARTS(
+      vbslq_f32(vtstq_u32(vdupq_n_u32(static_cast<std::uint32_t>(bits >> (4 * i))), weight), a.part[i], b.part[i]));
+}
+// The lanes' highest bits.
+GQA_OP std::uint32_t sign_bits(const Vec& a) {
+  const std::int32_t places[4] = {0, 1, 2, 3};
+  const int32x4_t place = vld1q_s32(places);
+  std::uint32_t bits = 0;
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) bits |= vaddvq_u32(vshlq_u32(vshrq_n_u32(bits_of(a.part[i]), 31), place)) << (4 * i);
+  return bits;
+}
+GQA_OP float reduce_max(const Vec& a) {
+  alignas(16) float lanes[4];
+  vst1q_f32(lanes, larger(larger(a.part[0], a.part[2]), larger(a.part[1], a.part[3])));
+  const float even = lanes[0] > lanes[2] ? lanes[0] : lanes[2];
+  const float odd = lanes[1] > lanes[3] ? lanes[1] : lanes[3];
+  return even > odd ? even : odd;
+}
+// The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
+GQA_OP float32x4_t add_quarters(const Vec& a) { return (a.part[0] + a.part[2]) + (a.part[1] + a.part[3]); }
+GQA_OP float reduce_add(const Vec& a) {
+  const float32x4_t s = add_quarters(a);
+  const float32x2_t two = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+// The same tree for four vectors at once: sums[i] = reduce_add(acc[i]).
+GQA_OP void reduce_four(const Vec* acc, float* sums) {
+  float32x2_t two[4];
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const float32x4_t s = add_quarters(acc[i]);
+    two[i] = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+  }
+  const float32x4_t even = vcombine_f32(vzip1_f32(two[0], two[1]), vzip1_f32(two[2], two[3]));
+  const float32x4_t odd = vcombine_f32(vzip2_f32(two[0], two[1]), vzip2_f32(two[2], two[3]));
+  vst1q_f32(sums, even + odd);
+}
+template <int N>
+GQA_OP void reduce_tile(const Vec (&acc)[N], float* sums) {
+  GQA_UNROLL
+  for (int i = 0; i < N; i += 4) reduce_four(acc + i, sums + i);
+}
+// 4 × 4 floats: row i, column j ↔ row j, column i.
+GQA_OP void transpose_part(float32x4_t (&r)[4]) {
+  const float32x4x2_t a = vtrnq_f32(r[0], r[1]);
+  const float32x4x2_t b = vtrnq_f32(r[2], r[3]);
+  r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+// Vector i, lane j ↔ vector j, lane i.
+GQA_OP void transpose(Vec (&r)[kLanes]) {
+  Vec turned[kLanes];
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    GQA_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      float32x4_t part[4] = {r[4 * i].part[j], r[4 * i + 1].part[j], r[4 * i + 2].part[j], r[4 * i + 3].part[j]};
+      transpose_part(part);
+      GQA_UNROLL
+      for (int n = 0; n < 4; ++n) turned[4 * j + n].part[i] = part[n];
+    }
+  }
+  GQA_UNROLL
+  for (int i = 0; i < kLanes; ++i) r[i] = turned[i];
+}
+GQA_OP bool any_nonfinite(const Vec& a) {
+  const uint32x4_t exponent = vdupq_n_u32(0x7f800000u);
+  uint32x4_t found = vdupq_n_u32(0);
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) found = vorrq_u32(found, vceqq_u32(vandq_u32(bits_of(a.part[i]), exponent), exponent));
+  return vmaxvq_u32(found) != 0;
+}
+
+template <class Codec>
+GQA_OP float32x4_t widen4(const std::byte* p) {
+  if constexpr (Codec::type == ElementType::f32) {
+    return vld1q_f32(typed<const float>(p));
+  } else {
+    const uint16x4_t bits = vld1_u16(typed<const std::uint16_t>(p));
+    if constexpr (Codec::type == ElementType::f16) return vcvt_f32_f16(vreinterpret_f16_u16(bits));
+    else return of_bits(vshll_n_u16(bits, 16));
+  }
+}
+template <class Codec>
+GQA_OP Vec load_as(const std::byte* p) {
+  GQA_NEON_PARTS(widen4<Codec>(p + 4 * i * Codec::bytes));
+}
+// The first `count` elements; zeros behind them, nothing read there.
+template <class Codec>
+GQA_OP Vec load_part(const std::byte* p, Index count) {
+  alignas(16) std::byte lanes[kLanes * Codec::bytes] = {};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * Codec::bytes, p + i * Codec::bytes, Codec::bytes);
+  return load_as<Codec>(lanes);
+}
+// A Dot of 4 of its 16 lanes: with one register instead of four to an accumulator, four rows share a key.
+template <class Codec>
+struct QuarterDot {
+  using Operand = float32x4_t;
+  using Sum = float32x4_t;
+  static GQA_OP float32x4_t none() { return vdupq_n_f32(0.0f); }
+  static GQA_OP float32x4_t query(const std::byte* p) { return vld1q_f32(typed<const float>(p)); }
+  static GQA_OP float32x4_t key(const std::byte* p) { return widen4<Codec>(p); }
+  static GQA_OP float32x4_t key_part(const std::byte* p, Index count) {
+    return load_part<Codec>(p, count < 4 ? count : 4).part[0];  // none, if fewer than one
+  }
+  static GQA_OP float32x4_t add(float32x4_t q, float32x4_t k, float32x4_t acc) { return vfmaq_f32(acc, q, k); }
+  static GQA_OP void keep(float* lanes, float32x4_t sum) { vst1q_f32(lanes, sum); }
+};
+template <class Codec, class Whole>
+using StripDot = QuarterDot<Codec>;
+
+// Round to nearest, ties to even; NaN stays NaN.
+GQA_OP uint16x4_t narrow_bf16(float32x4_t a) {
+  const uint32x4_t bits = bits_of(a);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+  const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+  const uint32x4_t nan = vcgtq_u32(vandq_u32(bits, vdupq_n_u32(0x7fffffff)), vdupq_n_u32(0x7f800000));
+  return vshrn_n_u32(vbslq_u32(nan, quiet, rounded), 16);
+}
+template <class Codec>
+GQA_OP void store_as(std::byte* p, const Vec& a) {
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (Codec::type == ElementType::f32) vst1q_f32(typed<float>(p) + 4 * i, a.part[i]);
+    else if constexpr (Codec::type == ElementType::bf16)
+      vst1_u16(typed<std::uint16_t>(p) + 4 * i, narrow_bf16(a.part[i]));
+    else vst1_u16(typed<std::uint16_t>(p) + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.part[i])));
+  }
+}
+#undef GQA_NEON_PARTS
+#include "gqa/detail/path/memory.inl"
+#include "gqa/detail/path/one_unit.inl"
+
+#define GQA_LONG_OP GQA_OP
+#define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)
+#define GQA_KERNEL_PATH Path::neon
+#define GQA_KERNELS_NAME "gqa_kernels_neon"
+#include "gqa/detail/path/kernel.inl"
+#undef GQA_KERNEL_PATH
+#undef GQA_KERNELS_NAME
+#undef GQA_LONG_OP
+#undef GQA_STRIP_LOOP
+
+}  // namespace gqa::detail::inline GQA_ABI::neon
+
+GQA_END_PLAIN_REGION()
+
+#endif  // GQA_DETAIL_NEON
