@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Masks and scores of your own: a boolean mask, an additive bias, a soft cap, and first tokens with a window. Each is a struct of a few lines,
-// compiled into the kernels of every path, and held here against the definition in double precision.
+// Masks and scores of your own: a boolean mask, an additive bias, a soft cap with linear biases, first tokens with a window, learned sinks,
+// and a score that is computed one at a time. Each is a struct of a few lines, compiled into the kernels of every path, and held here
+// against the definition in double precision.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -17,35 +18,45 @@ namespace {
 using gqa::Index;
 using gqa::PositionRange;
 
-// n_q × n_kv flags, true where the query may look. Queries are the last n_q positions of the cache.
-struct BooleanMask {
+// n_q × n_kv flags, true where the query may look. `k` stands for the positions of the keys: what is returned is evaluated for many at once.
+struct BooleanMask : gqa::Full {
   const std::uint8_t* allowed;
-  Index n_q;
   Index n_kv;
-  PositionRange visible_range(Index, Index kv_length) const { return {0, kv_length}; }
-  bool is_visible(Index query_position, Index key_position, Index) const {
-    return allowed[(query_position - (n_kv - n_q)) * n_kv + key_position] != 0;
-  }
+  BooleanMask(const std::uint8_t* flags, Index width) : allowed(flags), n_kv(width) {}
+  auto visible(const gqa::RowContext& row, auto k) const { return lookup(allowed + row.query * n_kv, k) != 0; }
 };
 
 // query head × n_q × n_kv numbers, added to the scaled scores.
-struct AdditiveBias {
+struct AdditiveBias : gqa::Causal {
   const float* bias;
   Index n_q;
   Index n_kv;
-  PositionRange visible_range(Index query_position, Index kv_length) const {
-    return gqa::Causal{}.visible_range(query_position, kv_length);
-  }
-  float score(float score, Index query_position, Index key_position, Index query_head) const {
-    return score + bias[(query_head * n_q + query_position - (n_kv - n_q)) * n_kv + key_position];
+  AdditiveBias(const float* biases, Index rows, Index width) : bias(biases), n_q(rows), n_kv(width) {}
+  auto score(auto s, const gqa::RowContext& row, auto k) const {
+    return s + lookup(bias + (row.query_head * n_q + row.query) * n_kv, k);
   }
 };
 
-// Gemma 2's.
-struct SoftCap : gqa::Causal {
+// Gemma 2's soft cap, then ALiBi's linear biases.
+struct SoftCapAndAlibi : gqa::Causal {
   float cap;
-  explicit SoftCap(float value) : cap(value) {}
-  float score(float score, Index, Index, Index) const { return cap * std::tanh(score / cap); }
+  explicit SoftCapAndAlibi(float value) : cap(value) {}
+  auto score(auto s, const gqa::RowContext& row, auto k) const {
+    const float slope = std::exp2(-static_cast<float>(row.query_head + 1));
+    return cap * tanh(s / cap) - slope * (row.position - k);
+  }
+};
+
+// A learned number for each query head joins the sum of weights, as in gpt-oss.
+struct LearnedSinks : gqa::Causal {
+  const float* sinks;
+  explicit LearnedSinks(const float* numbers) : sinks(numbers) {}
+  float sink(const gqa::RowContext& row) const { return sinks[row.query_head]; }
+};
+
+// Whatever C++ can say, one score at a time: several times as slow as an expression.
+struct CubeRoots : gqa::Causal {
+  float score(float score, const gqa::RowContext&, Index) const { return std::cbrt(score); }
 };
 
 // The first tokens and a window. What lies between costs nothing, and its pages may have been freed.
@@ -102,9 +113,11 @@ int main() {
   for (std::size_t i = 0; i < allowed.size(); ++i) allowed[i] = i * 2654435761u % 7 < 3;
   const std::vector<float> bias = random_numbers(kQueryHeads * kQueries * kLength, 4);
 
-  show("boolean mask", BooleanMask{allowed.data(), kQueries, kLength});
+  show("boolean mask", BooleanMask{allowed.data(), kLength});
   show("additive bias", AdditiveBias{bias.data(), kQueries, kLength});
-  show("soft cap", SoftCap{20.0f});
+  show("soft cap and ALiBi", SoftCapAndAlibi{20.0f});
+  show("learned sinks", LearnedSinks{bias.data()});
+  show("cube roots of scores", CubeRoots{});
   show("first tokens and window", FirstTokensAndWindow{4, 64});
   return right ? 0 : 1;
 }

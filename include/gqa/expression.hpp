@@ -42,7 +42,7 @@ struct RowContext : QueryContext {
 /// | --- | --- |
 /// | `s`, `k` | the score; the key's position as a float, exact below 2^24 |
 /// | a number | captured when the tree is built: as a float |
-/// | `lookup(pointer, k)`, `lookup(pointer, k, stride)` | `pointer[position · stride]` of float or std::int32_t, for the positions of the cache |
+/// | `lookup(pointer, k)`, `lookup(pointer, k, stride)` | `pointer[position · stride]` of float, std::int32_t or std::uint8_t, for the positions of the cache |
 /// | `+ − · /`, unary `−` | IEEE's, rounded to nearest |
 /// | `fma(a, b, c)` | a·b + c, rounded once |
 /// | `min max abs` | of NaN: NaN |
@@ -53,50 +53,56 @@ struct RowContext : QueryContext {
 /// Conditions are what `visible` returns, and what select takes. Trees hold numbers and pointers by value and refer to nothing else.
 namespace expression {
 
-/// Base of all nodes: what makes `tanh(s)` find this namespace's.
-struct Part {};
-/// Base of those that are true or false.
-struct ConditionPart : Part {};
+/// What a node is: a number for each score, or true or false.
+struct OfValue {};
+struct OfCondition {};
 
 template <class E>
-concept Any = std::derived_from<E, Part>;
+concept Condition = std::same_as<typename E::ExpressionKind, OfCondition>;
 template <class E>
-concept Condition = std::derived_from<E, ConditionPart>;
-template <class E>
-concept Value = Any<E> && !Condition<E>;
+concept Value = std::same_as<typename E::ExpressionKind, OfValue>;
 template <class T>
 concept Number = std::is_arithmetic_v<T>;
 
 /// The score.
-struct Score : Part {};
+struct Score {
+  using ExpressionKind = OfValue;
+};
 /// The key's position.
-struct Key : Part {};
+struct Key {
+  using ExpressionKind = OfValue;
+};
 /// A number of the row's.
-struct Constant : Part {
+struct Constant {
+  using ExpressionKind = OfValue;
   float value;
   GQA_ALWAYS_INLINE constexpr explicit Constant(float number) noexcept : value(number) {}
 };
 /// data[position · stride].
 template <class T>
-struct Lookup : Part {
+struct Lookup {
+  using ExpressionKind = OfValue;
   const T* data;
   Index stride;
   GQA_ALWAYS_INLINE constexpr Lookup(const T* first, Index step) noexcept : data(first), stride(step) {}
 };
 /// An operation of one, two or three values or conditions.
 template <class Op, class A>
-struct Unary : Op::Kind {
+struct Unary {
+  using ExpressionKind = typename Op::Kind;
   A a;
   GQA_ALWAYS_INLINE constexpr explicit Unary(const A& x) noexcept : a(x) {}
 };
 template <class Op, class A, class B>
-struct Binary : Op::Kind {
+struct Binary {
+  using ExpressionKind = typename Op::Kind;
   A a;
   B b;
   GQA_ALWAYS_INLINE constexpr Binary(const A& x, const B& y) noexcept : a(x), b(y) {}
 };
 template <class Op, class A, class B, class C>
-struct Ternary : Op::Kind {
+struct Ternary {
+  using ExpressionKind = typename Op::Kind;
   A a;
   B b;
   C c;
@@ -108,24 +114,24 @@ template <class K>
 struct Operation {
   using Kind = K;
 };
-struct Add : Operation<Part> {};
-struct Subtract : Operation<Part> {};
-struct Multiply : Operation<Part> {};
-struct Divide : Operation<Part> {};
-struct Negate : Operation<Part> {};
-struct Fma : Operation<Part> {};
-struct Min : Operation<Part> {};
-struct Max : Operation<Part> {};
-struct Abs : Operation<Part> {};
-struct Exp : Operation<Part> {};
-struct Log : Operation<Part> {};
-struct Tanh : Operation<Part> {};
-struct Select : Operation<Part> {};
-struct Less : Operation<ConditionPart> {};
-struct LessEqual : Operation<ConditionPart> {};
-struct And : Operation<ConditionPart> {};
-struct Or : Operation<ConditionPart> {};
-struct Not : Operation<ConditionPart> {};
+struct Add : Operation<OfValue> {};
+struct Subtract : Operation<OfValue> {};
+struct Multiply : Operation<OfValue> {};
+struct Divide : Operation<OfValue> {};
+struct Negate : Operation<OfValue> {};
+struct Fma : Operation<OfValue> {};
+struct Min : Operation<OfValue> {};
+struct Max : Operation<OfValue> {};
+struct Abs : Operation<OfValue> {};
+struct Exp : Operation<OfValue> {};
+struct Log : Operation<OfValue> {};
+struct Tanh : Operation<OfValue> {};
+struct Select : Operation<OfValue> {};
+struct Less : Operation<OfCondition> {};
+struct LessEqual : Operation<OfCondition> {};
+struct And : Operation<OfCondition> {};
+struct Or : Operation<OfCondition> {};
+struct Not : Operation<OfCondition> {};
 
 /// A node or a number, as a node.
 template <Value E>
@@ -215,8 +221,8 @@ requires(Value<A> || Number<A>) && (Value<B> || Number<B>)GQA_ALWAYS_INLINE
 /// data[position · stride] of the key's position: biases, document numbers. Is read for positions that the cache has, in blocks in which some
 /// row sees something; lives as long as the call. int32 beyond ±2^24 is rounded.
 template <class T>
-requires std::same_as<T, float> || std::same_as<T, std::int32_t> GQA_ALWAYS_INLINE constexpr auto lookup(
-    const T* data, const Key&, Index stride = 1) noexcept {
+requires std::same_as<T, float> || std::same_as<T, std::int32_t> || std::same_as<T, std::uint8_t>
+    GQA_ALWAYS_INLINE constexpr auto lookup(const T* data, const Key&, Index stride = 1) noexcept {
   return Lookup<T>(data, stride);
 }
 

@@ -67,6 +67,15 @@ struct Holes {
   float score(float score, Index, Index, Index) const { return score * 0.5f; }
 };
 
+// A mask, scores and sinks of expressions, whose bits are those of the path, not of the flags.
+struct Expressions : gqa::Causal {
+  auto score(auto s, const gqa::RowContext& row, auto k) const {
+    return 2.0f * tanh(s / 2.0f) - 0.25f * log(1.0f + (row.position - k)) * exp(-0.001f * k);
+  }
+  auto visible(const gqa::RowContext& row, auto k) const { return k == row.position || row.position - k > 3; }
+  float sink(const gqa::RowContext& row) const { return static_cast<float>(row.query_head); }
+};
+
 float from_bits(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -99,6 +108,7 @@ void run_type(gqa::Path path) {
   std::printf("%s: ", type), run("decode", path, kv(kTokens), q, 1, gqa::Causal{}, {});
   std::printf("%s: ", type), run("prefill", path, kv(50), q, 50, gqa::Causal{}, {});
   std::printf("%s: ", type), run("a variant", path, kv(kTokens), q, 9, Holes{}, {});
+  std::printf("%s: ", type), run("expressions", path, kv(kTokens), q, 5, Expressions{}, {});
   for (const gqa::Products products : {gqa::Products::bf16, gqa::Products::bf16_terms}) {
     const char* const name = products == gqa::Products::bf16 ? "bf16 products" : "bf16 terms";
     std::printf("%s: ", type), run(name, path, kv(kTokens), q, 7, gqa::CausalWindow{500}, {.products = products});
