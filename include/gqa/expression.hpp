@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "gqa/detail/config.hpp"
+#include "gqa/element.hpp"
 
 namespace gqa {
 
@@ -21,6 +21,15 @@ struct QueryContext {
 /// What a variant is told of a query row, a query token and a query head.
 struct RowContext : QueryContext {
   Index query_head = 0;
+};
+
+/// What a variant's check is told of a sequence.
+struct SequenceContext {
+  Index sequence = 0;     ///< its index in the batch
+  Index query_heads = 0;  ///< Hq
+  Index kv_heads = 0;     ///< Hkv
+  Index queries = 0;      ///< n_q
+  Index kv_length = 0;    ///< n_kv
 };
 
 /// The parts of a score expression. A variant's `score(s, row, k)` or `visible(row, k)` is called once for each query row of a call, with
@@ -42,7 +51,7 @@ struct RowContext : QueryContext {
 /// | --- | --- |
 /// | `s`, `k` | the score; the key's position as a float, exact below 2^24 |
 /// | a number | captured when the tree is built: as a float |
-/// | `lookup(pointer, k)`, `lookup(pointer, k, stride)` | `pointer[position · stride]` of float, std::int32_t or std::uint8_t, for the positions of the cache |
+/// | `lookup(pointer, k)`, `lookup(pointer, k, stride)` | `pointer[position · stride]` of float, bf16, f16, std::int32_t, std::uint8_t or bool, for the positions of the cache |
 /// | `+ − · /`, unary `−` | IEEE's, rounded to nearest |
 /// | `fma(a, b, c)` | a·b + c, rounded once |
 /// | `min max abs` | of NaN: NaN |
@@ -218,11 +227,14 @@ requires(Value<A> || Number<A>) && (Value<B> || Number<B>)GQA_ALWAYS_INLINE
     constexpr auto select(const If& condition, const A& a, const B& b) noexcept {
   return Ternary<Select, If, PartOf<A>, PartOf<B>>(condition, part(a), part(b));
 }
+/// What may be looked up: numbers of at most 32 bits, bf16 and f16.
+template <class T>
+concept LookedUp = std::same_as<T, float> || std::same_as<T, bf16> || std::same_as<T, f16> ||
+    std::same_as<T, std::int32_t> || std::same_as<T, std::uint8_t> || std::same_as<T, bool>;
 /// data[position · stride] of the key's position: biases, document numbers. Is read for positions that the cache has, in blocks in which some
 /// row sees something; lives as long as the call. int32 beyond ±2^24 is rounded.
-template <class T>
-requires std::same_as<T, float> || std::same_as<T, std::int32_t> || std::same_as<T, std::uint8_t>
-    GQA_ALWAYS_INLINE constexpr auto lookup(const T* data, const Key&, Index stride = 1) noexcept {
+template <LookedUp T>
+GQA_ALWAYS_INLINE constexpr auto lookup(const T* data, const Key&, Index stride = 1) noexcept {
   return Lookup<T>(data, stride);
 }
 

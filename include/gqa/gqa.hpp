@@ -16,4 +16,5 @@
 #include "gqa/options.hpp"
 #include "gqa/tensor_view.hpp"
 #include "gqa/variant.hpp"
+#include "gqa/variants.hpp"
 #include "gqa/version.hpp"

@@ -84,7 +84,9 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, I
 /// | | `float score(float score, const RowContext& row, Index key_position)` |
 /// | | `auto score(auto s, const RowContext& row, auto k)`: an expression, evaluated on vectors: several times as fast |
 /// | sink | `float sink(const RowContext& row)`: a learned score of a key without a value, which takes its share of the weights |
-/// | | `void check()`: throws if the variant's own parameters are wrong; called before any work |
+/// | | `bool sink_in_lse()`: whether it counts in the log-sum-exp; it does unless the variant says otherwise |
+/// | check | `void check()`: throws if the variant's own parameters are wrong; called before any work |
+/// | | `void check(const SequenceContext& sequence)`: or if they do not fit a sequence of the call; called for each |
 ///
 /// A member with one of these names that has another form, that is private, or whose constraints are not met is refused at compile time, and
 /// so are two forms of one stage.
@@ -129,9 +131,9 @@ template <class V>
 concept MaskExpression = requires(const V& variant, const RowContext& row, const expression::Key& key) {
   { variant.visible(row, key) } -> expression::Condition;
 };
+/// One that baseline code works out.
 template <class V>
-inline constexpr int mask_forms = (MaskOfPair<V> || MaskOfContext<V> ? 1 : 0) + (MaskOfWords<V> ? 1 : 0) +
-                                  (MaskExpression<V> ? 1 : 0);
+concept PlainMask = MaskOfPair<V> || MaskOfContext<V> || MaskOfWords<V>;
 
 /// Forms of the score.
 template <class V>
@@ -146,6 +148,19 @@ concept ScoreOfContext = !ScoreExpression<V> && requires(const V& variant, const
 template <class V>
 concept ScoreOfPair = requires(const V& variant, Index position) {
   { variant.score(1.0f, position, position, position) } -> std::convertible_to<float>;
+};
+
+template <class V>
+concept Scores = ScoreExpression<V> || ScoreOfContext<V> || ScoreOfPair<V>;
+
+template <class V>
+concept HasSink = requires(const V& variant, const RowContext& row) {
+  { variant.sink(row) } -> std::convertible_to<float>;
+};
+/// One that is left out of the log-sum-exp, if it says so.
+template <class V>
+concept SaysSinkInLse = requires(const V& variant) {
+  { variant.sink_in_lse() } -> std::convertible_to<bool>;
 };
 
 /// The trees' types, and how many numbers they have.
@@ -180,19 +195,15 @@ using VisibleSize = typename VisibleTreeOf<V>::Sizes;
 
 /// Variant that refines its ranges.
 template <class V>
-concept MaskingVariant = Variant<V> && detail::mask_forms<V>
-== 1;
+concept MaskingVariant = Variant<V> && (detail::PlainMask<V> || detail::MaskExpression<V>);
 
 /// Variant that changes scores.
 template <class V>
-concept ScoringVariant = Variant<V> &&
-    (int{detail::ScoreExpression<V>} + int{detail::ScoreOfContext<V>} + int{detail::ScoreOfPair<V>} == 1);
+concept ScoringVariant = Variant<V> && detail::Scores<V>;
 
 /// Variant with a sink.
 template <class V>
-concept SinkVariant = Variant<V> && requires(const V& variant, const RowContext& row) {
-  { variant.sink(row) } -> std::convertible_to<float>;
-};
+concept SinkVariant = Variant<V> && detail::HasSink<V>;
 
 /// Every query sees every token (bidirectional and cross attention).
 struct Full {

@@ -200,6 +200,9 @@ inline SequenceRanges check_sequence(const ArgumentName& name, const ExpectedSha
   ranges.kv = check_cache(name, sequence.kv);
   check_compiled(name, "kv.k_type", sequence.kv.k_type, types);
   check_compiled(name, "kv.v_type", sequence.kv.v_type, types);
+  if (variant.check_sequence != nullptr)
+    variant.check_sequence(variant.variant, {&sequence - variant.batch, q.heads, sequence.kv.kv_heads, q.tokens,
+                                             sequence.kv.length});
   check_visible(name, variant, sequence);
   return ranges;
 }

@@ -260,7 +260,7 @@ struct QuerySource {
 
 /// Where a tile's outputs go; rows as in QuerySource.
 struct OutputTarget {
-  std::byte* data = nullptr;
+  std::byte* data = nullptr;  ///< query token 0, the KV head's first query head; or null
   ElementType type = ElementType::f32;
   Index token_stride = 0;  ///< bytes
   Index head_stride = 0;   ///< bytes

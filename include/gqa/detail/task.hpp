@@ -52,7 +52,7 @@ class SequenceTasks {
     scratch_.tile.scored = variant.softmax != nullptr;
     scratch_.tile.score_scale = scratch_.tile.scored ? call.scale : call.scale * kLog2E;
     softmax_ = scratch_.tile.scored ? variant.softmax(kernels_) : kernels_.softmax;
-    if (variant.refine != nullptr) refine_ = variant.refine(kernels_);
+    if (variant.visible != nullptr) visible_ = variant.visible(kernels_);
     if (variant.asks_of_rows()) scratch_.tile.variant_rows = scratch_.variant_rows;
     total_ = scratch_.tile;
   }
@@ -115,25 +115,12 @@ class SequenceTasks {
 
   /// Stores the total.
   void store() const {
-    if (call_.variant.sink != nullptr) add_sinks();
-    for (Index j = 0; j < range_.heads; ++j) {
-      OutputTarget target;
-      const TensorView& out = sequence_.out;
-      const Index first_head = (range_.first_head + j) * call_.group;
-      const Index bytes = element_bytes(out.type);
-      target.data = static_cast<std::byte*>(out.data) + first_head * out.strides.head * bytes;
-      target.type = out.type;
-      target.token_stride = out.strides.token * bytes;
-      target.head_stride = out.strides.head * bytes;
-      target.dim_stride = out.strides.dim;
-      target.group = call_.group;
-      target.first_row = range_.first_row;
-      if (!sequence_.lse.empty()) {
-        target.lse = sequence_.lse.data() + first_head;
-        target.lse_token_stride = call_.shape.query_heads;
-      }
-      kernels_.store(head_tile(total_, j), target);
-    }
+    const bool wants_lse = !sequence_.lse.empty();
+    if (call_.variant.sink == nullptr) return store(true, wants_lse);
+    const bool before = wants_lse && !call_.variant.sink_in_lse;
+    if (before) store(false, true);
+    add_sinks();
+    store(true, wants_lse && !before);
   }
 
  private:
@@ -157,6 +144,27 @@ class SequenceTasks {
     if (call_.variant.asks_of_rows()) tell_variant();
     for (Index j = 0; j < range_.heads; ++j)
       kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+  }
+
+  void store(bool outputs, bool lse) const {
+    for (Index j = 0; j < range_.heads; ++j) {
+      OutputTarget target;
+      const TensorView& out = sequence_.out;
+      const Index first_head = (range_.first_head + j) * call_.group;
+      const Index bytes = element_bytes(out.type);
+      if (outputs) target.data = static_cast<std::byte*>(out.data) + first_head * out.strides.head * bytes;
+      target.type = out.type;
+      target.token_stride = out.strides.token * bytes;
+      target.head_stride = out.strides.head * bytes;
+      target.dim_stride = out.strides.dim;
+      target.group = call_.group;
+      target.first_row = range_.first_row;
+      if (lse) {
+        target.lse = sequence_.lse.data() + first_head;
+        target.lse_token_stride = call_.shape.query_heads;
+      }
+      kernels_.store(head_tile(total_, j), target);
+    }
   }
 
   RowContext context_of(Index kv_head, Index row) const noexcept {
@@ -364,7 +372,7 @@ class SequenceTasks {
 
   /// The units of block number b of a stage.
   void add_block(const BlockAddress& here, Index b) {
-    const bool whole = here.last - here.first == kBlock && rows_.whole(here.begin) && call_.variant.refine == nullptr;
+    const bool whole = here.last - here.first == kBlock && rows_.whole(here.begin) && !call_.variant.masks();
     bool rows_differ = false;
     const std::uint64_t* visible = nullptr;
     for (Index j = 0; j < range_.heads; ++j) {
@@ -379,7 +387,7 @@ class SequenceTasks {
       block.v_stride = here.uniform ? addresses_.v_strides().token : 0;
       block.first = here.first;
       block.last = here.last;
-      if (!whole && (j == 0 || call_.variant.refine != nullptr)) {
+      if (!whole && (j == 0 || call_.variant.masks())) {
         visible = visible_of(b, j);
         rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
       }
@@ -409,24 +417,29 @@ class SequenceTasks {
   /// row's range. A variant that refines ranges is asked here, once a pair.
   std::uint64_t seen_in(Index begin, Index b) const {
     const std::uint64_t in_ranges = rows_.of_any(begin);
-    if (call_.variant.refine == nullptr || in_ranges == 0) return in_ranges;
+    if (!call_.variant.masks() || in_ranges == 0) return in_ranges;
     std::uint64_t seen = 0;
     for (Index j = 0; j < range_.heads; ++j) {
       for (Index row = 0; row < range_.rows; ++row) {
         std::uint64_t& bits = visible_of(b, j)[row];
         const std::uint64_t candidates = rows_.of(row, begin);
-        bits = candidates == 0 ? 0 : refine_(scratch_.variant_rows[j], row, begin, candidates);
+        bits = candidates == 0 ? 0 : refined(scratch_.variant_rows[j], row, begin, candidates);
         seen |= bits;
       }
     }
     if (seen == 0) return 0;
     return in_ranges & bit_range(__builtin_ctzll(seen), kBlock - __builtin_clzll(seen));
   }
+  /// Those of the candidates, one at least, that the variant's masks let a row see.
+  std::uint64_t refined(const VariantRows& rows, Index row, Index begin, std::uint64_t candidates) const {
+    if (call_.variant.refine != nullptr) candidates = call_.variant.refine(rows, row, begin, candidates);
+    return visible_ == nullptr || candidates == 0 ? candidates : visible_(rows, row, begin, candidates);
+  }
   /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
   bool mark_visible(std::uint64_t* visible, Index block_begin, std::uint64_t all) const noexcept {
     bool differ = false;
     for (Index row = 0; row < range_.rows; ++row) {
-      if (call_.variant.refine == nullptr) visible[row] = rows_.of(row, block_begin) & all;
+      if (!call_.variant.masks()) visible[row] = rows_.of(row, block_begin) & all;
       differ |= visible[row] != all;
     }
     return differ;
@@ -442,8 +455,8 @@ class SequenceTasks {
   RowRanges rows_;
   RowTile total_{};  // of the fold
   SoftmaxKernel softmax_ = nullptr;
-  VariantRef::Refine refine_ = nullptr;
-  bool streams_ = false;  // see Stage
+  VariantRef::Refine visible_ = nullptr;  // the mask that is an expression
+  bool streams_ = false;                  // see Stage
   TaskRange range_{};
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:

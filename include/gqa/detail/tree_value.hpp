@@ -35,7 +35,7 @@ inline double tree_value(const expression::Key&, double, Index key_position) {
 inline double tree_value(const expression::Constant& part, double, Index) { return static_cast<double>(part.value); }
 template <class T>
 double tree_value(const expression::Lookup<T>& part, double, Index key_position) {
-  return static_cast<double>(part.data[key_position * part.stride]);
+  return static_cast<double>(static_cast<float>(part.data[key_position * part.stride]));
 }
 template <class Op, class A>
 auto tree_value(const expression::Unary<Op, A>& part, double score, Index key_position);

@@ -246,7 +246,7 @@ inline void scores(const RowTile& tile, const Stage& stage) {
 inline void store_outputs(const RowTile& tile, const OutputTarget& target) {
   const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-  for (Index i = 0; i < tile.rows * tile.o_stride; i += kLanes2) {
+  for (Index i = 0; i < tile.rows * tile.o_stride && target.data != nullptr; i += kLanes2) {
     const Vec low = load(tile.o + i);
     const Vec high = load(tile.o + i + kLanes);
     store(tile.o + i, _mm512_permutex2var_ps(low, first, high));

@@ -111,21 +111,26 @@ GQA_OP void store_row(const float* o, float factor, Index dim, std::byte* out, I
   }
 }
 
-// out ← o / divisor, zeros where nothing was visible; lse ← natural logarithm of the sum of exp(score).
+// out ← o / divisor, zeros where nothing was visible.
+GQA_OP void store_output(const RowTile& tile, const OutputTarget& target, Index row, float divisor) {
+  const RowPlace at(target.first_row + row, target.group);
+  std::byte* const out = target.data + at.token * target.token_stride + at.head * target.head_stride;
+  const float* const o = tile.o + row * tile.o_stride;
+  const float factor = divisor == 0.0f ? 0.0f : 1.0f / divisor;
+  switch (target.type) {
+    case ElementType::f32: store_row<F32>(o, factor, tile.value_dim, out, target.dim_stride); break;
+    case ElementType::bf16: store_row<Bf16>(o, factor, tile.value_dim, out, target.dim_stride); break;
+    case ElementType::f16: store_row<F16>(o, factor, tile.value_dim, out, target.dim_stride); break;
+  }
+}
+
+// Outputs, if they go anywhere; lse ← natural logarithm of the sum of exp(score), likewise.
 inline void store(const RowTile& tile, const OutputTarget& target) {
   for (Index row = 0; row < tile.rows; ++row) {
-    const RowPlace at(target.first_row + row, target.group);
-    std::byte* out = target.data + at.token * target.token_stride + at.head * target.head_stride;
-    const float* o = tile.o + row * tile.o_stride;
     const float l = tile.l_stride == 1 ? tile.l[row] : reduce_add(load(tile.l + row * kLanes));
-    const float divisor = tile.has_divisor ? tile.divisor[row] : l;
-    const float factor = divisor == 0.0f ? 0.0f : 1.0f / divisor;
-    switch (target.type) {
-      case ElementType::f32: store_row<F32>(o, factor, tile.value_dim, out, target.dim_stride); break;
-      case ElementType::bf16: store_row<Bf16>(o, factor, tile.value_dim, out, target.dim_stride); break;
-      case ElementType::f16: store_row<F16>(o, factor, tile.value_dim, out, target.dim_stride); break;
-    }
+    if (target.data != nullptr) store_output(tile, target, row, tile.has_divisor ? tile.divisor[row] : l);
     if (target.lse != nullptr) {
+      const RowPlace at(target.first_row + row, target.group);
       constexpr double kLog2 = static_cast<double>(0x1.62e42fefa39efp-1L);  // the suffix: for -fsingle-precision-constant
       const double scaled = rounded_product(static_cast<double>(tile.m[row]) * kLog2);
       const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Members of variants that would not be called, found and named.
+#pragma once
+
+#include <type_traits>
+
+#include "gqa/variant.hpp"
+
+namespace gqa::detail {
+
+/// Whether V has a member of a name, of whatever kind and access: then the name is ambiguous in a class that has another one of another
+/// base. Of a final class only a public one that is not overloaded is found.
+struct OptionalMembers {
+  int is_visible, visible_bits, visible, score, sink, check;
+};
+template <class V>
+struct WithOptionalMembers : V, OptionalMembers {};
+
+#define GQA_DETAIL_HAS_MEMBER(name)                          \
+  template <class V>                                         \
+  consteval bool has_##name() {                              \
+    if constexpr (!std::is_class_v<V>) return false;         \
+    else if constexpr (std::is_final_v<V>) return requires { \
+        &V::name;                                            \
+      };                                                     \
+    else return !requires {                                  \
+        &WithOptionalMembers<V>::name;                       \
+      };                                                     \
+  }
+GQA_DETAIL_HAS_MEMBER(is_visible)
+GQA_DETAIL_HAS_MEMBER(visible_bits)
+GQA_DETAIL_HAS_MEMBER(visible)
+GQA_DETAIL_HAS_MEMBER(score)
+GQA_DETAIL_HAS_MEMBER(sink)
+GQA_DETAIL_HAS_MEMBER(check)
+#undef GQA_DETAIL_HAS_MEMBER
+
+/// Says in sentences which member of a variant has a form that would not be called.
+template <class V>
+consteval void check_members() {
+  static_assert(!has_is_visible<V>() || MaskOfPair<V> || MaskOfContext<V>,
+                "The variant's is_visible cannot be called: it must be public, bool is_visible(gqa::Index "
+                "query_position, gqa::Index key_position, gqa::Index query_head) const, or bool is_visible(const "
+                "gqa::RowContext& row, gqa::Index key_position) const");
+  static_assert(!has_visible_bits<V>() || MaskOfWords<V>,
+                "The variant's visible_bits cannot be called: it must be public, std::uint64_t visible_bits(const "
+                "gqa::RowContext& row, gqa::Index block_begin) const");
+  static_assert(!has_visible<V>() || MaskExpression<V>,
+                "The variant's visible cannot be called: it must be public, auto visible(const gqa::RowContext& row, "
+                "auto k) const, and return a condition of gqa::expression");
+  static_assert(int{MaskOfWords<V>} + int{MaskOfPair<V> || MaskOfContext<V>} <= 1,
+                "The variant has several masks: it must have one of is_visible and visible_bits");
+  static_assert(
+      !has_score<V>() || Scores<V>,
+      "The variant's score cannot be called: it must be public, float score(float score, gqa::Index "
+      "query_position, gqa::Index key_position, gqa::Index query_head) const, or float score(float score, const "
+      "gqa::RowContext& row, gqa::Index key_position) const, or auto score(auto s, const gqa::RowContext& row, "
+      "auto k) const, and return a value of gqa::expression");
+  static_assert(int{ScoreExpression<V>} + int{ScoreOfContext<V>} + int{ScoreOfPair<V>} <= 1,
+                "The variant has several scores: it must have one form of score");
+  static_assert(!has_sink<V>() || HasSink<V>,
+                "The variant's sink cannot be called: it must be public, float sink(const gqa::RowContext& row) const");
+  static_assert(
+      !has_check<V>() || requires(const V& variant) { variant.check(); } ||
+          requires(const V& variant, const SequenceContext& sequence) { variant.check(sequence); },
+      "The variant's check cannot be called: it must be public, void check() const, or void check(const "
+      "gqa::SequenceContext& sequence) const");
+}
+
+}  // namespace gqa::detail

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Changes of scores, and sinks: parts of variants, to be composed with a mask. All but the sinks are expressions.
+#pragma once
+
+#include <cmath>
+#include <span>
+
+#include "gqa/variant.hpp"
+#include "gqa/variants/broadcast_view.hpp"
+
+namespace gqa {
+
+/// s → cap · tanh(s / cap): Gemma 2, Grok.
+struct SoftCap {
+  float cap;
+  /// @throws ArgumentError unless the cap is a number above 0
+  GQA_ALWAYS_INLINE void check() const {
+    if (!(cap > 0.0f) || cap > 3.4028234e38f)
+      detail::fail("variant.cap", detail::to_text(static_cast<double>(cap)), "a number above 0");
+  }
+  GQA_ALWAYS_INLINE auto score(auto s, const RowContext&, auto) const { return cap * tanh(s / cap); }
+};
+
+/// s → s − slope · (query position − key position), a slope for each query head (ALiBi, Press et al. 2022): MPT, BLOOM.
+struct Alibi {
+  std::span<const float> slopes;
+
+  /// The published slopes of a number of heads: 2^(−8i/n) for i = 1 … n; where n is no power of two, those of the largest one below, and then
+  /// every second one of twice as many.
+  static GQA_ALWAYS_INLINE void fill_slopes(std::span<float> slopes) noexcept {
+    const std::size_t heads = slopes.size();
+    std::size_t power = 1;
+    while (power * 2 <= heads) power *= 2;
+    for (std::size_t i = 0; i < heads; ++i) {
+      const double at = i < power ? static_cast<double>(i + 1) / static_cast<double>(power)
+                                  : static_cast<double>(2 * (i - power) + 1) / static_cast<double>(2 * power);
+      slopes[i] = static_cast<float>(std::exp2(-8.0 * at));
+    }
+  }
+
+  /// @throws ArgumentError unless there is a slope for each query head
+  GQA_ALWAYS_INLINE void check(const SequenceContext& sequence) const {
+    if (static_cast<Index>(slopes.size()) != sequence.query_heads)
+      detail::fail("variant.slopes.size()", static_cast<Index>(slopes.size()),
+                   "the query heads, " + detail::to_text(sequence.query_heads));
+  }
+  GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto k) const {
+    return s - slopes[static_cast<std::size_t>(row.query_head)] * (row.position - k);
+  }
+};
+
+/// s → s + bias: T is float, bf16 or f16.
+template <class T>
+struct AdditiveBias {
+  BroadcastView<T> bias;
+  /// @throws ArgumentError if the biases do not fit the call
+  GQA_ALWAYS_INLINE void check(const SequenceContext& sequence) const { bias.check("bias", sequence); }
+  GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto k) const {
+    return s + lookup(bias.row(row), k, bias.strides.key);
+  }
+};
+template <class T>
+AdditiveBias(BroadcastView<T>) -> AdditiveBias<T>;
+
+/// s → s + a bias by how far the key is before the query: T5's relative buckets, and any other bias of distances.
+struct DistanceBias {
+  std::span<const float>
+      bias;  ///< query heads × distances: of head h and distance n, query position − key position, at h · distances + n − least
+  Index distances;
+  Index least;  ///< the least distance, 0 or below: that to the farthest key behind a query
+
+  /// T5's bucket of a distance (Raffel et al. 2020; `_relative_position_bucket` of the published code).
+  static GQA_ALWAYS_INLINE Index t5_bucket(Index distance, bool bidirectional, Index buckets,
+                                           Index max_distance) noexcept {
+    Index bucket = 0;
+    Index far = distance;
+    if (bidirectional) {
+      buckets /= 2;
+      if (distance < 0) bucket = buckets, far = -distance;
+    } else if (distance < 0) {
+      far = 0;
+    }
+    const Index exact = buckets / 2;
+    if (far < exact) return bucket + far;
+    const double share = std::log(static_cast<double>(far) / static_cast<double>(exact)) /
+                         std::log(static_cast<double>(max_distance) / static_cast<double>(exact));
+    const Index logarithmic = exact + static_cast<Index>(share * static_cast<double>(buckets - exact));
+    return bucket + (logarithmic < buckets ? logarithmic : buckets - 1);
+  }
+  /// bias[h][n − least] ← table[t5_bucket(n)][h], `table` being T5's weights, buckets × heads.
+  static GQA_ALWAYS_INLINE void fill_t5(std::span<const float> table, Index heads, bool bidirectional, Index buckets,
+                                        Index max_distance, Index least, Index distances, std::span<float> bias) {
+    if (static_cast<Index>(table.size()) != buckets * heads)
+      detail::fail("table.size()", static_cast<Index>(table.size()),
+                   "buckets * heads = " + detail::to_text(buckets * heads));
+    if (static_cast<Index>(bias.size()) != heads * distances)
+      detail::fail("bias.size()", static_cast<Index>(bias.size()),
+                   "heads * distances = " + detail::to_text(heads * distances));
+    for (Index n = 0; n < distances; ++n) {
+      const Index bucket = t5_bucket(n + least, bidirectional, buckets, max_distance);
+      for (Index head = 0; head < heads; ++head)
+        bias[static_cast<std::size_t>(head * distances + n)] = table[static_cast<std::size_t>(bucket * heads + head)];
+    }
+  }
+
+  /// @throws ArgumentError unless there are biases for each query head, and for each distance of the last n_q positions to all keys
+  GQA_ALWAYS_INLINE void check(const SequenceContext& sequence) const {
+    if (static_cast<Index>(bias.size()) != sequence.query_heads * distances)
+      detail::fail("variant.bias.size()", static_cast<Index>(bias.size()),
+                   "query heads * distances = " + detail::to_text(sequence.query_heads * distances));
+    if (least > 0 || least > 1 - sequence.queries)
+      detail::fail(
+          "variant.least", least,
+          "1 - q.tokens = " + detail::to_text(1 - sequence.queries) + " or less, the distance to the last key");
+    if (least + distances < sequence.kv_length)
+      detail::fail("variant.distances", distances,
+                   "kv.length - least = " + detail::to_text(sequence.kv_length - least) + " or more");
+  }
+  GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto k) const {
+    // At position k: bias[head][position − k − least].
+    return s + lookup(bias.data() + row.query_head * distances + row.position - least, k, -1);
+  }
+};
+
+/// s → scale · s, a scale for each query head.
+struct HeadScale {
+  std::span<const float> scales;
+  /// @throws ArgumentError unless there is a scale for each query head
+  GQA_ALWAYS_INLINE void check(const SequenceContext& sequence) const {
+    if (static_cast<Index>(scales.size()) != sequence.query_heads)
+      detail::fail("variant.scales.size()", static_cast<Index>(scales.size()),
+                   "the query heads, " + detail::to_text(sequence.query_heads));
+  }
+  GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto) const {
+    return scales[static_cast<std::size_t>(row.query_head)] * s;
+  }
+};
+
+/// s → s · (1 + strength · log(1 + ⌊(position + 1) / floor_scale⌋)): Llama 4's layers without RoPE, whose queries are scaled so.
+struct PositionTemperature {
+  Index floor_scale = 8192;
+  float strength = 0.1f;
+  /// @throws ArgumentError unless floor_scale >= 1
+  GQA_ALWAYS_INLINE void check() const {
+    if (floor_scale < 1) detail::fail("variant.floor_scale", floor_scale, "1 or more positions");
+  }
+  GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto) const {
+    const auto steps = static_cast<double>((row.position + 1) / floor_scale);
+    return static_cast<float>(1.0 + static_cast<double>(strength) * std::log1p(steps)) * s;
+  }
+};
+
+/// A learned logit for each query head that takes its share of the weights (gpt-oss), in the log-sum-exp too unless `in_lse` is off.
+struct LearnedSinks {
+  std::span<const float> logits;
+  bool in_lse = true;
+  /// @throws ArgumentError unless there is a logit for each query head
+  GQA_ALWAYS_INLINE void check(const SequenceContext& sequence) const {
+    if (static_cast<Index>(logits.size()) != sequence.query_heads)
+      detail::fail("variant.logits.size()", static_cast<Index>(logits.size()),
+                   "the query heads, " + detail::to_text(sequence.query_heads));
+  }
+  GQA_ALWAYS_INLINE float sink(const RowContext& row) const noexcept {
+    return logits[static_cast<std::size_t>(row.query_head)];
+  }
+  GQA_ALWAYS_INLINE bool sink_in_lse() const noexcept { return in_lse; }
+};
+
+}  // namespace gqa
