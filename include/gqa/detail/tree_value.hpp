@@ -3,7 +3,6 @@
 /// A score expression's value for one pair, in double precision: what paths are held to.
 #pragma once
 
-#include <cmath>
 
 #include "gqa/expression.hpp"
 
@@ -14,13 +13,13 @@ inline double applied(expression::Subtract, double a, double b) { return a - b; 
 inline double applied(expression::Multiply, double a, double b) { return a * b; }
 inline double applied(expression::Divide, double a, double b) { return a / b; }
 inline double applied(expression::Negate, double a) { return -a; }
-inline double applied(expression::Fma, double a, double b, double c) { return std::fma(a, b, c); }
-inline double applied(expression::Min, double a, double b) { return std::isnan(a) || a < b ? a : b; }
-inline double applied(expression::Max, double a, double b) { return std::isnan(a) || a > b ? a : b; }
-inline double applied(expression::Abs, double a) { return std::fabs(a); }
-inline double applied(expression::Exp, double a) { return std::exp(a); }
-inline double applied(expression::Log, double a) { return std::log(a); }
-inline double applied(expression::Tanh, double a) { return std::tanh(a); }
+inline double applied(expression::Fma, double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline double applied(expression::Min, double a, double b) { return __builtin_isnan(a) || a < b ? a : b; }
+inline double applied(expression::Max, double a, double b) { return __builtin_isnan(a) || a > b ? a : b; }
+inline double applied(expression::Abs, double a) { return __builtin_fabs(a); }
+inline double applied(expression::Exp, double a) { return __builtin_exp(a); }
+inline double applied(expression::Log, double a) { return __builtin_log(a); }
+inline double applied(expression::Tanh, double a) { return __builtin_tanh(a); }
 inline double applied(expression::Select, bool condition, double a, double b) { return condition ? a : b; }
 inline bool applied(expression::Less, double a, double b) { return a < b; }
 inline bool applied(expression::LessEqual, double a, double b) { return a <= b; }

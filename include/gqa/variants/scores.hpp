@@ -3,7 +3,6 @@
 /// Changes of scores, and sinks: parts of variants, to be composed with a mask. All but the sinks are expressions.
 #pragma once
 
-#include <cmath>
 #include <span>
 
 #include "gqa/variant.hpp"
@@ -35,7 +34,7 @@ struct Alibi {
     for (std::size_t i = 0; i < heads; ++i) {
       const double at = i < power ? static_cast<double>(i + 1) / static_cast<double>(power)
                                   : static_cast<double>(2 * (i - power) + 1) / static_cast<double>(2 * power);
-      slopes[i] = static_cast<float>(std::exp2(-8.0 * at));
+      slopes[i] = static_cast<float>(__builtin_exp2(-8.0 * at));
     }
   }
 
@@ -83,8 +82,8 @@ struct DistanceBias {
     }
     const Index exact = buckets / 2;
     if (far < exact) return bucket + far;
-    const double share = std::log(static_cast<double>(far) / static_cast<double>(exact)) /
-                         std::log(static_cast<double>(max_distance) / static_cast<double>(exact));
+    const double share = __builtin_log(static_cast<double>(far) / static_cast<double>(exact)) /
+                         __builtin_log(static_cast<double>(max_distance) / static_cast<double>(exact));
     const Index logarithmic = exact + static_cast<Index>(share * static_cast<double>(buckets - exact));
     return bucket + (logarithmic < buckets ? logarithmic : buckets - 1);
   }
@@ -147,7 +146,7 @@ struct PositionTemperature {
   }
   GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto) const {
     const auto steps = static_cast<double>((row.position + 1) / floor_scale);
-    return static_cast<float>(1.0 + static_cast<double>(strength) * std::log1p(steps)) * s;
+    return static_cast<float>(1.0 + static_cast<double>(strength) * __builtin_log1p(steps)) * s;
   }
 };
 
