@@ -14,8 +14,11 @@ inline constexpr Index kLanes = 16;
 /// Tokens that the online softmax takes at a time. Blocks start at multiples of kBlock, absolute positions.
 inline constexpr Index kBlock = 64;
 /// Tokens in a span, the unit of parallel work along the sequence. Spans start at multiples of kSpan, absolute positions: a
-/// span's state depends on its own tokens alone, and states merge in ascending order.
+/// span's state depends on its own tokens alone, and the states of a super-span's spans merge in ascending order.
 inline constexpr Index kSpan = 512;
+/// Tokens in a super-span. Super-spans start at multiples of kSuperSpan, absolute positions, and their states merge in ascending order: so
+/// a sequence can be split over machines at such a multiple, each sends one state, and the bits are those of one machine.
+inline constexpr Index kSuperSpan = 32768;
 /// log2 e: scores are kept in units of log2.
 inline constexpr float kLog2E = 1.44269504088896340736f;
 /// Rows, (query token, query head) pairs, that share one pass over a KV head.
@@ -31,6 +34,7 @@ GQA_ALWAYS_INLINE constexpr Index side_blocks(Index rows) noexcept {
 inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
 static_assert(kSpan % kBlock == 0);
+static_assert(kSuperSpan % kSpan == 0);
 
 GQA_ALWAYS_INLINE constexpr Index round_up(Index value, Index multiple) noexcept {
   return (value + multiple - 1) / multiple * multiple;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gqa/detail/asking.hpp"
+#include "gqa/detail/fold_total.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/thread_setup.hpp"
 
@@ -46,12 +47,10 @@ class SequenceTasks {
         kernels_(*plan.kernels),
         scratch_(carve(call, plan, slot)),
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
-        rows_(call, scratch_) {
+        rows_(call, scratch_),
+        total_(kernels_, plan, scratch_.tile) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
-    scratch_.tile.score_scale = call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
-    scratch_.tile.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
-    total_ = scratch_.tile;
   }
   SequenceTasks(const SequenceTasks&) = delete;
   SequenceTasks& operator=(const SequenceTasks&) = delete;
@@ -78,8 +77,8 @@ class SequenceTasks {
     const Index heads = call_.shape.kv_heads - range_.first_head;
     range_.heads = heads < plan_.heads ? heads : plan_.heads;
     next_span_ = -1;
-    Carver carver(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes);
-    place_state(carver, total_);
+    total_.enter(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes, range_.heads, range_.rows,
+                 first_span_);
     return spans_of(range_.hull);
   }
 
@@ -90,7 +89,7 @@ class SequenceTasks {
     asked_ = asked_ && claim.first == next_span_;
     next_span_ = claim.first + claim.count;
     span_ = -1;
-    if (claim.in_order && claim.first == 0) begin(total_);
+    if (claim.in_order) total_.resume(claim.first);
     for (Index i = 0; i < claim.count && !claim.in_order; ++i) begin(deposited(claim.deposits[i]));
     Index at = (first_span_ + claim.first) * kSpan;
     Index end = at + claim.count * kSpan;
@@ -102,16 +101,19 @@ class SequenceTasks {
       at += step;
     }
     end_span();
+    if (claim.in_order) total_.go_on_to(claim.first + claim.count - 1);
   }
 
-  /// The total's tokens, then those of a deposit. The first span's is what a total begins with, where nobody computed that span in order.
-  void merge(Deposit* deposit) const {
-    if (deposit->span == 0) begin(total_);
-    merge(deposited(deposit));
+  /// Adds a deposit to the total, which has all spans before it.
+  void merge(Deposit* deposit) {
+    total_.resume(deposit->span);
+    total_.go_on_to(deposit->span);
+    total_.add(deposited(deposit));
   }
 
-  /// Stores the total.
+  /// Stores the total, which has all spans.
   void store() const {
+    const RowTile& total = total_.finish(spans_of(range_.hull));
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target;
       const TensorView& out = sequence_.out;
@@ -128,21 +130,24 @@ class SequenceTasks {
         target.lse = sequence_.lse.data() + first_head;
         target.lse_token_stride = call_.shape.query_heads;
       }
-      kernels_.store(head_tile(total_, j), target);
+      kernels_.store(head_tile(total, j), target);
     }
   }
 
  private:
   static TaskScratch carve(const CallPlan& call, const SequencePlan& plan, std::byte* slot) noexcept {
     Carver carver(slot);
-    return carve_task(carver, call, plan);
+    TaskScratch scratch = carve_task(carver, call, plan);
+    scratch.tile.scored = call.variant.transform != nullptr;
+    scratch.tile.score_scale = scratch.tile.scored ? call.scale : call.scale * kLog2E;
+    return scratch;
   }
 
   /// Goes on to other rows.
   void take_rows(Index tile) {
     range_.first_row = tile * plan_.tile_rows;
     const Index rows = plan_.rows - range_.first_row;
-    range_.rows = scratch_.tile.rows = total_.rows = rows < plan_.tile_rows ? rows : plan_.tile_rows;
+    range_.rows = scratch_.tile.rows = rows < plan_.tile_rows ? rows : plan_.tile_rows;
     range_.hull = rows_.mark(call_, sequence_, range_.first_row, range_.rows);
     first_span_ = range_.hull.begin / kSpan;
   }
@@ -169,38 +174,30 @@ class SequenceTasks {
     return rows;
   }
 
-  /// Lays a state of the fold's heads and rows out.
-  void place_state(Carver& carver, RowTile& state) const noexcept {
-    carve_state(carver, state, plan_.heads, plan_.tile_rows);
-  }
   RowTile deposited(Deposit* deposit) const noexcept {
     RowTile state = scratch_.tile;
     Carver carver(deposit_state(deposit));
-    place_state(carver, state);
+    carve_state(carver, state, plan_.heads, plan_.tile_rows);
     return state;
   }
-  void begin(const RowTile& state) const {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
-  }
-  /// The state of the total's tokens, then those of `from`.
-  void merge(const RowTile& from) const {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(total_, j), head_tile(from, j));
-  }
+  void begin(const RowTile& state) const { begin_states(kernels_, state, range_.heads); }
 
-  /// Where the state of a claimed span is computed. In order, that of the first span is the total, the others take turns.
+  /// Where the state of a claimed span is computed. In order, the first span's is what the total begins with, the others take turns.
   RowTile state_of(Index span) const noexcept {
     if (!claim_->in_order) return deposited(claim_->deposits[span - claim_->first]);
-    return span == 0 ? total_ : scratch_.tile;
+    return span == 0 ? total_.first() : scratch_.tile;
   }
   /// The spans before this one are complete. Those of which no row sees anything are never come to: their states would change nothing.
   void go_on_to(Index span) {
     if (span == span_) return;
     end_span();
     span_ = span;
-    if (claim_->in_order && span > 0) begin(scratch_.tile);
+    if (!claim_->in_order) return;
+    total_.go_on_to(span);
+    if (span > 0) begin(scratch_.tile);
   }
   void end_span() const {
-    if (claim_->in_order && span_ > 0) merge(scratch_.tile);
+    if (claim_->in_order && span_ > 0) total_.add(scratch_.tile);
   }
 
   /// The part of the block at `begin` that lies in the rows' ranges.
@@ -406,7 +403,7 @@ class SequenceTasks {
   TaskScratch scratch_{};
   AddressBook addresses_;
   RowRanges rows_;
-  RowTile total_{};  // of the fold
+  FoldTotal total_;
   VariantRef::Transform transform_ = nullptr;
   bool streams_ = false;  // see Stage
   TaskRange range_{};
