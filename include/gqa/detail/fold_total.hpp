@@ -7,12 +7,15 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
+// Once a span, from several places: functions of their own, so that a program has them once.
+
 /// The states of `heads` KV heads side by side ← those of no tokens.
-inline void begin_states(const Kernels& kernels, const RowTile& state, Index heads) {
+[[gnu::noinline]] inline void begin_states(const Kernels& kernels, const RowTile& state, Index heads) {
   for (Index j = 0; j < heads; ++j) kernels.begin(head_tile(state, j));
 }
 /// The states of the tokens of `into`, then those of `from`.
-inline void merge_states(const Kernels& kernels, const RowTile& into, const RowTile& from, Index heads) {
+[[gnu::noinline]] inline void merge_states(const Kernels& kernels, const RowTile& into, const RowTile& from,
+                                           Index heads) {
   for (Index j = 0; j < heads; ++j) kernels.merge(head_tile(into, j), head_tile(from, j));
 }
 
@@ -42,7 +45,7 @@ class FoldTotal {
     if (next == 0) begin_states(kernels_, complete_, heads_);
   }
   /// Spans up to this one have come or are left out, and this one is next. If it lies in another super-span than they, theirs is complete.
-  void go_on_to(Index span) {
+  [[gnu::noinline]] void go_on_to(Index span) {
     const Index before = super_span(last_);
     last_ = span;
     if (super_span(span) == before) return;
@@ -50,7 +53,7 @@ class FoldTotal {
     begin_states(kernels_, current_, heads_);
   }
   /// Adds the state of the span that it has gone on to. That of span 0 may as well be computed in first().
-  void add(const RowTile& state) const {
+  [[gnu::noinline]] void add(const RowTile& state) const {
     merge_states(kernels_, super_span(last_) > 0 ? current_ : complete_, state, heads_);
   }
   const RowTile& first() const noexcept { return complete_; }
