@@ -8,7 +8,7 @@
 #include <new>
 
 #include "support/executors.hpp"
-#include "support/problem.hpp"
+#include "support/one_call.hpp"
 
 namespace {
 
@@ -52,20 +52,9 @@ long allocations_of(const Body& body) {
   return allocations.load() - before;
 }
 
-/// One call's arguments, made before counting begins.
-struct Call {
-  Problem problem;
-  Tensor q;
-  StoredCaches kv;
-  Output out;
-  Sequence sequence;
-
-  Call(const Shape& shape, const Types& types, const Place& place = {})
-      : problem(make_problem(shape, 151)),
-        q(problem.q, types.q),
-        kv(store_cache(problem.kv, types.k, types.v, place)),
-        out(types.out, shape.n_q, shape.query_heads, shape.value_dim),
-        sequence{q.const_view(), kv.view(), out.view(), {}, out.lse()} {}
+/// Made before counting begins.
+struct Call : OneCall {
+  Call(const Shape& shape, const Types& types, const Place& place = {}) : OneCall(shape, types, place, 151) {}
 };
 
 class Allocation : public PerPathAndType {};
