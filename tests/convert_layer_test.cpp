@@ -175,7 +175,8 @@ TEST(Calibration, NamesWhatIsWrong) {
   wrong.causal = false;
   wrong.window = 4;
   EXPECT_EQ(message_of([&] { layer_outputs(w, wrong, inputs); }), "gqa: form.window is 4; expected 0 unless causal");
-  EXPECT_EQ(message_of([&] { measure_inputs(w, form, {}); }), "gqa: inputs is without a token; expected 1 or more tokens");
+  EXPECT_EQ(message_of([&] { measure_inputs(w, form, {}); }),
+            "gqa: inputs is without a token; expected 1 or more tokens");
   EXPECT_EQ(message_of([&] {
               convert_layer(w, {.kv_heads = 1, .rope = {RopePairs::half_split, 0}}, form);
             }),
@@ -189,7 +190,8 @@ TEST(Calibration, NamesWhatIsWrong) {
   EXPECT_EQ(message_of([&] { relative_error(outputs, inputs); }),
             "gqa: outputs[0] is 12 x 5; expected 16 x 5, as expected[0]");
   inputs[1](3, 2) = std::nanf("");
-  EXPECT_EQ(message_of([&] { layer_outputs(w, form, inputs); }), "gqa: inputs[1] is not finite; expected finite numbers");
+  EXPECT_EQ(message_of([&] { layer_outputs(w, form, inputs); }),
+            "gqa: inputs[1] is not finite; expected finite numbers");
   inputs[1].resize(15, 2);
   EXPECT_EQ(message_of([&] { layer_outputs(w, form, inputs); }),
             "gqa: inputs[1].rows() is 15; expected weights.q.cols() = 16");

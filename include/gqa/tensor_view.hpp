@@ -110,7 +110,7 @@ struct BasicTensorView {
   /// Packed storage in a span. @param name what an error calls the span @throws ArgumentError if the span is too short.
   template <detail::ElementOf<Data> T, std::size_t Extent>
   GQA_ALWAYS_INLINE BasicTensorView(std::span<T, Extent> elements, Index token_count, Index head_count, Index width,
-                      const char* name = std::is_const_v<Data> ? "elements" : "out")
+                                    const char* name = std::is_const_v<Data> ? "elements" : "out")
       : BasicTensorView(elements.data(), token_count, head_count, width) {
     detail::check_span_extent(name, elements.size(), token_count, head_count, width);
   }
