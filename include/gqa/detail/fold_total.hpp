@@ -26,14 +26,13 @@ namespace gqa::detail::inline GQA_ABI {
 /// change nothing. The workers at a fold share the memory, and one of them at a time has it; how far it is they know, see FoldProgress.
 class FoldTotal {
  public:
-  FoldTotal(const Kernels& kernels, const SequencePlan& plan, const RowTile& like) noexcept
-      : kernels_(kernels), plan_(plan), complete_(like), current_(like) {}
+  FoldTotal(const Kernels& kernels, const SequencePlan& plan) noexcept : kernels_(kernels), plan_(plan) {}
 
-  /// Goes on to another fold: `heads` KV heads of `rows` rows, whose first span is number `first_span` of the sequence.
-  void enter(std::byte* memory, Index heads, Index rows, Index first_span) noexcept {
+  /// Goes on to another fold: `heads` KV heads with the rows of `tile`, whose first span is number `first_span` of the sequence.
+  void enter(std::byte* memory, const RowTile& tile, Index heads, Index first_span) noexcept {
     heads_ = heads;
     first_span_ = first_span;
-    complete_.rows = current_.rows = rows;
+    complete_ = current_ = tile;
     Carver carver(memory);
     carve_state(carver, complete_, plan_.heads, plan_.tile_rows);
     if (plan_.has_super_spans) carve_state(carver, current_, plan_.heads, plan_.tile_rows);
@@ -75,9 +74,9 @@ class FoldTotal {
   const SequencePlan& plan_;
   Index heads_ = 0;
   Index first_span_ = 0;
-  RowTile complete_;
-  RowTile current_;  // unless it is the first
-  Index last_ = -1;  // the span that it has gone on to, or -1
+  RowTile complete_{};
+  RowTile current_{};  // unless it is the first
+  Index last_ = -1;    // the span that it has gone on to, or -1
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -48,8 +48,10 @@ class SequenceTasks {
         scratch_(carve(call, plan, slot)),
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
         rows_(call, scratch_),
-        total_(kernels_, plan, scratch_.tile) {
+        total_(kernels_, plan) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
+    scratch_.tile.score_scale = call.variant.transform == nullptr ? call.scale * kLog2E : call.scale;
+    scratch_.tile.scored = call.variant.transform != nullptr;
     if (call.variant.transform != nullptr) transform_ = call.variant.transform(kernels_);
   }
   SequenceTasks(const SequenceTasks&) = delete;
@@ -77,7 +79,7 @@ class SequenceTasks {
     const Index heads = call_.shape.kv_heads - range_.first_head;
     range_.heads = heads < plan_.heads ? heads : plan_.heads;
     next_span_ = -1;
-    total_.enter(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes, range_.heads, range_.rows,
+    total_.enter(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes, scratch_.tile, range_.heads,
                  first_span_);
     return spans_of(range_.hull);
   }
@@ -137,10 +139,7 @@ class SequenceTasks {
  private:
   static TaskScratch carve(const CallPlan& call, const SequencePlan& plan, std::byte* slot) noexcept {
     Carver carver(slot);
-    TaskScratch scratch = carve_task(carver, call, plan);
-    scratch.tile.scored = call.variant.transform != nullptr;
-    scratch.tile.score_scale = scratch.tile.scored ? call.scale : call.scale * kLog2E;
-    return scratch;
+    return carve_task(carver, call, plan);
   }
 
   /// Goes on to other rows.
