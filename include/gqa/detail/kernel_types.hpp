@@ -222,9 +222,10 @@ struct RowPlace {
   }
 };
 
-/// Where a tile's queries come from: those of row r are at RowPlace(first_row + r, group).
-struct QuerySource {
-  const std::byte* data = nullptr;  ///< query token 0, the KV head's first query head
+/// Where a tile's rows of queries or outputs lie: row r is at RowPlace(first_row + r, group).
+template <class Byte>
+struct TensorRows {
+  Byte* data = nullptr;  ///< query token 0, the KV head's first query head
   ElementType type = ElementType::f32;
   Index token_stride = 0;  ///< bytes
   Index head_stride = 0;   ///< bytes
@@ -232,7 +233,7 @@ struct QuerySource {
   Index group = 1;
   Index first_row = 0;
 
-  GQA_ALWAYS_INLINE const std::byte* row(Index r) const noexcept {
+  GQA_ALWAYS_INLINE Byte* row(Index r) const noexcept {
     const RowPlace at(first_row + r, group);
     return data + at.token * token_stride + at.head * head_stride;
   }
@@ -250,15 +251,11 @@ struct QuerySource {
   }
 };
 
-/// Where a tile's outputs go; rows as in QuerySource.
-struct OutputTarget {
-  std::byte* data = nullptr;
-  ElementType type = ElementType::f32;
-  Index token_stride = 0;  ///< bytes
-  Index head_stride = 0;   ///< bytes
-  Index dim_stride = 0;    ///< elements
-  Index group = 1;
-  Index first_row = 0;
+/// Where a tile's queries come from.
+using QuerySource = TensorRows<const std::byte>;
+
+/// Where a tile's outputs go.
+struct OutputTarget : TensorRows<std::byte> {
   float* lse = nullptr;  ///< query token 0, the KV head's first query head; or null
   Index lse_token_stride = 0;
 };

@@ -117,19 +117,9 @@ class SequenceTasks {
   void store() const {
     const RowTile& total = total_.finish(spans_of(range_.hull));
     for (Index j = 0; j < range_.heads; ++j) {
-      OutputTarget target;
-      const TensorView& out = sequence_.out;
-      const Index first_head = (range_.first_head + j) * call_.group;
-      const Index bytes = element_bytes(out.type);
-      target.data = static_cast<std::byte*>(out.data) + first_head * out.strides.head * bytes;
-      target.type = out.type;
-      target.token_stride = out.strides.token * bytes;
-      target.head_stride = out.strides.head * bytes;
-      target.dim_stride = out.strides.dim;
-      target.group = call_.group;
-      target.first_row = range_.first_row;
+      OutputTarget target{rows_in<std::byte>(sequence_.out, range_.first_head + j)};
       if (!sequence_.lse.empty()) {
-        target.lse = sequence_.lse.data() + first_head;
+        target.lse = sequence_.lse.data() + (range_.first_head + j) * call_.group;
         target.lse_token_stride = call_.shape.query_heads;
       }
       kernels_.store(head_tile(total, j), target);
@@ -159,9 +149,9 @@ class SequenceTasks {
   }
 
   /// The task's rows of queries, or of outputs, in a KV head.
-  template <class View>
-  QuerySource rows_in(const View& view, Index head) const noexcept {
-    QuerySource rows;
+  template <class Byte = const std::byte, class View>
+  TensorRows<Byte> rows_in(const View& view, Index head) const noexcept {
+    TensorRows<Byte> rows;
     const Index bytes = element_bytes(view.type);
     rows.type = view.type;
     rows.token_stride = view.strides.token * bytes;
@@ -169,7 +159,7 @@ class SequenceTasks {
     rows.dim_stride = view.strides.dim;
     rows.group = call_.group;
     rows.first_row = range_.first_row;
-    rows.data = static_cast<const std::byte*>(view.data) + head * call_.group * rows.head_stride;
+    rows.data = static_cast<Byte*>(view.data) + head * call_.group * rows.head_stride;
     return rows;
   }
 
