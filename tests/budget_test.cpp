@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gqa/budget_presets.hpp"
+#include "support/messages.hpp"
 
 namespace gqa::test {
 namespace {
@@ -299,22 +300,12 @@ TEST(BudgetInverse, WithKvHeadsChangesNothingElse) {
 
 // --- errors ------------------------------------------------------------------------------------------------------------
 
-template <class Call>
-std::string complaint(const Call& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing thrown";
-}
-
 TEST(BudgetErrors, AreNamed) {
   const ModelShape model = mixed();
   const auto with = [&](auto change) {
     ModelShape changed = model;
     change(changed.kinds[1]);
-    return complaint([&] { static_cast<void>(kv_sequence_bytes(changed, KvPlan{}, 1)); });
+    return message_of([&] { static_cast<void>(kv_sequence_bytes(changed, KvPlan{}, 1)); });
   };
   EXPECT_EQ(with([](LayerKind& kind) { kind.kv_heads = 5; }),
             "gqa: model.kinds[1].kv_heads is 5; expected a divisor of the 12 query heads");
@@ -331,55 +322,55 @@ TEST(BudgetErrors, AreNamed) {
               kind.value_dim = 33;
             }),
             "gqa: model.kinds[1].value_dim is 33; expected head_dim at most, where values lie in keys");
-  EXPECT_EQ(complaint([] { static_cast<void>(kv_sequence_bytes(ModelShape{}, KvPlan{}, 1)); }),
+  EXPECT_EQ(message_of([] { static_cast<void>(kv_sequence_bytes(ModelShape{}, KvPlan{}, 1)); }),
             "gqa: model.kind_count is 0; expected 1 to 64");
-  EXPECT_EQ(complaint([&] {
+  EXPECT_EQ(message_of([&] {
               ModelShape shared = uniform(1, 1, 1, 1);
               shared.kinds[0].shares_kv = true;
               static_cast<void>(kv_sequence_bytes(shared, KvPlan{}, 1));
             }),
             "gqa: model.kinds is layers that all share another's cache; expected one that stores its own");
 
-  EXPECT_EQ(complaint([] {
+  EXPECT_EQ(message_of([] {
               static_cast<void>(kv_slots(LayerKind{.count = 1, .query_heads = 4, .kv_heads = 3}, KvPlan{}, 1));
             }),
             "gqa: kind.kv_heads is 3; expected a divisor of the 4 query heads");
-  EXPECT_EQ(complaint([&] {
+  EXPECT_EQ(message_of([&] {
               ModelShape wrong = model;
               wrong.kind_count = -1;
               wrong.add_layers({.count = 1, .query_heads = 1, .kv_heads = 1, .head_dim = 1});
             }),
             "gqa: kinds of layers is -1; expected 64 at most");
-  EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.page_size = -1}, 1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.page_size = -1}, 1)); }),
             "gqa: plan.page_size is -1; expected 1 or more, or 0 for no pages");
-  EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.chunk = 0}, 1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.chunk = 0}, 1)); }),
             "gqa: plan.chunk is 0; expected 1 or more");
-  EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(model, in(static_cast<KvFormat>(99)), 1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, in(static_cast<KvFormat>(99)), 1)); }),
             "gqa: format is 99; expected a member of KvFormat");
-  EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{}, -1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{}, -1)); }),
             "gqa: tokens is -1; expected 0 or more");
-  EXPECT_EQ(complaint([&] { static_cast<void>(kv_batch_bytes(model, KvPlan{}, 1, -1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_batch_bytes(model, KvPlan{}, 1, -1)); }),
             "gqa: sequences is -1; expected 0 or more");
-  EXPECT_EQ(complaint([&] { static_cast<void>(longest_context(model, KvPlan{}, 0, 1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(longest_context(model, KvPlan{}, 0, 1)); }),
             "gqa: sequences is 0; expected 1 or more");
-  EXPECT_EQ(complaint([&] { static_cast<void>(most_sequences(model, KvPlan{}, 0, 1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(most_sequences(model, KvPlan{}, 0, 1)); }),
             "gqa: tokens is 0; expected 1 or more");
-  EXPECT_EQ(complaint([&] { static_cast<void>(devices_needed(1, 0)); }), "gqa: memory is 0; expected 1 or more");
-  EXPECT_EQ(complaint([&] { static_cast<void>(with_kv_heads(model, 5)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(devices_needed(1, 0)); }), "gqa: memory is 0; expected 1 or more");
+  EXPECT_EQ(message_of([&] { static_cast<void>(with_kv_heads(model, 5)); }),
             "gqa: kv_heads is 5; expected a divisor of the 12 query heads");
-  EXPECT_EQ(complaint([&] { static_cast<void>(with_kv_heads(model, 0)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(with_kv_heads(model, 0)); }),
             "gqa: kv_heads is 0; expected a divisor of the 12 query heads");
-  EXPECT_EQ(complaint([&] { static_cast<void>(kv_sequence_bytes(uniform(1, 1, 1, 80), in(KvFormat::q4_0), 1)); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(uniform(1, 1, 1, 80), in(KvFormat::q4_0), 1)); }),
             "gqa: width is 80; expected a multiple of 32, q4_0's block");
-  EXPECT_NE(complaint([&] {
+  EXPECT_NE(message_of([&] {
               static_cast<void>(kv_format_named("int8"));
             }).find("gqa: format is int8; expected one of f32, bf16,"),
             std::string::npos);
-  EXPECT_NE(complaint([] {
+  EXPECT_NE(message_of([] {
               static_cast<void>(preset("llama-5"));
             }).find("gqa: preset is llama-5; expected one of llama-2-7b,"),
             std::string::npos);
-  EXPECT_NE(complaint([] {
+  EXPECT_NE(message_of([] {
               ModelShape many;
               for (Index i = 1; i < 100; ++i)
                 many.add_layers({.count = 1, .query_heads = 1, .kv_heads = 1, .head_dim = i});
@@ -389,14 +380,14 @@ TEST(BudgetErrors, AreNamed) {
 
 TEST(BudgetErrors, OverflowIsAnErrorAndNeverAWrongAnswer) {
   const ModelShape huge = uniform(Index{1} << 31, Index{1} << 31, Index{1} << 31, Index{1} << 31);
-  EXPECT_NE(complaint([&] { static_cast<void>(kv_bytes_per_token(huge, KvPlan{})); }).find("63 bits"),
+  EXPECT_NE(message_of([&] { static_cast<void>(kv_bytes_per_token(huge, KvPlan{})); }).find("63 bits"),
             std::string::npos);
   EXPECT_EQ(longest_context(huge, KvPlan{}, 1, kUnlimited), 0);
   const ModelShape model = mixed();
   EXPECT_NE(
-      complaint([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{}, kUnlimited)); }).find("gqa: tokens is "),
+      message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{}, kUnlimited)); }).find("gqa: tokens is "),
       std::string::npos);
-  EXPECT_NE(complaint([&] {
+  EXPECT_NE(message_of([&] {
               static_cast<void>(kv_batch_bytes(model, KvPlan{}, 1000, kUnlimited));
             }).find("gqa: sequences is "),
             std::string::npos);

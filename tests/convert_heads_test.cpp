@@ -9,6 +9,7 @@
 #include <array>
 
 #include "support/layers.hpp"
+#include "support/messages.hpp"
 
 namespace gqa::test {
 namespace {
@@ -349,24 +350,13 @@ TEST(MergeKvHeads, ZeroWeightsStayFinite) {
       }
 }
 
-/// The message of the ArgumentError that `call` throws.
-template <class Call>
-std::string refusal(const Call& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(MergeKvHeads, NamesWhatIsWrong) {
   Random random(12);
   const AttentionWeights good = random_layer(random, kShape, kInputs, kOutputs, true);
   const auto with = [&](auto change, MergeOptions options = {.kv_heads = 2}, const InputMoments& moments = {}) {
     AttentionWeights w = good;
     change(w);
-    return refusal([&] { merge_kv_heads(w, options, moments); });
+    return message_of([&] { merge_kv_heads(w, options, moments); });
   };
   const auto nothing = [](AttentionWeights&) {};
   EXPECT_EQ(with([](auto& w) { w.k.conservativeResize(40, kInputs); }),
@@ -401,13 +391,13 @@ TEST(MergeKvHeads, NamesWhatIsWrong) {
   moment = -Eigen::MatrixXd::Identity(25, 25);
   EXPECT_EQ(with(nothing, {.kv_heads = 2}, {moment, {}}),
             "gqa: moments.inputs(0, 0) is -1.000000; expected 0 or more: the mean of a square");
-  EXPECT_EQ(refusal([&] { repeat_kv_heads(good, 8); }),
+  EXPECT_EQ(message_of([&] { repeat_kv_heads(good, 8); }),
             "gqa: kv_heads is 8; expected a multiple of the layer's 6 KV heads that divides its 12 query heads");
-  EXPECT_EQ(refusal([&] {
+  EXPECT_EQ(message_of([&] {
               permute_kv_heads(good, std::vector<Index>{0, 1});
             }),
             "gqa: order.size() is 2; expected kv_heads = 6");
-  EXPECT_EQ(refusal([&] {
+  EXPECT_EQ(message_of([&] {
               permute_kv_heads(good, std::vector<Index>{0, 1, 2, 3, 4, 4});
             }),
             "gqa: order[5] is 4; expected each of 0 to kv_heads - 1 = 5 once");

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "support/layers.hpp"
+#include "support/messages.hpp"
 
 namespace gqa::test {
 namespace {
@@ -155,16 +156,6 @@ TEST(ConvertLayer, ReportsWhatItDid) {
   EXPECT_EQ(same.report.keys_kept, 1);
 }
 
-template <class Call>
-std::string refusal(const Call& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(Calibration, NamesWhatIsWrong) {
   Random random(6);
   AttentionWeights w = random_layer(random, kShape, kInputs, kOutputs, false);
@@ -174,33 +165,35 @@ TEST(Calibration, NamesWhatIsWrong) {
   AttentionForm wrong;
   wrong.rope = {RopePairs::half_split, 6};
   wrong.rope_frequencies = {1, 2};
-  EXPECT_EQ(refusal([&] { layer_outputs(w, wrong, inputs); }),
+  EXPECT_EQ(message_of([&] { layer_outputs(w, wrong, inputs); }),
             "gqa: form.rope_frequencies.size() is 2; expected one for each rotary pair: 3, or none");
   wrong.rope_frequencies.clear();
   wrong.rope_base = 0;
-  EXPECT_EQ(refusal([&] { layer_outputs(w, wrong, inputs); }),
+  EXPECT_EQ(message_of([&] { layer_outputs(w, wrong, inputs); }),
             "gqa: form.rope_base is 0.000000; expected a positive number");
   wrong = form;
   wrong.causal = false;
   wrong.window = 4;
-  EXPECT_EQ(refusal([&] { layer_outputs(w, wrong, inputs); }), "gqa: form.window is 4; expected 0 unless causal");
-  EXPECT_EQ(refusal([&] { measure_inputs(w, form, {}); }), "gqa: inputs is without a token; expected 1 or more tokens");
-  EXPECT_EQ(refusal([&] {
+  EXPECT_EQ(message_of([&] { layer_outputs(w, wrong, inputs); }), "gqa: form.window is 4; expected 0 unless causal");
+  EXPECT_EQ(message_of([&] { measure_inputs(w, form, {}); }),
+            "gqa: inputs is without a token; expected 1 or more tokens");
+  EXPECT_EQ(message_of([&] {
               convert_layer(w, {.kv_heads = 1, .rope = {RopePairs::half_split, 0}}, form);
             }),
             "gqa: form.rope is another layout; expected options.rope");
-  EXPECT_EQ(refusal([&] { fit_output_projection(w, form, inputs, std::span(outputs).first(1)); }),
+  EXPECT_EQ(message_of([&] { fit_output_projection(w, form, inputs, std::span(outputs).first(1)); }),
             "gqa: targets.size() is 1; expected inputs.size() = 2");
-  EXPECT_EQ(refusal([&] { fit_output_projection(w, form, inputs, inputs); }),
+  EXPECT_EQ(message_of([&] { fit_output_projection(w, form, inputs, inputs); }),
             "gqa: targets[0].rows() is 16; expected weights.o.rows() = 12");
-  EXPECT_EQ(refusal([&] { fit_output_projection(w, form, inputs, outputs, -1); }),
+  EXPECT_EQ(message_of([&] { fit_output_projection(w, form, inputs, outputs, -1); }),
             "gqa: ridge is -1.000000; expected a positive number");
-  EXPECT_EQ(refusal([&] { relative_error(outputs, inputs); }),
+  EXPECT_EQ(message_of([&] { relative_error(outputs, inputs); }),
             "gqa: outputs[0] is 12 x 5; expected 16 x 5, as expected[0]");
   inputs[1](3, 2) = std::nanf("");
-  EXPECT_EQ(refusal([&] { layer_outputs(w, form, inputs); }), "gqa: inputs[1] is not finite; expected finite numbers");
+  EXPECT_EQ(message_of([&] { layer_outputs(w, form, inputs); }),
+            "gqa: inputs[1] is not finite; expected finite numbers");
   inputs[1].resize(15, 2);
-  EXPECT_EQ(refusal([&] { layer_outputs(w, form, inputs); }),
+  EXPECT_EQ(message_of([&] { layer_outputs(w, form, inputs); }),
             "gqa: inputs[1].rows() is 15; expected weights.q.cols() = 16");
 }
 

@@ -10,6 +10,7 @@
 
 #include "gqa/convert/heads.hpp"
 #include "support/layers.hpp"
+#include "support/messages.hpp"
 
 namespace gqa::test {
 namespace {
@@ -167,23 +168,13 @@ TEST(WeightView, ReadsEigenMatricesOfAnyOrder) {
   EXPECT_EQ(read_attention(views, kShape).q, rounded.cast<float>().cast<double>());
 }
 
-template <class Call>
-std::string refusal(const Call& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(AttentionViews, NameWhatIsWrong) {
   Storage<float> from(4);
   from.fill(6);
   const auto reading = [&](auto change) {
     ConstAttentionWeightViews views = from.in();
     change(views);
-    return refusal([&] { read_attention(views, kShape); });
+    return message_of([&] { read_attention(views, kShape); });
   };
   EXPECT_EQ(reading([](auto& v) { v.k.rows = 15; }), "gqa: weights.k.rows() is 15; expected kv_heads * head_dim = 16");
   EXPECT_EQ(reading([](auto& v) { v.v.data = nullptr; }),
@@ -205,7 +196,7 @@ TEST(AttentionViews, NameWhatIsWrong) {
   const auto writing = [&](auto change) {
     AttentionWeightViews views = to.out();
     change(views);
-    const std::string said = refusal([&] { write_attention(w, views); });
+    const std::string said = message_of([&] { write_attention(w, views); });
     EXPECT_TRUE(to == before) << "something was written";
     return said;
   };
@@ -216,7 +207,7 @@ TEST(AttentionViews, NameWhatIsWrong) {
             "gqa: views.v_bias.data is null; expected a pointer to f32 elements");
   AttentionWeights without = w;
   without.v_bias.resize(0);
-  EXPECT_EQ(refusal([&] { write_attention(without, to.out()); }),
+  EXPECT_EQ(message_of([&] { write_attention(without, to.out()); }),
             "gqa: views.v_bias is a view; expected none: the layer has no such bias");
 }
 

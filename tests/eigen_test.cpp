@@ -6,6 +6,7 @@
 
 #include "gqa/attention.hpp"
 #include "gqa/reference.hpp"
+#include "support/messages.hpp"
 #include "support/problem.hpp"
 
 namespace gqa::test {
@@ -140,16 +141,6 @@ TYPED_TEST(EigenViews, ACallOnMatricesIsTheCallOnArrays) {
     DynamicAttention{}(tensor_view(q, 4), other, tensor_view(again.transpose(), 4));
     EXPECT_EQ(again, out);
   }
-}
-
-template <class Body>
-std::string message_of(const Body& body) {
-  try {
-    body();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
 }
 
 TEST(EigenErrors, AreNamed) {

@@ -5,13 +5,12 @@
 
 #include <chrono>
 #include <limits>
-#include <memory>
-#include <span>
 #include <thread>
 #include <vector>
 
 #include "support/executors.hpp"
 #include "support/problem.hpp"
+#include "support/stepped_call.hpp"
 #include "support/variants.hpp"
 
 namespace gqa::test {
@@ -185,43 +184,6 @@ TEST_P(Folds, AShortCallWakesNobody) {
   detail::time_worth_a_worker().store(before);
 }
 
-/// Two workers of a call, whose moves a test makes one by one.
-class TwoWorkers {
- public:
-  template <class V>
-  TwoWorkers(std::span<const Sequence> batch, const V& variant, Path path) {
-    options_.path = path;
-    options_.executor = executor_;
-    const detail::FunctorRef functor{
-        {}, AnyCache::types, &detail::kernels_for<AnyCache::types, detail::kOtherDim, detail::kOtherDim>};
-    detail::check_call(batch, functor, detail::variant_ref(variant), options_, call_);
-    call_.scale = 0.25f;
-    const detail::ScratchSizes sizes = detail::plan_batch(call_, options_);
-    memory_.assign(detail::total_scratch(sizes), std::byte{0xff});  // numbers in it are NaN
-    void* aligned = memory_.data();
-    std::size_t room = memory_.size();
-    std::align(detail::kScratchAlignment, 1, aligned, room);
-    detail::Carver carver(static_cast<std::byte*>(aligned));
-    detail::carve_call(carver, sizes, call_);
-    detail::plan_batch(call_, options_);
-    call_.status = &status_;
-    detail::share_out(call_);
-  }
-  detail::CallPlan& call() { return call_; }
-  /// A worker's tasks of a sequence.
-  detail::SequenceTasks tasks(Index worker, std::size_t sequence) const {
-    return {call_, call_.batch[sequence], call_.sequences[sequence],
-            call_.slots + static_cast<std::size_t>(worker) * call_.slot_bytes};
-  }
-
- private:
-  CountingExecutor executor_{0, 0, 2};
-  Options options_;
-  detail::CallPlan call_{};
-  detail::CallStatus status_{};
-  std::vector<std::byte> memory_;
-};
-
 TEST_P(Folds, TheFirstSpanMayBeMergedLikeAnyOther) {
   // Two workers come to a fold at once. One has the total for a moment, to see how far it is; the other one finds it held, and is faster.
   Problem p = make_problem({4, 2, 16, 16, 3, 6 * kSpan}, 207);
@@ -231,11 +193,11 @@ TEST_P(Folds, TheFirstSpanMayBeMergedLikeAnyOther) {
     const Tensor q(p.q, ElementType::f32);
     const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
     How how{path()};
-    how.scale = 0.25f;
+    how.scale = SteppedCall::kScale;
     const Result serial = attend(q.const_view(), kv.view(), how, Full{});
     Output out(ElementType::f32, 3, 4, 16);
     const Sequence sequence{q.const_view(), kv.view(), out.view(), {}, out.lse()};
-    TwoWorkers workers({&sequence, 1}, Full{}, path());
+    SteppedCall workers({&sequence, 1}, Full{}, path());
     detail::CallPlan& call = workers.call();
     ASSERT_LT(call.folds, 2) << "heads side by side: one fold";
     detail::FoldProgress& fold = call.progress[0];
@@ -299,7 +261,7 @@ TEST_P(Folds, ATileMaySeeMoreSpansThanThePlanHas) {
 
   Outputs untouched;
   const std::vector<Sequence> batch = batch_into(untouched);
-  TwoWorkers workers(batch, Causal{}, path());
+  SteppedCall workers(batch, Causal{}, path());
   detail::SequenceTasks tasks = workers.tasks(0, 1);
   const Index fold = workers.call().sequences[1].first_fold + 1;  // the middle tile
   const Index spans = tasks.enter(fold, 0);

@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 
 #include "gqa/reference.hpp"
 #include "support/executors.hpp"
-#include "support/problem.hpp"
+#include "support/messages.hpp"
+#include "support/one_call.hpp"
 
 namespace gqa::test {
 namespace {
@@ -17,29 +17,11 @@ namespace {
 constexpr Index kMin = std::numeric_limits<Index>::min();
 constexpr Index kMax = std::numeric_limits<Index>::max();
 
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
-struct Call {
-  Problem problem;
-  Tensor q;
-  StoredCaches kv;
-  Output out;
-  Sequence sequence;
+struct Call : OneCall {
   Options options;
 
   explicit Call(Index n_kv = 20, const Place& place = {}, Index n_q = 3)
-      : problem(make_problem({4, 2, 16, 24, n_q, n_kv}, 11)),
-        q(problem.q, ElementType::f32),
-        kv(store_cache(problem.kv, ElementType::f32, place)),
-        out(ElementType::f32, n_q, 4, 24),
-        sequence{q.const_view(), kv.view(), out.view(), {}, out.lse()} {}
+      : OneCall({4, 2, 16, 24, n_q, n_kv}, Types{}, place, 11) {}
 
   /// What the call says; scratch_bytes must say the same, and a call that says anything leaves the outputs alone.
   template <class V = Causal>
@@ -49,7 +31,7 @@ struct Call {
     });
     const std::string said = message_of([&] { attention_(sequence, variant, options); });
     EXPECT_EQ(said, asked) << "scratch_bytes";
-    EXPECT_TRUE(said == "nothing was thrown" || out.untouched());
+    EXPECT_TRUE(said == kNothingThrown || out.untouched());
     return said;
   }
 
@@ -238,7 +220,7 @@ TEST(HostileSizes, WhoseTasksOrScratchAreTooManyAreRefusedBeforeAnyWork) {
         for (const Index length : {Index{0}, Index{1}, Index{1} << 30, Index{1} << 48})
           for (const Index concurrency : {Index{1}, Index{64}, kMax}) {
             const std::string said = bytes_of(tokens, heads, width, length, concurrency, Full{});
-            ASSERT_TRUE(said == "nothing was thrown" || said.rfind("gqa: ", 0) == 0) << said;
+            ASSERT_TRUE(said == kNothingThrown || said.rfind("gqa: ", 0) == 0) << said;
           }
 }
 

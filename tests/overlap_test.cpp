@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <functional>
 
+#include "support/messages.hpp"
 #include "support/problem.hpp"
 
 namespace gqa::test {
@@ -15,14 +15,6 @@ constexpr Index kHeads = 4;
 constexpr Index kKvHeads = 2;
 constexpr Index kDim = 8;
 
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
 std::string in_memory_of(const char* output, const char* other) {
   return std::string("gqa: ") + output + " is in the memory of " + other +
          "; expected memory of its own, which no input and no other output lies in";

@@ -23,6 +23,8 @@ namespace gqa {
 /// Same bits, whatever the company: for one path, one set of element types and one variant, a row's result does not depend on
 /// the batch, chunking, threads, executor, storage, strides or grouping it was computed with. (Zeros have a value, not a sign, in
 /// this, and a NaN is a NaN.)
+/// The order of sums follows from positions alone: the states of 512 tokens each are merged in ascending order within every 32,768 tokens,
+/// and those in ascending order. Both begin at multiples of their length.
 ///
 /// @tparam QueryHeads Hq, or gqa::dynamic
 /// @tparam KvHeads    Hkv, a divisor of Hq, or gqa::dynamic

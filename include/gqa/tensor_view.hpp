@@ -30,6 +30,14 @@ struct TensorStrides {
   }
 };
 
+namespace detail {
+
+/// Elements that a view of `Data` may have: of a type that is known, and to be written only where the view may.
+template <class T, class Data>
+concept ElementOf = Element<T> &&(std::is_const_v<Data> || !std::is_const_v<T>);
+
+}  // namespace detail
+
 namespace detail::inline GQA_ABI {
 
 /// Fails unless a span of `given` elements holds a packed tensor. `what` names the span.
@@ -81,15 +89,13 @@ struct BasicTensorView {
   BasicTensorView() = default;
 
   /// Packed storage, (token, head, dim) with dim fastest.
-  template <Element T>
-  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
-      BasicTensorView(T* elements, Index token_count, Index head_count, Index width)
+  template <detail::ElementOf<Data> T>
+  GQA_ALWAYS_INLINE BasicTensorView(T* elements, Index token_count, Index head_count, Index width)
       : BasicTensorView(elements, token_count, head_count, width, TensorStrides::token_major(head_count, width)) {}
 
   /// Any strides, in elements.
-  template <Element T>
-  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
-      BasicTensorView(T* elements, Index token_count, Index head_count, Index width, TensorStrides steps)
+  template <detail::ElementOf<Data> T>
+  GQA_ALWAYS_INLINE BasicTensorView(T* elements, Index token_count, Index head_count, Index width, TensorStrides steps)
       : BasicTensorView(elements, ElementTraits<std::remove_cv_t<T>>::type, token_count, head_count, width, steps) {}
 
   /// The same with an element type that is known at run time.
@@ -102,10 +108,9 @@ struct BasicTensorView {
       : data(elements), type(element_type), tokens(token_count), heads(head_count), dim(width), strides(steps) {}
 
   /// Packed storage in a span. @param name what an error calls the span @throws ArgumentError if the span is too short.
-  template <Element T, std::size_t Extent>
-  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
-      BasicTensorView(std::span<T, Extent> elements, Index token_count, Index head_count, Index width,
-                      const char* name = std::is_const_v<Data> ? "elements" : "out")
+  template <detail::ElementOf<Data> T, std::size_t Extent>
+  GQA_ALWAYS_INLINE BasicTensorView(std::span<T, Extent> elements, Index token_count, Index head_count, Index width,
+                                    const char* name = std::is_const_v<Data> ? "elements" : "out")
       : BasicTensorView(elements.data(), token_count, head_count, width) {
     detail::check_span_extent(name, elements.size(), token_count, head_count, width);
   }

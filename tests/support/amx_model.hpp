@@ -254,12 +254,18 @@ class AmxModel {
     ModelState total;
     total.o.assign(static_cast<std::size_t>(kv_.value_dim), 0.0f);
     const ModelState nothing = total;
+    ModelState sum = nothing;  // of the super-span
     for (Index span = range.begin / detail::kSpan; span * detail::kSpan < range.end; ++span) {
+      if (span % (detail::kSuperSpan / detail::kSpan) == 0) {
+        total.merge(sum);
+        sum = nothing;
+      }
       ModelState state = nothing;
       for (Index block = 0; block < detail::kSpan; block += detail::kBlock)
         add_block(state, q, span * detail::kSpan + block, range, position, head);
-      total.merge(state);
+      sum.merge(state);
     }
+    total.merge(sum);
     return total;
   }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gqa/kv_cache_view.hpp"
+#include "row_address.hpp"
 #include "tensors.hpp"
 
 namespace gqa::test {
@@ -99,16 +100,7 @@ class StoredCaches {
  private:
   static std::byte* address(const KvCacheView& view, const void* base, ElementType type, const KvStrides& strides,
                             Index position, Index head) {
-    Index slot = position;
-    Index page = 0;
-    if (view.storage == Storage::ring) slot = position % view.capacity;
-    if (view.storage == Storage::paged) {
-      slot = position % view.page_size;
-      page = view.page_table[position / view.page_size];
-    }
-    const auto* at = static_cast<const std::byte*>(base) +
-                     (page * strides.page + slot * strides.token + head * strides.head) * element_bytes(type);
-    return const_cast<std::byte*>(at);
+    return const_cast<std::byte*>(row_address(view, base, type, strides, position, head));
   }
 
   struct Piece {

@@ -9,6 +9,7 @@
 
 #include "gqa/kv_cache.hpp"
 #include "support/random.hpp"
+#include "support/row_address.hpp"
 #include "support/tensors.hpp"
 
 namespace gqa::test {
@@ -85,17 +86,8 @@ struct KvSource {
 };
 
 inline const std::byte* stored_row(const KvCacheView& view, bool key, Index position, Index head) {
-  Index slot = position;
-  Index page = 0;
-  if (view.storage == Storage::ring) slot = position % view.capacity;
-  if (view.storage == Storage::paged) {
-    slot = position % view.page_size;
-    page = view.page_table[position / view.page_size];
-  }
-  const KvStrides& strides = key ? view.k_strides : view.v_strides;
-  return static_cast<const std::byte*>(key ? view.k : view.v) +
-         (page * strides.page + slot * strides.token + head * strides.head) *
-             element_bytes(key ? view.k_type : view.v_type);
+  return row_address(view, key ? view.k : view.v, key ? view.k_type : view.v_type,
+                     key ? view.k_strides : view.v_strides, position, head);
 }
 
 inline float stored(const KvCacheView& view, bool key, Index position, Index head, Index d) {

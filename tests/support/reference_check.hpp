@@ -16,7 +16,8 @@
 // Weights:  p_t = 2^(σ_t − m).
 //   The rounding of σ̂_t − m̂, and of each m_old − m_new by which the weight is scaled later, adds u times a part of m − σ_t; the
 //   parts add up to m − σ_t. Each of the 1 + R exponentials is off by ε (2⁻²² here; the polynomial promises 2⁻²²·⁴), each of the
-//   R rescalings rounds once. R ≤ blocks in a span + spans. So the weight is off by a factor within 1 ± δ_t,
+//   R rescalings rounds once. R ≤ blocks in a span + spans + 1, merges of super-spans among them: a span's state goes through at most 64 of its
+//   own super-span and one for each super-span. So the weight is off by a factor within 1 ± δ_t,
 //       δ_t = 2^(e_t + u·(m − σ_t) + …) · (1 + ε + u)^(1 + R) − 1.
 //   What underflows (2^x for x < −126 is 0) is less than 2⁻¹²⁶ of the largest weight.
 //   Paths with bf16 products round p_t to bf16 once, half a unit being 2⁻⁸, after an exponential that is good to 2⁻¹¹. Two terms hold it

@@ -11,7 +11,7 @@
 
 #include "gqa/convert/weights.hpp"
 #include "gqa/eigen.hpp"
-#include "gqa/element.hpp"
+#include "gqa/tensor_view.hpp"
 
 namespace gqa {
 
@@ -30,13 +30,11 @@ struct BasicWeightView {
   BasicWeightView() = default;
 
   /// Packed, row after row; or any strides, in elements.
-  template <Element T>
-  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
-      BasicWeightView(T* elements, Index row_count, Index column_count)
+  template <detail::ElementOf<Data> T>
+  GQA_ALWAYS_INLINE BasicWeightView(T* elements, Index row_count, Index column_count)
       : BasicWeightView(elements, row_count, column_count, column_count, 1) {}
-  template <Element T>
-  requires(std::is_const_v<Data> || !std::is_const_v<T>) GQA_ALWAYS_INLINE
-      BasicWeightView(T* elements, Index row_count, Index column_count, Index row_step, Index column_step)
+  template <detail::ElementOf<Data> T>
+  GQA_ALWAYS_INLINE BasicWeightView(T* elements, Index row_count, Index column_count, Index row_step, Index column_step)
       : data(elements),
         type(ElementTraits<std::remove_cv_t<T>>::type),
         rows(row_count),

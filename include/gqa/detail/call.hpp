@@ -15,8 +15,8 @@ namespace gqa::detail {
 
 /// How one sequence is cut. Depends on its lengths, strides and visible range alone, never on threads or company.
 ///
-/// Its unit is a fold: the spans of one tile of rows in one head group. Their states are merged in ascending order into one total, a
-/// left fold, whoever computes them.
+/// Its unit is a fold: the spans of one tile of rows in one head group. Their states are merged in ascending order within their super-span,
+/// and the super-spans' in ascending order into one total: left folds both, whoever computes the spans.
 struct SequencePlan {
   const Kernels* kernels = nullptr;
   Index first_fold = 0;
@@ -29,6 +29,7 @@ struct SequencePlan {
   Index stage_blocks = 1;  ///< blocks of a stage
   Index heads = 1;         ///< KV heads that a fold has side by side: several where they are adjacent in memory
   Index head_groups = 0;
+  bool has_super_spans = false;  ///< a fold may see several: its total has a second state, of the one in progress
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.

@@ -15,8 +15,11 @@ inline constexpr Index kLanes = 16;
 /// Tokens that the online softmax takes at a time. Blocks start at multiples of kBlock, absolute positions.
 inline constexpr Index kBlock = 64;
 /// Tokens in a span, the unit of parallel work along the sequence. Spans start at multiples of kSpan, absolute positions: a
-/// span's state depends on its own tokens alone, and states merge in ascending order.
+/// span's state depends on its own tokens alone, and the states of a super-span's spans merge in ascending order.
 inline constexpr Index kSpan = 512;
+/// Tokens in a super-span. Super-spans start at multiples of kSuperSpan, absolute positions, and their states merge in ascending order: so
+/// a sequence can be split over machines at such a multiple, each sends one state, and the bits are those of one machine.
+inline constexpr Index kSuperSpan = 32768;
 /// log2 e: scores are kept in units of log2.
 inline constexpr float kLog2E = 1.44269504088896340736f;
 /// Rows, (query token, query head) pairs, that share one pass over a KV head.
@@ -32,6 +35,7 @@ GQA_ALWAYS_INLINE constexpr Index side_blocks(Index rows) noexcept {
 inline constexpr std::uint64_t kEveryToken = ~std::uint64_t{0};
 static_assert(kBlock == 64, "the visible tokens of a block are the bits of one std::uint64_t");
 static_assert(kSpan % kBlock == 0);
+static_assert(kSuperSpan % kSpan == 0);
 
 GQA_ALWAYS_INLINE constexpr Index round_up(Index value, Index multiple) noexcept {
   return (value + multiple - 1) / multiple * multiple;
@@ -230,9 +234,10 @@ struct RowPlace {
   }
 };
 
-/// Where a tile's queries come from: those of row r are at RowPlace(first_row + r, group).
-struct QuerySource {
-  const std::byte* data = nullptr;  ///< query token 0, the KV head's first query head
+/// Where a tile's rows of queries or outputs lie: row r is at RowPlace(first_row + r, group).
+template <class Byte>
+struct TensorRows {
+  Byte* data = nullptr;  ///< query token 0, the KV head's first query head
   ElementType type = ElementType::f32;
   Index token_stride = 0;  ///< bytes
   Index head_stride = 0;   ///< bytes
@@ -240,7 +245,7 @@ struct QuerySource {
   Index group = 1;
   Index first_row = 0;
 
-  GQA_ALWAYS_INLINE const std::byte* row(Index r) const noexcept {
+  GQA_ALWAYS_INLINE Byte* row(Index r) const noexcept {
     const RowPlace at(first_row + r, group);
     return data + at.token * token_stride + at.head * head_stride;
   }
@@ -258,15 +263,11 @@ struct QuerySource {
   }
 };
 
-/// Where a tile's outputs go; rows as in QuerySource.
-struct OutputTarget {
-  std::byte* data = nullptr;  ///< query token 0, the KV head's first query head; or null
-  ElementType type = ElementType::f32;
-  Index token_stride = 0;  ///< bytes
-  Index head_stride = 0;   ///< bytes
-  Index dim_stride = 0;    ///< elements
-  Index group = 1;
-  Index first_row = 0;
+/// Where a tile's queries come from.
+using QuerySource = TensorRows<const std::byte>;
+
+/// Where a tile's outputs go; or nowhere, if there is no data.
+struct OutputTarget : TensorRows<std::byte> {
   float* lse = nullptr;  ///< query token 0, the KV head's first query head; or null
   Index lse_token_stride = 0;
 };

@@ -134,6 +134,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
   plan.spans = spans_of(sampled_hull(call, sequence));
+  // By what the cache holds, not by the hull: a tile may see more than the tokens that were sampled.
+  plan.has_super_spans = sequence.kv.first_position() / kSuperSpan < (sequence.kv.length - 1) / kSuperSpan;
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
@@ -208,7 +210,8 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
       RowTile state{};
       set_strides(state, *plan.kernels, call.shape.value_dim);
       const std::size_t bytes = state_bytes(state, plan.heads, plan.tile_rows);
-      if (bytes > sizes.total_bytes) sizes.total_bytes = bytes;
+      const std::size_t of_total = plan.has_super_spans ? 2 * bytes : bytes;
+      if (of_total > sizes.total_bytes) sizes.total_bytes = of_total;
       if (plan.spans > 1 && bytes > sizes.deposit_bytes) sizes.deposit_bytes = bytes;
       if (plan.spans > most_spans) most_spans = plan.spans;
       Carver carver(nullptr);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gqa/detail/asking.hpp"
+#include "gqa/detail/fold_total.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/thread_setup.hpp"
 
@@ -46,7 +47,8 @@ class SequenceTasks {
         kernels_(*plan.kernels),
         scratch_(carve(call, plan, slot)),
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
-        rows_(call, scratch_) {
+        rows_(call, scratch_),
+        total_(kernels_, plan) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     const VariantRef& variant = call.variant;
     scratch_.tile.scored = variant.softmax != nullptr;
@@ -54,7 +56,6 @@ class SequenceTasks {
     softmax_ = scratch_.tile.scored ? variant.softmax(kernels_) : kernels_.softmax;
     if (variant.visible != nullptr) visible_ = variant.visible(kernels_);
     if (variant.asks_of_rows()) scratch_.tile.variant_rows = scratch_.variant_rows;
-    total_ = scratch_.tile;
   }
   SequenceTasks(const SequenceTasks&) = delete;
   SequenceTasks& operator=(const SequenceTasks&) = delete;
@@ -81,8 +82,8 @@ class SequenceTasks {
     const Index heads = call_.shape.kv_heads - range_.first_head;
     range_.heads = heads < plan_.heads ? heads : plan_.heads;
     next_span_ = -1;
-    Carver carver(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes);
-    place_state(carver, total_);
+    total_.enter(call_.totals + static_cast<std::size_t>(total) * call_.total_bytes, scratch_.tile, range_.heads,
+                 first_span_);
     return spans_of(range_.hull);
   }
 
@@ -93,7 +94,7 @@ class SequenceTasks {
     asked_ = asked_ && claim.first == next_span_;
     next_span_ = claim.first + claim.count;
     span_ = -1;
-    if (claim.in_order && claim.first == 0) begin(total_);
+    if (claim.in_order) total_.resume(claim.first);
     for (Index i = 0; i < claim.count && !claim.in_order; ++i) begin(deposited(claim.deposits[i]));
     Index at = (first_span_ + claim.first) * kSpan;
     Index end = at + claim.count * kSpan;
@@ -105,22 +106,25 @@ class SequenceTasks {
       at += step;
     }
     end_span();
+    if (claim.in_order) total_.go_on_to(claim.first + claim.count - 1);
   }
 
-  /// The total's tokens, then those of a deposit. The first span's is what a total begins with, where nobody computed that span in order.
-  void merge(Deposit* deposit) const {
-    if (deposit->span == 0) begin(total_);
-    merge(deposited(deposit));
+  /// Adds a deposit to the total, which has all spans before it.
+  void merge(Deposit* deposit) {
+    total_.resume(deposit->span);
+    total_.go_on_to(deposit->span);
+    total_.add(deposited(deposit));
   }
 
-  /// Stores the total.
+  /// Stores the total, which has all spans.
   void store() const {
+    const RowTile& total = total_.finish(spans_of(range_.hull));
     const bool wants_lse = !sequence_.lse.empty();
-    if (call_.variant.sink == nullptr) return store(true, wants_lse);
+    if (call_.variant.sink == nullptr) return store(total, true, wants_lse);
     const bool before = wants_lse && !call_.variant.sink_in_lse;
-    if (before) store(false, true);
-    add_sinks();
-    store(true, wants_lse && !before);
+    if (before) store(total, false, true);
+    add_sinks(total);
+    store(total, true, wants_lse && !before);
   }
 
  private:
@@ -133,7 +137,7 @@ class SequenceTasks {
   void take_rows(Index tile) {
     range_.first_row = tile * plan_.tile_rows;
     const Index rows = plan_.rows - range_.first_row;
-    range_.rows = scratch_.tile.rows = total_.rows = rows < plan_.tile_rows ? rows : plan_.tile_rows;
+    range_.rows = scratch_.tile.rows = rows < plan_.tile_rows ? rows : plan_.tile_rows;
     range_.hull = rows_.mark(call_, sequence_, range_.first_row, range_.rows);
     first_span_ = range_.hull.begin / kSpan;
   }
@@ -146,24 +150,15 @@ class SequenceTasks {
       kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
   }
 
-  void store(bool outputs, bool lse) const {
+  void store(const RowTile& total, bool outputs, bool lse) const {
     for (Index j = 0; j < range_.heads; ++j) {
-      OutputTarget target;
-      const TensorView& out = sequence_.out;
-      const Index first_head = (range_.first_head + j) * call_.group;
-      const Index bytes = element_bytes(out.type);
-      if (outputs) target.data = static_cast<std::byte*>(out.data) + first_head * out.strides.head * bytes;
-      target.type = out.type;
-      target.token_stride = out.strides.token * bytes;
-      target.head_stride = out.strides.head * bytes;
-      target.dim_stride = out.strides.dim;
-      target.group = call_.group;
-      target.first_row = range_.first_row;
+      OutputTarget target{rows_in<std::byte>(sequence_.out, range_.first_head + j)};
+      if (!outputs) target.data = nullptr;
       if (lse) {
-        target.lse = sequence_.lse.data() + first_head;
+        target.lse = sequence_.lse.data() + (range_.first_head + j) * call_.group;
         target.lse_token_stride = call_.shape.query_heads;
       }
-      kernels_.store(head_tile(total_, j), target);
+      kernels_.store(head_tile(total, j), target);
     }
   }
 
@@ -192,7 +187,7 @@ class SequenceTasks {
   }
 
   /// A sink is the state (sink, 1, 0) of one more token.
-  void add_sinks() const {
+  void add_sinks(const RowTile& total) const {
     const RowTile& state = scratch_.tile;
     begin(state);
     for (Index j = 0; j < range_.heads; ++j) {
@@ -205,13 +200,13 @@ class SequenceTasks {
         if (of_head.has_divisor) of_head.divisor[row] = none ? 0.0f : 1.0f;
       }
     }
-    merge(state);
+    merge_states(kernels_, total, state, range_.heads);
   }
 
   /// The task's rows of queries, or of outputs, in a KV head.
-  template <class View>
-  QuerySource rows_in(const View& view, Index head) const noexcept {
-    QuerySource rows;
+  template <class Byte = const std::byte, class View>
+  TensorRows<Byte> rows_in(const View& view, Index head) const noexcept {
+    TensorRows<Byte> rows;
     const Index bytes = element_bytes(view.type);
     rows.type = view.type;
     rows.token_stride = view.strides.token * bytes;
@@ -219,42 +214,34 @@ class SequenceTasks {
     rows.dim_stride = view.strides.dim;
     rows.group = call_.group;
     rows.first_row = range_.first_row;
-    rows.data = static_cast<const std::byte*>(view.data) + head * call_.group * rows.head_stride;
+    rows.data = static_cast<Byte*>(view.data) + head * call_.group * rows.head_stride;
     return rows;
   }
 
-  /// Lays a state of the fold's heads and rows out.
-  void place_state(Carver& carver, RowTile& state) const noexcept {
-    carve_state(carver, state, plan_.heads, plan_.tile_rows);
-  }
   RowTile deposited(Deposit* deposit) const noexcept {
     RowTile state = scratch_.tile;
     Carver carver(deposit_state(deposit));
-    place_state(carver, state);
+    carve_state(carver, state, plan_.heads, plan_.tile_rows);
     return state;
   }
-  void begin(const RowTile& state) const {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.begin(head_tile(state, j));
-  }
-  /// The state of the total's tokens, then those of `from`.
-  void merge(const RowTile& from) const {
-    for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(total_, j), head_tile(from, j));
-  }
+  void begin(const RowTile& state) const { begin_states(kernels_, state, range_.heads); }
 
-  /// Where the state of a claimed span is computed. In order, that of the first span is the total, the others take turns.
+  /// Where the state of a claimed span is computed. In order, the first span's is what the total begins with, the others take turns.
   RowTile state_of(Index span) const noexcept {
     if (!claim_->in_order) return deposited(claim_->deposits[span - claim_->first]);
-    return span == 0 ? total_ : scratch_.tile;
+    return span == 0 ? total_.first() : scratch_.tile;
   }
   /// The spans before this one are complete. Those of which no row sees anything are never come to: their states would change nothing.
   void go_on_to(Index span) {
     if (span == span_) return;
     end_span();
     span_ = span;
-    if (claim_->in_order && span > 0) begin(scratch_.tile);
+    if (!claim_->in_order) return;
+    total_.go_on_to(span);
+    if (span > 0) begin(scratch_.tile);
   }
   void end_span() const {
-    if (claim_->in_order && span_ > 0) merge(scratch_.tile);
+    if (claim_->in_order && span_ > 0) total_.add(scratch_.tile);
   }
 
   /// The part of the block at `begin` that lies in the rows' ranges.
@@ -453,7 +440,7 @@ class SequenceTasks {
   TaskScratch scratch_{};
   AddressBook addresses_;
   RowRanges rows_;
-  RowTile total_{};  // of the fold
+  FoldTotal total_;
   SoftmaxKernel softmax_ = nullptr;
   VariantRef::Refine visible_ = nullptr;  // the mask that is an expression
   bool streams_ = false;                  // see Stage
