@@ -44,6 +44,18 @@ inline constexpr TensorNames kKeyNames{
     "kv.k_type", "kv.k", "kv.k_strides", "kv.k_strides.token", "kv.k_strides.head", "kv.k_strides.page"};
 inline constexpr TensorNames kValueNames{
     "kv.v_type", "kv.v", "kv.v_strides", "kv.v_strides.token", "kv.v_strides.head", "kv.v_strides.page"};
+inline constexpr TensorNames kKeyScaleNames{"kv.k_type",
+                                            "kv.k_scales.data",
+                                            "kv.k_scales.dim",
+                                            "kv.k_scales.strides.token",
+                                            "kv.k_scales.strides.head",
+                                            "kv.k_scales.strides.page"};
+inline constexpr TensorNames kValueScaleNames{"kv.v_type",
+                                              "kv.v_scales.data",
+                                              "kv.v_scales.dim",
+                                              "kv.v_scales.strides.token",
+                                              "kv.v_scales.strides.head",
+                                              "kv.v_scales.strides.page"};
 inline constexpr TensorNames kAppendedKeyNames{"k.type",          "k.data",         "k.strides",
                                                "k.strides.token", "k.strides.head", "k.strides.dim"};
 inline constexpr TensorNames kAppendedValueNames{"v.type",          "v.data",         "v.strides",
@@ -64,8 +76,14 @@ struct ArgumentName {
   }
 };
 
-inline void check_type(const ArgumentName& name, const char* member, ElementType type) {
-  if (type > ElementType::f16) fail(name(member), static_cast<Index>(type), "ElementType::f32, bf16 or f16");
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_type(const ArgumentName& name, const char* member, Index type) {
+  fail(name(member), type, "ElementType::f32, bf16 or f16");
+}
+GQA_ALWAYS_INLINE void check_type(const ArgumentName& name, const char* member, ElementType type) {
+  if (!is_element_type(type)) fail_type(name, member, static_cast<Index>(type));
+}
+GQA_ALWAYS_INLINE void check_type(const ArgumentName& name, const char* member, KvType type) {
+  if (!type.valid()) fail_type(name, member, type.id());
 }
 
 // What is said is put together in functions of its own, so that looking is short.
@@ -92,9 +110,10 @@ GQA_ALWAYS_INLINE bool is_aligned(const void* data, Index bytes) noexcept {
   return (reinterpret_cast<std::uintptr_t>(data) & static_cast<std::uintptr_t>(bytes - 1)) == 0;
 }
 
-GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
-  if (data == nullptr) fail_null(name, member, Text(element_name(type)) + " elements");
-  if (!is_aligned(data, element_bytes(type))) fail_misaligned(name, member, element_bytes(type));
+/// To elements, or to rows, of a type.
+GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, KvType type) {
+  if (data == nullptr) fail_null(name, member, codec_name(type) + (type.is_element() ? " elements" : " rows"));
+  if (!is_aligned(data, type.alignment())) fail_misaligned(name, member, type.alignment());
 }
 
 /// Fails for what std::span allows: no memory, or misaligned memory, and a size. Returns the bytes.
@@ -124,13 +143,13 @@ struct Reach {
     before += back;
     behind += distance - back;
   }
-  /// The bytes of these elements around `data`. Fails if they are not all in the address space.
-  GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data,
-                                     ElementType type, const TensorStrides& strides) const {
+  /// The bytes of these elements, or of rows of `width` elements that begin there, around `data`. Fails if they are not all in the address
+  /// space.
+  GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data, KvType type,
+                                     Index width, const TensorStrides& strides) const {
     const auto at = reinterpret_cast<std::uintptr_t>(data);
-    const Index bytes = element_bytes(type);
-    const ByteRange range{at + static_cast<std::uintptr_t>(before * bytes),
-                          at + static_cast<std::uintptr_t>((behind + 1) * bytes)};
+    const ByteRange range{at + static_cast<std::uintptr_t>(type.stride_bytes(before)),
+                          at + static_cast<std::uintptr_t>(type.stride_bytes(behind) + type.row_bytes(width))};
     if (range.begin > at || range.end < at) fail_range(name, names, strides);
     return range;
   }
@@ -146,50 +165,91 @@ inline ByteRange check_tensor(const ArgumentName& name, const TensorNames& names
   reach.add(name, names.head, tensor.heads, tensor.strides.head);
   reach.add(name, names.last, tensor.dim, tensor.strides.dim);
   if (tensor.tokens <= 0) return {};
-  return reach.around(name, names, tensor.data, tensor.type, tensor.strides);
-}
-
-/// Keys or values of a cache, as rows of `slots` tokens.
-inline ConstTensorView key_rows(const KvCacheView& kv, Index slots) noexcept {
-  ConstTensorView rows(kv.k, kv.k_type, slots, kv.kv_heads, kv.head_dim);
-  rows.strides = {kv.k_strides.token, kv.k_strides.head, 1};
-  return rows;
-}
-inline ConstTensorView value_rows(const KvCacheView& kv, Index slots) noexcept {
-  ConstTensorView rows(kv.v, kv.v_type, slots, kv.kv_heads, kv.value_dim);
-  rows.strides = {kv.v_strides.token, kv.v_strides.head, 1};
-  return rows;
+  return reach.around(name, names, tensor.data, tensor.type, 1, tensor.strides);
 }
 
 /// Keys or values: `slots` tokens in each of `pages` pages (1 where there are none).
 struct Plane {
   const void* data;
-  ElementType type;
+  KvType type;
   const KvStrides& strides;
   Index dim;
+  const KvScales& scales;
 };
 
-/// Where they lie. Several tokens, or pages, at one place are a stride that somebody forgot.
-inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane, Index length,
-                             Index slots, Index heads, Index pages) {
-  const KvStrides& strides = plane.strides;
-  if (length > 0) check_pointer(name, names.data, plane.data, plane.type);
+/// How many rows of a plane there are.
+struct PlaneExtents {
+  Index length;
+  Index slots;
+  Index heads;
+  Index pages;
+};
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_scales(const ArgumentName& name, const char* member,
+                                                               KvType type) {
+  if (type.scale_bytes() == 0)
+    fail(name(member), "a pointer", "null: rows of " + codec_name(type) + " have no scales outside");
+  fail_null(name, member, "the scales of " + codec_name(type) + " rows");
+}
+
+/// The scales outside of rows: there, if the codec has them, and only then. Returns where they lie.
+inline ByteRange check_scales(const ArgumentName& name, const TensorNames& names, const Plane& plane,
+                              const PlaneExtents& extents) {
+  const KvScales& scales = plane.scales;
+  const Index bytes = plane.type.scale_bytes();
+  if (bytes == 0 || (scales.data == nullptr && extents.length > 0)) fail_scales(name, names.data, plane.type);
+  if (!is_aligned(scales.data, bytes)) fail_misaligned(name, names.data, bytes);
   Reach reach;
-  reach.add(name, names.token, slots, strides.token);
-  reach.add(name, names.head, heads, strides.head);
-  reach.add(name, names.last, pages, strides.page);
-  if (length <= 0) return {};
-  if (strides.token == 0 && length > 1 && slots > 1)
+  reach.add(name, names.token, extents.slots, scales.strides.token);
+  reach.add(name, names.head, extents.heads, scales.strides.head);
+  reach.add(name, names.last, extents.pages, scales.strides.page);
+  reach.add(name, names.strides, plane.dim, scales.dim);
+  if (extents.length <= 0) return {};
+  const auto at = reinterpret_cast<std::uintptr_t>(scales.data);
+  const ByteRange range{at + static_cast<std::uintptr_t>(reach.before * bytes),
+                        at + static_cast<std::uintptr_t>((reach.behind + 1) * bytes)};
+  if (range.begin > at || range.end < at)
+    fail_range(name, names, {scales.strides.token, scales.strides.head, scales.dim});
+  return range;
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_blocks(const ArgumentName& name, const char* member,
+                                                               Index stride, KvType type) {
+  fail(name(member), stride,
+       "whole blocks of " + to_text(type.block_elements()) + " elements, as " + codec_name(type) + " has");
+}
+/// Distances between rows of blocks of several elements.
+inline void check_blocks(const ArgumentName& name, const TensorNames& names, const Plane& plane) {
+  const Index inside = plane.type.block_elements() - 1;
+  if ((plane.strides.token & inside) != 0) fail_blocks(name, names.token, plane.strides.token, plane.type);
+  if ((plane.strides.head & inside) != 0) fail_blocks(name, names.head, plane.strides.head, plane.type);
+  if ((plane.strides.page & inside) != 0) fail_blocks(name, names.last, plane.strides.page, plane.type);
+}
+
+/// Where they lie. Several tokens, or pages, at one place are a stride that somebody forgot.
+inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane,
+                             const PlaneExtents& extents) {
+  const KvStrides& strides = plane.strides;
+  if (extents.length > 0) check_pointer(name, names.data, plane.data, plane.type);
+  if (plane.type.block_elements() > 1) check_blocks(name, names, plane);
+  Reach reach;
+  reach.add(name, names.token, extents.slots, strides.token);
+  reach.add(name, names.head, extents.heads, strides.head);
+  reach.add(name, names.last, extents.pages, strides.page);
+  if (extents.length <= 0) return {};
+  if (strides.token == 0 && extents.length > 1 && extents.slots > 1)
     fail(name(names.token), Index{0}, "the distance from a token's row to the next token's");
-  if (strides.page == 0 && pages > 1) fail(name(names.last), Index{0}, "the distance from a page to the next one");
-  reach.behind += plane.dim - 1;
-  return reach.around(name, names, plane.data, plane.type, {strides.token, strides.head, 1});
+  if (strides.page == 0 && extents.pages > 1)
+    fail(name(names.last), Index{0}, "the distance from a page to the next one");
+  return reach.around(name, names, plane.data, plane.type, plane.dim, {strides.token, strides.head, 1});
 }
 
 /// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
 struct CacheRanges {
   ByteRange k{};
   ByteRange v{};
+  ByteRange k_scales{};
+  ByteRange v_scales{};
   Index slots = 0;  ///< that tokens are in
 };
 
@@ -225,10 +285,15 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
     default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
   }
   CacheRanges ranges;
-  const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim};
-  const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim};
-  ranges.k = check_plane(name, kKeyNames, keys, kv.length, slots, kv.kv_heads, pages);
-  ranges.v = check_plane(name, kValueNames, values, kv.length, slots, kv.kv_heads, pages);
+  const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim, kv.k_scales};
+  const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim, kv.v_scales};
+  const PlaneExtents extents{kv.length, slots, kv.kv_heads, pages};
+  ranges.k = check_plane(name, kKeyNames, keys, extents);
+  ranges.v = check_plane(name, kValueNames, values, extents);
+  if (kv.k_type.scale_bytes() != 0 || kv.k_scales.data != nullptr)
+    ranges.k_scales = check_scales(name, kKeyScaleNames, keys, extents);
+  if (kv.v_type.scale_bytes() != 0 || kv.v_scales.data != nullptr)
+    ranges.v_scales = check_scales(name, kValueScaleNames, values, extents);
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;

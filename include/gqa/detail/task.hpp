@@ -220,8 +220,8 @@ class SequenceTasks {
     stage.heads = range_.heads;
     stage.k_head_stride = addresses_.k_strides().head;
     stage.v_head_stride = addresses_.v_strides().head;
-    stage.k_row_bytes = sequence_.kv.head_dim * element_bytes(sequence_.kv.k_type);
-    stage.v_row_bytes = sequence_.kv.value_dim * element_bytes(sequence_.kv.v_type);
+    stage.k_row_bytes = sequence_.kv.k_type.row_bytes(sequence_.kv.head_dim);
+    stage.v_row_bytes = sequence_.kv.v_type.row_bytes(sequence_.kv.value_dim);
     stage.streams = streams_;
     stage.streaming = call_.streaming;
     const bool hops = addresses_.hops(call_.streaming);
@@ -245,7 +245,7 @@ class SequenceTasks {
     if (asks) stage.k_surplus = asked_ ? keys.tokens() : keys.tokens() - stage.ahead;
     asked_ = link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
     const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
-    kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
+    kernels_.of(sequence_.kv.k_type).scores(scratch_.tile, stage);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = span_of(stage, b);
       Stage part = stage;
@@ -297,7 +297,7 @@ class SequenceTasks {
       }
     }
     if (asks) stage.v_surplus = values.tokens();
-    kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
+    kernels_.of(sequence_.kv.v_type).accumulate(tile, stage);
   }
 
   /// As many lines as come while a block is planned, behind those that were asked for before, or if none were, of few blocks more, for
@@ -341,8 +341,12 @@ class SequenceTasks {
         rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
       }
       block.visible = visible;
-      block.careful = rows_differ &&
-                      kernels_.nonfinite[static_cast<std::size_t>(sequence_.kv.v_type)](block, call_.shape.value_dim);
+      if (plan_.scaled) {
+        BlockScales* const scales = scratch_.scales + b * range_.heads + j;
+        *::new (scales) BlockScales = addresses_.scales(here, head);
+        block.scales = scales;
+      }
+      block.careful = rows_differ && kernels_.of(sequence_.kv.v_type).nonfinite(block, call_.shape.value_dim);
     }
   }
 

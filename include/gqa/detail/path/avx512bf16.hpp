@@ -33,6 +33,7 @@ using avx512::ask_rows;
 using avx512::join_units;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
+using avx512::kLoads;
 using avx512::kOutputRows;
 using avx512::kOutputTile;
 using avx512::kRowGroups;
@@ -98,13 +99,12 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 }
 
 template <class Codec, int HeadDim, int ValueDim>
-constexpr void add_codec(Kernels& table) {
-  constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec, HeadDim>;
-  table.accumulate[type] = accumulate<Codec, ValueDim>;
-  if constexpr (Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
-  else table.nonfinite[type] = avx512::nonfinite<Codec>;
-  table.stream_rows[type] = kReadable<Codec> ? Kernels::StreamRows{8, 4} : avx512::kStreamRows<Codec>;
+constexpr CodecKernels codec_kernels() {
+  CodecKernels kernels{.scores = scores<Codec, HeadDim>, .accumulate = accumulate<Codec, ValueDim>};
+  if constexpr (avx512::kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
+  else kernels.nonfinite = avx512::nonfinite<Codec>;
+  kernels.stream_rows = kReadable<Codec> ? StreamRows{8, 4} : avx512::kStreamRows<Codec>;
+  return kernels;
 }
 constexpr Kernels common_kernels() {
   return {

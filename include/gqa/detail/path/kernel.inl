@@ -32,12 +32,8 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 }
 
 template <class Codec, int HeadDim, int ValueDim>
-constexpr void add_codec(Kernels& table) {
-  constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec, HeadDim>;
-  table.accumulate[type] = accumulate<Codec, ValueDim>;
-  table.nonfinite[type] = nonfinite<Codec>;
-  table.stream_rows[type] = kStreamRows<Codec>;
+constexpr CodecKernels codec_kernels() {
+  return {scores<Codec, HeadDim>, accumulate<Codec, ValueDim>, nonfinite<Codec>, kStreamRows<Codec>};
 }
 constexpr Kernels common_kernels() {
   return {

@@ -25,7 +25,7 @@ inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;  // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows = {1, 1};
+inline constexpr StreamRows kStreamRows = {1, 1};
 
 GQA_OP Vec set1(float value) {
   Vec r;
@@ -132,36 +132,50 @@ GQA_OP bool any_nonfinite(const Vec& a) {
   return found;
 }
 
-template <class Codec>
-GQA_OP float widen(const std::byte* p) {
-  if constexpr (Codec::bytes == 4) {
-    float value;
-    __builtin_memcpy(&value, p, 4);
-    return value;
-  } else {
-    std::uint16_t bits;
-    __builtin_memcpy(&bits, p, 2);
-    if constexpr (Codec::type == ElementType::bf16) return float_from_bf16(bits);
-    else return float_from_f16(bits);
-  }
+// The first `count` floats; zeros behind them, nothing read there.
+GQA_OP Vec load_floats_part(const std::byte* p, Index count) {
+  Vec r = zero();
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(&r.lane[i], p + i * 4, 4);
+  return r;
 }
+// 16-bit elements, all or the first `count`, zeros behind them.
+struct Words {
+  std::uint16_t lane[kLanes];
+};
+GQA_OP Words load_words(const std::byte* p) {
+  Words r;
+  __builtin_memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+GQA_OP Words load_words_part(const std::byte* p, Index count) {
+  Words r{};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(&r.lane[i], p + i * 2, 2);
+  return r;
+}
+GQA_OP Vec widen_bf16(const Words& bits) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_bf16(bits.lane[i]);
+  return r;
+}
+GQA_OP Vec widen_f16(const Words& bits) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_f16(bits.lane[i]);
+  return r;
+}
+#include "gqa/codec/loads.inl"
+
 template <class Codec>
 GQA_OP Vec load_as(const std::byte* p) {
-  Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = widen<Codec>(p + i * Codec::bytes);
-  return r;
+  return load(Codec{}, p, 0);
 }
-// The first `count` elements; zeros behind them, nothing read there.
 template <class Codec>
 GQA_OP Vec load_part(const std::byte* p, Index count) {
-  Vec r = zero();
-  for (Index i = 0; i < count; ++i) r.lane[i] = widen<Codec>(p + i * Codec::bytes);
-  return r;
+  return load_part(Codec{}, p, 0, count);
 }
 template <class Codec>
 GQA_OP void store_as(std::byte* p, const Vec& a) {
   for (int i = 0; i < kLanes; ++i) {
-    if constexpr (Codec::bytes == 4) {
+    if constexpr (Codec::type == ElementType::f32) {
       __builtin_memcpy(p + i * 4, &a.lane[i], 4);
     } else {
       const std::uint16_t bits =
