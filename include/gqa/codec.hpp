@@ -5,8 +5,8 @@
 
 #include <utility>
 
-#define GQA_DETAIL_FILE(path) #path
-#define GQA_CODEC(name) GQA_DETAIL_FILE(gqa / codec / name.hpp)
+#define GQA_DETAIL_TEXT(words) #words
+#define GQA_CODEC(name) GQA_DETAIL_TEXT(name.hpp)
 #include "gqa/codec/list.inl"
 #undef GQA_CODEC
 

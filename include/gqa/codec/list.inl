@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The codecs, a line each. Whoever includes the list says which of their files it wants: GQA_CODEC(name) is gqa/codec/name.hpp, with a
-// codec's layout and encoding, or gqa/codec/name.inl, with its loads, which every path includes in its region:
+// The codecs, a line each. Whoever includes the list says which of their files, beside this one, it wants: GQA_CODEC(name) is "name.hpp",
+// with a codec's layout and encoding, or "name.inl", with its loads, which every path includes in its region:
 //
 //   Vec load(Codec, row, d)               elements d … d + 15 of a row, d a multiple of 16, all of them there
 //   Vec load_part(Codec, row, d, count)   the first `count` of them, at most 16; zeros behind them, where nothing is read

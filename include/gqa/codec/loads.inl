@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loads of every codec, and of the program's own. Part of a path, after its vector operations.
 
-#define GQA_CODEC(name) GQA_DETAIL_FILE(gqa / codec / name.inl)
+#define GQA_CODEC(name) GQA_DETAIL_TEXT(name.inl)
 #include "gqa/codec/list.inl"
 #undef GQA_CODEC
 #if defined(GQA_OWN_CODECS)
