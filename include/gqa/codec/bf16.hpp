@@ -7,14 +7,14 @@
 
 namespace gqa {
 
-namespace codec {
+namespace detail {
 /// Rows of bf16.
 struct Bf16 : ElementRows<bf16> {};
-}  // namespace codec
+}  // namespace detail
 
 template <>
 struct CodecWithId<1> {
-  using type = codec::Bf16;
+  using type = detail::Bf16;
 };
 
 }  // namespace gqa

@@ -7,7 +7,7 @@
 
 #include "gqa/codec/with_id.hpp"
 
-namespace gqa::codec {
+namespace gqa::detail {
 
 /// Rows of `T` elements side by side.
 template <Element T>
@@ -26,8 +26,8 @@ struct ElementRows {
         return;
       }
     }
-    auto* out = detail::typed<T>(row);
-    const auto* in = detail::typed<const From>(from);
+    auto* out = typed<T>(row);
+    const auto* in = typed<const From>(from);
     for (Index i = 0; i < dim; ++i) {
       if constexpr (std::is_same_v<T, From>) out[i] = in[i * step];
       else out[i] = static_cast<T>(static_cast<float>(in[i * step]));
@@ -35,9 +35,9 @@ struct ElementRows {
   }
   /// to[0 … dim) ← the row.
   GQA_ALWAYS_INLINE static void decode(const std::byte* row, const std::byte*, Index dim, float* to) {
-    const auto* in = detail::typed<const T>(row);
+    const auto* in = typed<const T>(row);
     for (Index i = 0; i < dim; ++i) to[i] = static_cast<float>(in[i]);
   }
 };
 
-}  // namespace gqa::codec
+}  // namespace gqa::detail

@@ -7,14 +7,14 @@
 
 namespace gqa {
 
-namespace codec {
+namespace detail {
 /// Rows of f16.
 struct F16 : ElementRows<f16> {};
-}  // namespace codec
+}  // namespace detail
 
 template <>
 struct CodecWithId<2> {
-  using type = codec::F16;
+  using type = detail::F16;
 };
 
 }  // namespace gqa

@@ -7,14 +7,14 @@
 
 namespace gqa {
 
-namespace codec {
+namespace detail {
 /// Rows of f32: what most paths compute with, as it lies.
 struct F32 : ElementRows<float> {};
-}  // namespace codec
+}  // namespace detail
 
 template <>
 struct CodecWithId<0> {
-  using type = codec::F32;
+  using type = detail::F32;
 };
 
 }  // namespace gqa

@@ -7,7 +7,7 @@
 
 namespace gqa {
 
-/// The codec whose type has an id: CodecWithId<0>::type is codec::F32. Each codec says its own, in its header. The library's begin at 0 and
+/// The codec whose type has an id: CodecWithId<0>::type is that of f32. Each codec says its own, in its header. The library's begin at 0 and
 /// have no gaps; a program may give its own codecs the ids from kFirstOwnCodec to kMostCodecs − 1, each one codec in all of its units.
 template <int Id>
 struct CodecWithId {};

@@ -32,8 +32,6 @@ struct BlockAddress {
   Index begin = 0;       ///< the block's first position, a multiple of kBlock
   Index first = 0;       ///< tokens of the block that are asked for
   Index last = 0;
-  Index k_scale_base = 0;  ///< of scales outside of rows, likewise; their offsets are the AddressBook's business
-  Index v_scale_base = 0;
 };
 
 }  // namespace gqa::detail
@@ -41,20 +39,12 @@ struct BlockAddress {
 namespace gqa::detail::inline GQA_ABI {
 
 /// Kernels step over tokens that a block does not have; so where there is no second slot, whose distance could be anything, it is 0.
-inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides, Index bytes) noexcept {
+inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides, KvType type) noexcept {
   const Index slots = kv.storage == Storage::contiguous ? kv.length
                       : kv.storage == Storage::ring     ? kv.capacity
                                                         : kv.page_size;
-  return {slots > 1 && kv.length > 1 ? strides.token * bytes : 0, strides.head * bytes, strides.page * bytes};
-}
-inline ByteStrides row_strides(const KvCacheView& kv, const KvStrides& strides, KvType type) noexcept {
-  const KvStrides blocks{type.stride_blocks(strides.token), type.stride_blocks(strides.head),
-                         type.stride_blocks(strides.page)};
-  return byte_strides(kv, blocks, type.block_bytes());
-}
-/// Whether keys or values have scales outside of rows.
-inline bool has_scales(const KvCacheView& kv) noexcept {
-  return kv.k_type.scale_bytes() != 0 || kv.v_type.scale_bytes() != 0;
+  return {slots > 1 && kv.length > 1 ? type.stride_bytes(strides.token) : 0, type.stride_bytes(strides.head),
+          type.stride_bytes(strides.page)};
 }
 
 /// Bits [first, last), 0 <= first <= last <= 64.
@@ -82,29 +72,19 @@ class AddressBook {
  public:
   AddressBook(const KvCacheView& kv, Index* tables, Index stage_blocks) noexcept
       : kv_(kv),
-        k_(row_strides(kv, kv.k_strides, kv.k_type)),
-        v_(row_strides(kv, kv.v_strides, kv.v_type)),
+        k_(byte_strides(kv, kv.k_strides, kv.k_type)),
+        v_(byte_strides(kv, kv.v_strides, kv.v_type)),
+        k_row_bytes_(kv.k_type.row_bytes(kv.head_dim)),
+        v_row_bytes_(kv.v_type.row_bytes(kv.value_dim)),
         uniform_(tables),
         scattered_(tables + 2 * kBlock),
-        kept_(stage_blocks + 1),
-        to_scales_(has_scales(kv) ? table_size(stage_blocks, false) : 0) {
-    for (Index t = 0; t < kBlock; ++t) {
-      uniform_[t] = t * k_.token;
-      uniform_[kBlock + t] = t * v_.token;
-    }
-    if (to_scales_ == 0) return;
-    k_scales_ = byte_strides(kv, kv.k_scales.strides, kv.k_type.scale_bytes());
-    v_scales_ = byte_strides(kv, kv.v_scales.strides, kv.v_type.scale_bytes());
-    for (Index t = 0; t < kBlock; ++t) {
-      uniform_[to_scales_ + t] = t * k_scales_.token;
-      uniform_[to_scales_ + kBlock + t] = t * v_scales_.token;
-    }
+        kept_(stage_blocks + 1) {
+    fill(uniform_, k_.token);
+    fill(uniform_ + kBlock, v_.token);
   }
 
-  /// Entries that `tables` needs; those of scales stand behind the others, in the same order.
-  static constexpr Index table_size(Index stage_blocks, bool scaled) noexcept {
-    return (stage_blocks + 2) * 2 * kBlock * (scaled ? 2 : 1);
-  }
+  /// Entries that `tables` needs.
+  static constexpr Index table_size(Index stage_blocks) noexcept { return (stage_blocks + 2) * 2 * kBlock; }
 
   /// Rows of those tokens of the block at `begin` whose bits are set in `seen`. A token between them that nobody sees, which may lie
   /// in a page that is gone, gets the address of the one before it. Valid for the next `stage_blocks` calls.
@@ -122,9 +102,7 @@ class AddressBook {
               true,
               begin,
               first,
-              last,
-              place.page * k_scales_.page + (place.slot - first) * k_scales_.token,
-              place.page * v_scales_.page + (place.slot - first) * v_scales_.token};
+              last};
     turn_ = turn_ + 1 == kept_ ? 0 : turn_ + 1;
     Index* const offsets = scattered_ + turn_ * 2 * kBlock;
     Index until = first + place.run;  // where the run of `place` ends
@@ -132,8 +110,6 @@ class AddressBook {
       if (((seen >> t) & 1u) == 0) {
         offsets[t] = offsets[t - 1];
         offsets[kBlock + t] = offsets[kBlock + t - 1];
-        offsets[to_scales_ + t] = offsets[to_scales_ + t - 1];  // the same again, if there are no scales
-        offsets[to_scales_ + kBlock + t] = offsets[to_scales_ + kBlock + t - 1];
         continue;
       }
       if (t >= until) {
@@ -143,30 +119,14 @@ class AddressBook {
       const Index slot = place.slot + place.run - (until - t);
       offsets[t] = place.page * k_.page + slot * k_.token;
       offsets[kBlock + t] = place.page * v_.page + slot * v_.token;
-      if (to_scales_ == 0) continue;
-      offsets[to_scales_ + t] = place.page * k_scales_.page + slot * k_scales_.token;
-      offsets[to_scales_ + kBlock + t] = place.page * v_scales_.page + slot * v_scales_.token;
     }
     return {0, 0, offsets, offsets + kBlock, false, begin, first, last};
-  }
-
-  /// Where the scales of the rows of a block lie, if there are any outside of rows. Valid as long as the block's own offsets.
-  BlockScales scales(const BlockAddress& at, Index head) const noexcept {
-    const auto span = [&](const KvScales& given, const ByteStrides& strides, Index base, const Index* offset) {
-      if (given.data == nullptr) return RowSpan{};
-      const auto* const first = static_cast<const std::byte*>(given.data) + base + head * strides.head;
-      return RowSpan{first, offset + to_scales_, at.uniform ? strides.token : 0};
-    };
-    return {span(kv_.k_scales, k_scales_, at.k_scale_base, at.k_offset),
-            span(kv_.v_scales, v_scales_, at.v_scale_base, at.v_offset), kv_.k_scales.dim * kv_.k_type.scale_bytes(),
-            kv_.v_scales.dim * kv_.v_type.scale_bytes()};
   }
 
   /// True if a head's rows follow each other in memory, over pages of some size at least.
   bool follows() const noexcept {
     constexpr Index run = Index{4} << 10;  // bytes
-    const bool packed =
-        k_.token == kv_.k_type.row_bytes(kv_.head_dim) && v_.token == kv_.v_type.row_bytes(kv_.value_dim);
+    const bool packed = k_.token == k_row_bytes_ && v_.token == v_row_bytes_;
     return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
   }
   /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are asked for in
@@ -182,18 +142,23 @@ class AddressBook {
 
   const ByteStrides& k_strides() const noexcept { return k_; }
   const ByteStrides& v_strides() const noexcept { return v_; }
+  Index k_row_bytes() const noexcept { return k_row_bytes_; }
+  Index v_row_bytes() const noexcept { return v_row_bytes_; }
 
  private:
+  [[gnu::noinline]] static void fill(Index* offset, Index stride) noexcept {
+    for (Index t = 0; t < kBlock; ++t) offset[t] = t * stride;
+  }
+
   const KvCacheView& kv_;
   ByteStrides k_;
   ByteStrides v_;
+  Index k_row_bytes_;
+  Index v_row_bytes_;
   Index* uniform_;    // 2 × kBlock: K then V
   Index* scattered_;  // kept_ times 2 × kBlock, used in turn
   Index kept_;
   Index turn_ = 0;
-  Index to_scales_;  // from an offset to that of the same token's scales; 0: there are none
-  ByteStrides k_scales_{};
-  ByteStrides v_scales_{};
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -5,7 +5,7 @@
 
 #include <span>
 
-#include "gqa/detail/address.hpp"
+#include "gqa/detail/coded_rows.hpp"
 #include "gqa/detail/scratch.hpp"
 #include "gqa/detail/variant_ref.hpp"
 #include "gqa/heads.hpp"
@@ -40,6 +40,7 @@ struct FunctorRef {
   HeadShape shape{};         ///< static and given extents
   unsigned cache_types = 0;  ///< CacheOf::types
   KernelsFor kernels_for = nullptr;
+  const CodedRows* coded = nullptr;  ///< where a codec is not one of plain elements
 };
 
 /// The state of a span that is complete while one before it is not. The state's memory follows it, see deposit_state.
@@ -87,6 +88,7 @@ struct CallPlan {
   std::span<const Sequence> batch{};
   HeadShape shape{};
   KernelsFor kernels_for = nullptr;
+  const CodedRows* coded = nullptr;
   Path path = Path::portable;
   Streaming streaming = Streaming::prefetched;
   Index group = 1;

@@ -169,13 +169,13 @@ inline Text codec_names(unsigned codecs) {
       names += (names.empty() ? "" : " or ") + codec_name(KvType(RowLayout{.id = static_cast<std::uint8_t>(id)}));
   return names;
 }
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_compiled(const ArgumentName& name, const char* member,
-                                                                 KvType type, unsigned types) {
-  fail(name(member), codec_name(type), codec_names(types) + ", as the functor's CacheOf says");
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_codec(const ArgumentName& name, const char* member, KvType type,
+                                                              unsigned codecs, const char* why) {
+  fail(name(member), codec_name(type), codec_names(codecs) + why);
 }
 /// One of the functor's cache types, as bits?
 GQA_ALWAYS_INLINE void check_compiled(const ArgumentName& name, const char* member, KvType type, unsigned types) {
-  if (!is_among(types, type)) fail_compiled(name, member, type, types);
+  if (!is_among(types, type)) fail_codec(name, member, type, types, ", as the functor's CacheOf says");
 }
 
 /// As how many bf16 numbers a call takes one of its inputs, see kernels_for.
@@ -184,16 +184,14 @@ constexpr int bf16_terms(ElementType q, KvType k, KvType v, Products products) n
   return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_unsupported(const ArgumentName& name, const char* member,
-                                                                    KvType type, const Kernels& kernels) {
-  fail(name(member), codec_name(type),
-       codec_names(kernels.compiled) + ": those that path " + path_name(kernels.path) + " has kernels for");
-}
-/// Keys and values that the path has kernels for?
-GQA_ALWAYS_INLINE void check_supported(const ArgumentName& name, const KvCacheView& kv, const Kernels& kernels) {
-  if (kernels.supports(kv.k_type, kv.v_type)) return;
+/// Fails for keys or values that the path has no kernels for.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_unsupported(std::span<const Sequence> batch,
+                                                                    const Sequence& sequence, const Kernels& kernels) {
+  const ArgumentName name{&sequence - batch.data(), batch.size() > 1};
+  const KvCacheView& kv = sequence.kv;
   const bool keys = !kernels.supports(kv.k_type, kv.k_type);
-  fail_unsupported(name, keys ? "kv.k_type" : "kv.v_type", keys ? kv.k_type : kv.v_type, kernels);
+  fail_codec(name, keys ? "kv.k_type" : "kv.v_type", keys ? kv.k_type : kv.v_type, kernels.compiled,
+             ", for which the path has kernels");
 }
 
 /// Fails on the first wrong argument of a sequence. Returns where the others lie.
@@ -268,6 +266,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   call.batch = batch;
   call.shape = call_shape(functor.shape, batch.front());
   call.kernels_for = functor.kernels_for;
+  call.coded = functor.coded;
   call.variant = variant;
   check_options(options);
   call.path = check_path(options);
@@ -276,9 +275,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   const auto check = [&](const ArgumentName& name, const Sequence& sequence) {
     const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, variant, sequence);
     check_overlap(name, sequence, ranges, options.scratch, batch);
-    const KvCacheView& kv = sequence.kv;
-    check_supported(name, kv,
-                    call.kernels_for(call.path, bf16_terms(sequence.q.type, kv.k_type, kv.v_type, options.products)));
+    if (!is_plain(sequence.kv)) functor.coded->check(name, sequence);
     return ranges;
   };
   if (batch.size() == 1) {

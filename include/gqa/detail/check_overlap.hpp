@@ -87,14 +87,9 @@ struct Elements {
         heads(kv_heads),
         dim(type.row_bytes(width)),
         strides{type.stride_bytes(steps.token), type.stride_bytes(steps.head), 1} {}
-  /// Scales outside of the rows of `slots` tokens; none, if there are none.
-  Elements(const KvScales& scales, KvType type, Index slots, Index kv_heads, Index width) noexcept
-      : data(scales.data),
-        bytes(type.scale_bytes()),
-        tokens(scales.data == nullptr ? 0 : slots),
-        heads(kv_heads),
-        dim(scales.dim == 0 ? 1 : width),
-        strides{scales.strides.token, scales.strides.head, scales.dim} {}
+  Elements(const void* first, Index element, Index token_count, Index head_count, Index width,
+           const TensorStrides& steps) noexcept
+      : data(first), bytes(element), tokens(token_count), heads(head_count), dim(width), strides(steps) {}
 };
 inline Elements keys_of(const KvCacheView& kv, Index slots) noexcept {
   return {kv.k, kv.k_type, slots, kv.kv_heads, kv.head_dim, kv.k_strides};
@@ -186,6 +181,7 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
   const Index slots = kv.length < ranges.kv.slots ? kv.length : ranges.kv.slots;
   const bool pool = kv.storage == Storage::paged;
   const auto lse_floats = static_cast<Index>(sequence.lse.size());
+  const Elements q = sequence.q, keys = keys_of(kv, slots), values = values_of(kv, slots);
   const Elements out = sequence.out;
   const Elements lse = ConstTensorView(sequence.lse.data(), lse_floats, 1, 1);
   const auto plain = [](auto elements) -> ByteRange {
@@ -204,12 +200,10 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
     const auto range = [&](const Text& other, const ByteRange& read) {
       if (read.begin != read.end && has_element_in(written, read)) fail_overlap(name, output, other);
     };
-    tensor("q", sequence.q);
+    tensor("q", q);
     if (!pool && slots > 0) {
-      tensor("kv.k", keys_of(kv, slots));
-      tensor("kv.v", values_of(kv, slots));
-      tensor("kv.k_scales", Elements(kv.k_scales, kv.k_type, slots, kv.kv_heads, kv.head_dim));
-      tensor("kv.v_scales", Elements(kv.v_scales, kv.v_type, slots, kv.kv_heads, kv.value_dim));
+      tensor("kv.k", keys);
+      tensor("kv.v", values);
     }
     range(name("positions"), plain(sequence.positions));
     range(name("kv.page_table"), table);
@@ -226,9 +220,9 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
   const auto tensor_in_scratch = [&](const char* input, const Elements& read) {
     if (read.tokens > 0 && has_element_in(read, plain(scratch))) refuse(name(input));
   };
-  tensor_in_scratch("q", sequence.q);
-  if (!pool) tensor_in_scratch("kv.k", keys_of(kv, slots));
-  if (!pool) tensor_in_scratch("kv.v", values_of(kv, slots));
+  tensor_in_scratch("q", q);
+  if (!pool) tensor_in_scratch("kv.k", keys);
+  if (!pool) tensor_in_scratch("kv.v", values);
   if (meet(plain(scratch), plain(sequence.positions)) != 0) refuse(name("positions"));
   if (meet(plain(scratch), table) != 0) refuse(name("kv.page_table"));
   if (meet(plain(scratch), plain(batch)) != 0) refuse("the batch's sequences");
@@ -247,10 +241,6 @@ inline void check_overlap(const ArgumentName& name, const Sequence& sequence, co
   unsigned any = meet(ranges.out, ranges.q) | meet(ranges.out, ranges.kv.k) | meet(ranges.out, ranges.kv.v) |
                  meet(ranges.out, sequences);
   const bool pool = kv.storage == Storage::paged && kv.length > 0;
-  const bool scaled = kv.k_scales.data != nullptr || kv.v_scales.data != nullptr;
-  if (scaled)
-    any |= meet(ranges.out, ranges.kv.k_scales) | meet(ranges.out, ranges.kv.v_scales) |
-           meet(ranges.lse, ranges.kv.k_scales) | meet(ranges.lse, ranges.kv.v_scales);
   if (pool || !sequence.lse.empty() || !sequence.positions.empty() || !scratch.empty()) {
     const ByteRange table =
         bytes_in(kv.page_table, pool ? static_cast<std::size_t>(kv.page_table_size) * sizeof(std::int32_t) : 0);

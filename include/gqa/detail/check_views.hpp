@@ -44,18 +44,6 @@ inline constexpr TensorNames kKeyNames{
     "kv.k_type", "kv.k", "kv.k_strides", "kv.k_strides.token", "kv.k_strides.head", "kv.k_strides.page"};
 inline constexpr TensorNames kValueNames{
     "kv.v_type", "kv.v", "kv.v_strides", "kv.v_strides.token", "kv.v_strides.head", "kv.v_strides.page"};
-inline constexpr TensorNames kKeyScaleNames{"kv.k_type",
-                                            "kv.k_scales.data",
-                                            "kv.k_scales.dim",
-                                            "kv.k_scales.strides.token",
-                                            "kv.k_scales.strides.head",
-                                            "kv.k_scales.strides.page"};
-inline constexpr TensorNames kValueScaleNames{"kv.v_type",
-                                              "kv.v_scales.data",
-                                              "kv.v_scales.dim",
-                                              "kv.v_scales.strides.token",
-                                              "kv.v_scales.strides.head",
-                                              "kv.v_scales.strides.page"};
 inline constexpr TensorNames kAppendedKeyNames{"k.type",          "k.data",         "k.strides",
                                                "k.strides.token", "k.strides.head", "k.strides.dim"};
 inline constexpr TensorNames kAppendedValueNames{"v.type",          "v.data",         "v.strides",
@@ -91,6 +79,10 @@ GQA_ALWAYS_INLINE void check_type(const ArgumentName& name, const char* member, 
                                                              const Text& what) {
   fail(name(member), "null", "a pointer to " + what);
 }
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
+                                                             KvType type) {
+  fail_null(name, member, codec_name(type) + (type.is_element() ? " elements" : " rows"));
+}
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_misaligned(const ArgumentName& name, const char* member,
                                                                    Index bytes) {
   fail(name(member), "misaligned", "an address that is a multiple of " + to_text(bytes));
@@ -112,7 +104,7 @@ GQA_ALWAYS_INLINE bool is_aligned(const void* data, Index bytes) noexcept {
 
 /// To elements, or to rows, of a type.
 GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, KvType type) {
-  if (data == nullptr) fail_null(name, member, codec_name(type) + (type.is_element() ? " elements" : " rows"));
+  if (data == nullptr) fail_null(name, member, type);
   if (!is_aligned(data, type.alignment())) fail_misaligned(name, member, type.alignment());
 }
 
@@ -174,7 +166,6 @@ struct Plane {
   KvType type;
   const KvStrides& strides;
   Index dim;
-  const KvScales& scales;
 };
 
 /// How many rows of a plane there are.
@@ -185,53 +176,11 @@ struct PlaneExtents {
   Index pages;
 };
 
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_scales(const ArgumentName& name, const char* member,
-                                                               KvType type) {
-  if (type.scale_bytes() == 0)
-    fail(name(member), "a pointer", "null: rows of " + codec_name(type) + " have no scales outside");
-  fail_null(name, member, "the scales of " + codec_name(type) + " rows");
-}
-
-/// The scales outside of rows: there, if the codec has them, and only then. Returns where they lie.
-inline ByteRange check_scales(const ArgumentName& name, const TensorNames& names, const Plane& plane,
-                              const PlaneExtents& extents) {
-  const KvScales& scales = plane.scales;
-  const Index bytes = plane.type.scale_bytes();
-  if (bytes == 0 || (scales.data == nullptr && extents.length > 0)) fail_scales(name, names.data, plane.type);
-  if (!is_aligned(scales.data, bytes)) fail_misaligned(name, names.data, bytes);
-  Reach reach;
-  reach.add(name, names.token, extents.slots, scales.strides.token);
-  reach.add(name, names.head, extents.heads, scales.strides.head);
-  reach.add(name, names.last, extents.pages, scales.strides.page);
-  reach.add(name, names.strides, plane.dim, scales.dim);
-  if (extents.length <= 0) return {};
-  const auto at = reinterpret_cast<std::uintptr_t>(scales.data);
-  const ByteRange range{at + static_cast<std::uintptr_t>(reach.before * bytes),
-                        at + static_cast<std::uintptr_t>((reach.behind + 1) * bytes)};
-  if (range.begin > at || range.end < at)
-    fail_range(name, names, {scales.strides.token, scales.strides.head, scales.dim});
-  return range;
-}
-
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_blocks(const ArgumentName& name, const char* member,
-                                                               Index stride, KvType type) {
-  fail(name(member), stride,
-       "whole blocks of " + to_text(type.block_elements()) + " elements, as " + codec_name(type) + " has");
-}
-/// Distances between rows of blocks of several elements.
-inline void check_blocks(const ArgumentName& name, const TensorNames& names, const Plane& plane) {
-  const Index inside = plane.type.block_elements() - 1;
-  if ((plane.strides.token & inside) != 0) fail_blocks(name, names.token, plane.strides.token, plane.type);
-  if ((plane.strides.head & inside) != 0) fail_blocks(name, names.head, plane.strides.head, plane.type);
-  if ((plane.strides.page & inside) != 0) fail_blocks(name, names.last, plane.strides.page, plane.type);
-}
-
 /// Where they lie. Several tokens, or pages, at one place are a stride that somebody forgot.
 inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane,
                              const PlaneExtents& extents) {
   const KvStrides& strides = plane.strides;
   if (extents.length > 0) check_pointer(name, names.data, plane.data, plane.type);
-  if (plane.type.block_elements() > 1) check_blocks(name, names, plane);
   Reach reach;
   reach.add(name, names.token, extents.slots, strides.token);
   reach.add(name, names.head, extents.heads, strides.head);
@@ -244,12 +193,22 @@ inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names,
   return reach.around(name, names, plane.data, plane.type, plane.dim, {strides.token, strides.head, 1});
 }
 
+/// Scales outside of rows belong to codecs that have them there.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_scales(const ArgumentName& name, const KvCacheView& kv) {
+  const bool keys = kv.k_scales.data != nullptr && kv.k_type.scale_bytes() == 0;
+  fail(name(keys ? "kv.k_scales.data" : "kv.v_scales.data"), "a pointer",
+       "null: such rows have no scales outside of them");
+}
+GQA_ALWAYS_INLINE void check_no_scales(const ArgumentName& name, const KvCacheView& kv) {
+  if ((kv.k_scales.data != nullptr && kv.k_type.scale_bytes() == 0) ||
+      (kv.v_scales.data != nullptr && kv.v_type.scale_bytes() == 0))
+    fail_scales(name, kv);
+}
+
 /// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
 struct CacheRanges {
   ByteRange k{};
   ByteRange v{};
-  ByteRange k_scales{};
-  ByteRange v_scales{};
   Index slots = 0;  ///< that tokens are in
 };
 
@@ -285,15 +244,12 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
     default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
   }
   CacheRanges ranges;
-  const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim, kv.k_scales};
-  const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim, kv.v_scales};
+  const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim};
+  const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim};
   const PlaneExtents extents{kv.length, slots, kv.kv_heads, pages};
   ranges.k = check_plane(name, kKeyNames, keys, extents);
   ranges.v = check_plane(name, kValueNames, values, extents);
-  if (kv.k_type.scale_bytes() != 0 || kv.k_scales.data != nullptr)
-    ranges.k_scales = check_scales(name, kKeyScaleNames, keys, extents);
-  if (kv.v_type.scale_bytes() != 0 || kv.v_scales.data != nullptr)
-    ranges.v_scales = check_scales(name, kValueScaleNames, values, extents);
+  check_no_scales(name, kv);
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;

@@ -159,6 +159,13 @@ struct BlockRows {
     if constexpr (kWholeRows<Codec>) return row;
     else return ScaledRow{row, scales.base + scales.offset[t], scale_step};
   }
+  /// The same, counted from a token on.
+  GQA_ALWAYS_INLINE BlockRows from(Index t) const noexcept {
+    BlockRows behind = *this;
+    behind.rows.offset += t;
+    if constexpr (!kWholeRows<Codec>) behind.scales.offset += t;
+    return behind;
+  }
 };
 template <class Codec>
 GQA_ALWAYS_INLINE BlockRows<Codec> block_keys(const Block& block) noexcept {

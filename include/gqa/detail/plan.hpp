@@ -13,6 +13,7 @@ struct TaskScratch {
   RowTile tile{};                           ///< the state of the current span
   Index* tables = nullptr;                  ///< AddressBook
   BlockScales* scales = nullptr;            ///< per unit, if they lie outside of rows
+  Index* scale_offsets = nullptr;           ///< per block of a stage, 2 × kBlock
   PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
   PositionRange* visible_ranges = nullptr;  ///< what any row sees: as many as those of all rows
   Index* row_position = nullptr;            ///< per row
@@ -69,8 +70,11 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   tile.weights = carver.take<float>(units * unit_weights(kernels, rows));
   tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
   scratch.units = carver.take<Block>(units);
-  scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks, plan.scaled));
-  if (plan.scaled) scratch.scales = carver.take<BlockScales>(units);
+  scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks));
+  if (plan.scaled) {
+    scratch.scales = carver.take<BlockScales>(units);
+    scratch.scale_offsets = carver.take<Index>(plan.stage_blocks * 2 * kBlock);
+  }
   scratch.ranges = carver.take<PositionRange>(ranges);
   scratch.visible_ranges = carver.take<PositionRange>(ranges);
   scratch.row_position = carver.take<Index>(rows);
@@ -119,6 +123,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const HeadShape& shape = call.shape;
   plan.kernels =
       &call.kernels_for(call.path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
+  if (!plan.kernels->supports(sequence.kv.k_type, sequence.kv.v_type))
+    fail_unsupported(call.batch, sequence, *plan.kernels);
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;

@@ -220,8 +220,8 @@ class SequenceTasks {
     stage.heads = range_.heads;
     stage.k_head_stride = addresses_.k_strides().head;
     stage.v_head_stride = addresses_.v_strides().head;
-    stage.k_row_bytes = sequence_.kv.k_type.row_bytes(sequence_.kv.head_dim);
-    stage.v_row_bytes = sequence_.kv.v_type.row_bytes(sequence_.kv.value_dim);
+    stage.k_row_bytes = addresses_.k_row_bytes();
+    stage.v_row_bytes = addresses_.v_row_bytes();
     stage.streams = streams_;
     stage.streaming = call_.streaming;
     const bool hops = addresses_.hops(call_.streaming);
@@ -234,8 +234,10 @@ class SequenceTasks {
     const bool asks = asks_between(stage);
     Lines keys(stage, &Block::k, stage.k_row_bytes, plan_lines(end - begin, stage.k_row_bytes, asked_));
     for (; begin < end; begin += kBlock) {
-      const BlockAddress here = addresses_.block(begin, seen_in(begin, stage.blocks));
+      const std::uint64_t seen = seen_in(begin, stage.blocks);
+      const BlockAddress here = addresses_.block(begin, seen);
       if (here.first >= here.last) continue;
+      if (plan_.scaled) find_scales(here, seen, stage.blocks);
       add_block(here, stage.blocks++);
       if (!asks) continue;
       if (asked_ && stage.blocks == 1) keys.skip(stage.ahead);
@@ -319,6 +321,12 @@ class SequenceTasks {
       __builtin_prefetch(first + line * Lines::kBytes, 0, 3);
   }
 
+  /// The scales of the rows of a block, number b of a stage, where they lie outside of these.
+  void find_scales(const BlockAddress& here, std::uint64_t seen, Index b) const {
+    call_.coded->find_scales(sequence_.kv, here, seen, range_.first_head, range_.heads,
+                             scratch_.scale_offsets + b * 2 * kBlock, scratch_.scales + b * range_.heads);
+  }
+
   /// The units of block number b of a stage.
   void add_block(const BlockAddress& here, Index b) {
     const bool whole = here.last - here.first == kBlock && rows_.whole(here.begin) && call_.variant.refine == nullptr;
@@ -341,11 +349,7 @@ class SequenceTasks {
         rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
       }
       block.visible = visible;
-      if (plan_.scaled) {
-        BlockScales* const scales = scratch_.scales + b * range_.heads + j;
-        *::new (scales) BlockScales = addresses_.scales(here, head);
-        block.scales = scales;
-      }
+      if (plan_.scaled) block.scales = scratch_.scales + b * range_.heads + j;
       block.careful = rows_differ && kernels_.of(sequence_.kv.v_type).nonfinite(block, call_.shape.value_dim);
     }
   }

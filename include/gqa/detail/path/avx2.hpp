@@ -177,15 +177,6 @@ GQA_OP Vec widen_bf16(const Words& bits) { return {widen_bf16(bits.low), widen_b
 GQA_OP Vec widen_f16(const Words& bits) { return {widen_f16(bits.low), widen_f16(bits.high)}; }
 #include "gqa/codec/loads.inl"
 
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  return load(Codec{}, p, 0);
-}
-template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
-  return load_part(Codec{}, p, 0, count);
-}
-
 // Elements d … d + 7 of a row, d a multiple of 8. Of codecs that have nothing shorter, 16 are loaded and compilers leave half of them out.
 template <class Codec>
 GQA_OP __m256 load_half(Codec, RowOf<Codec> row, Index d) {
@@ -195,6 +186,12 @@ GQA_OP __m256 load_half(Codec, RowOf<Codec> row, Index d) {
 GQA_OP __m256 load_half(F32, const std::byte* row, Index d) { return _mm256_loadu_ps(typed<const float>(row + d * 4)); }
 GQA_OP __m256 load_half(Bf16, const std::byte* row, Index d) { return widen_bf16(load_half_words(row + d * 2)); }
 GQA_OP __m256 load_half(F16, const std::byte* row, Index d) { return widen_f16(load_half_words(row + d * 2)); }
+// The first `count` of them, no more than 8; zeros behind them, nothing read there. None, if that is less than one.
+template <class Codec>
+GQA_OP __m256 load_half_part(Codec, RowOf<Codec> row, Index d, Index count) {
+  if constexpr (KvType(Codec::type).is_element()) return load_part(Codec{}, row, d, count).low;
+  else return (d & 8) == 0 ? load_part(Codec{}, row, d, count).low : load_part(Codec{}, row, d - 8, count + 8).high;
+}
 // A Dot of 8 of its 16 lanes: with one register instead of two to an accumulator, four rows share a key, not two.
 template <class Codec>
 struct HalfDot {
@@ -202,9 +199,9 @@ struct HalfDot {
   using Sum = __m256;
   static GQA_OP __m256 none() { return _mm256_setzero_ps(); }
   static GQA_OP __m256 query(const std::byte* p) { return _mm256_loadu_ps(typed<const float>(p)); }
-  static GQA_OP __m256 key(const std::byte* p) { return load_half(Codec{}, p, 0); }
-  static GQA_OP __m256 key_part(const std::byte* p, Index count) {
-    return load_part<Codec>(p, count < 8 ? count : 8).low;  // none, if fewer than one
+  static GQA_OP __m256 key(const std::byte* row, Index d) { return load_half(Codec{}, row, d); }
+  static GQA_OP __m256 key_part(const std::byte* row, Index d, Index count) {
+    return load_half_part(Codec{}, row, d, count < 8 ? count : 8);
   }
   static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return GQA_FMA_PS256(q, k, acc); }
   static GQA_OP void keep(float* lanes, __m256 sum) { _mm256_storeu_ps(lanes, sum); }

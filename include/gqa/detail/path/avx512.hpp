@@ -197,15 +197,6 @@ GQA_OP __m256i load_words_part(const std::byte* p, Index count) {
 GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 GQA_OP Vec widen_f16(__m256i bits) { return _mm512_cvtph_ps(bits); }
 #include "gqa/codec/loads.inl"
-
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  return load(Codec{}, p, 0);
-}
-template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
-  return load_part(Codec{}, p, 0, count);
-}
 template <class Codec>
 GQA_OP void store_as(std::byte* p, Vec a) {
   if constexpr (Codec::type == ElementType::f32) {

@@ -69,15 +69,15 @@ GQA_OP __m512i load_pairs_part(const std::byte* p, Index count) {
   return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
 }
 
-// 32 elements of any codec as bf16.
+// Elements d … d + count − 1 of a row of any codec as bf16, up to 32 of them; zeros behind them.
 template <class Codec>
-GQA_OP __m512i narrow_pairs(const std::byte* p, Index count) {
+GQA_OP __m512i narrow_pairs(RowOf<Codec> row, Index d, Index count) {
   if constexpr (Codec::type == ElementType::bf16) {
-    return load_pairs_part(p, count);
+    return load_pairs_part(row + d * 2, count);
   } else {
     const Index low = count < kLanes ? count : kLanes;
-    const Vec a = avx512::load_part<Codec>(p, low);
-    const Vec b = avx512::load_part<Codec>(p + low * Codec::bytes, count - low);
+    const Vec a = avx512::load_part(Codec{}, row, d, low);
+    const Vec b = avx512::load_part(Codec{}, row, d + low, count - low);
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
   }
 }

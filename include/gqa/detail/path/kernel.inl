@@ -21,10 +21,17 @@
 
 #include "gqa/detail/path/state.inl"
 
-// weights[row][t] ← q[row] · k[t]; q carries the scale.
+// weights[row][t] ← q[row] · k[t]; q carries the scale. Keys whose scales lie outside of rows are widened first, unit by unit.
+template <class Codec>
+struct Widened {
+  static GQA_OP Block block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+    return Dot<Codec>::group_block(tile, block, offset);
+  }
+};
 template <class Codec, int HeadDim>
 inline void scores(const RowTile& tile, const Stage& stage) {
-  score_stage<Dot<Codec>, HeadDim>(tile, stage);
+  if constexpr (kReadable<Codec>) score_stage<Dot<Codec>, HeadDim>(tile, stage);
+  else score_staged<Widened<Codec>, scores<F32, HeadDim>>(tile, stage);
 }
 
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {

@@ -135,43 +135,49 @@ GQA_OP bool any_nonfinite(const Vec& a) {
 // The first `count` floats; zeros behind them, nothing read there.
 GQA_OP Vec load_floats_part(const std::byte* p, Index count) {
   Vec r = zero();
-  for (Index i = 0; i < count; ++i) __builtin_memcpy(&r.lane[i], p + i * 4, 4);
+  for (Index i = 0; i < count; ++i) {
+    float value;
+    __builtin_memcpy(&value, p + i * 4, 4);
+    r.lane[i] = value;
+  }
   return r;
 }
-// 16-bit elements, all or the first `count`, zeros behind them.
+// 16-bit elements, all or the first few: read as they are widened, zeros behind them.
 struct Words {
-  std::uint16_t lane[kLanes];
+  const std::byte* p;
+  GQA_OP std::uint16_t operator[](Index i) const {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, p + i * 2, 2);
+    return bits;
+  }
 };
-GQA_OP Words load_words(const std::byte* p) {
-  Words r;
-  __builtin_memcpy(r.lane, p, sizeof r.lane);
-  return r;
-}
-GQA_OP Words load_words_part(const std::byte* p, Index count) {
-  Words r{};
-  for (Index i = 0; i < count; ++i) __builtin_memcpy(&r.lane[i], p + i * 2, 2);
-  return r;
-}
+struct FewWords {
+  Words words;
+  Index count;
+};
+GQA_OP Words load_words(const std::byte* p) { return {p}; }
+GQA_OP FewWords load_words_part(const std::byte* p, Index count) { return {{p}, count}; }
 GQA_OP Vec widen_bf16(const Words& bits) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_bf16(bits.lane[i]);
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_bf16(bits[i]);
+  return r;
+}
+GQA_OP Vec widen_bf16(const FewWords& bits) {
+  Vec r = zero();
+  for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_bf16(bits.words[i]);
   return r;
 }
 GQA_OP Vec widen_f16(const Words& bits) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_f16(bits.lane[i]);
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_f16(bits[i]);
+  return r;
+}
+GQA_OP Vec widen_f16(const FewWords& bits) {
+  Vec r = zero();
+  for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_f16(bits.words[i]);
   return r;
 }
 #include "gqa/codec/loads.inl"
-
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  return load(Codec{}, p, 0);
-}
-template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
-  return load_part(Codec{}, p, 0, count);
-}
 template <class Codec>
 GQA_OP void store_as(std::byte* p, const Vec& a) {
   for (int i = 0; i < kLanes; ++i) {

@@ -158,10 +158,6 @@
 
 namespace gqa::detail {
 
-using codec::Bf16;
-using codec::F16;
-using codec::F32;
-
 /// Whether the rows of a codec are what f32 arithmetic computes with, as they lie.
 template <class Codec>
 inline constexpr bool kPlainRows = std::is_same_v<Codec, F32>;

@@ -9,13 +9,12 @@
 // others, so every_kernel() has a name (GQA_KERNELS_NAME) without them.
 
 #if defined(GQA_COMPILE_KERNELS_HERE) || !defined(GQA_COMPILED_KERNELS)
-template <unsigned Types, int HeadDim, int ValueDim>
-struct CodecTable {
-  CodecKernels codec[bits_of(Types)];
-  unsigned compiled = 0;
+template <unsigned Types>
+struct KernelTable : Kernels {
+  CodecKernels codec[bits_of(Types)]{};
 };
-template <int Id, unsigned Types, int HeadDim, int ValueDim>
-constexpr void add_codecs(CodecTable<Types, HeadDim, ValueDim>& table) {
+template <int Id, int HeadDim, int ValueDim, unsigned Types>
+constexpr void add_codecs(KernelTable<Types>& table) {
   if constexpr (Id < bits_of(Types)) {
     if constexpr (((Types >> Id) & 1u) != 0) {
       using Codec = typename CodecWithId<Id>::type;
@@ -24,27 +23,19 @@ constexpr void add_codecs(CodecTable<Types, HeadDim, ValueDim>& table) {
         table.compiled |= 1u << Id;
       }
     }
-    add_codecs<Id + 1>(table);
+    add_codecs<Id + 1, HeadDim, ValueDim>(table);
   }
 }
 template <unsigned Types, int HeadDim, int ValueDim>
-constexpr CodecTable<Types, HeadDim, ValueDim> make_codecs() {
-  CodecTable<Types, HeadDim, ValueDim> table{};
-  add_codecs<0>(table);
+constexpr KernelTable<Types> make_kernels(const CodecKernels* codecs) {
+  KernelTable<Types> table{common_kernels()};
+  table.codecs = codecs;
+  add_codecs<0, HeadDim, ValueDim>(table);
   return table;
 }
 template <unsigned Types, int HeadDim, int ValueDim>
-inline constexpr CodecTable<Types, HeadDim, ValueDim> kCodecs = make_codecs<Types, HeadDim, ValueDim>();
-
-template <unsigned Types, int HeadDim, int ValueDim>
-constexpr Kernels make_kernels() {
-  Kernels table = common_kernels();
-  table.codecs = kCodecs<Types, HeadDim, ValueDim>.codec;
-  table.compiled = kCodecs<Types, HeadDim, ValueDim>.compiled;
-  return table;
-}
-template <unsigned Types, int HeadDim, int ValueDim>
-inline constexpr Kernels kTable = make_kernels<Types, HeadDim, ValueDim>();
+inline constexpr KernelTable<Types> kTable =
+    make_kernels<Types, HeadDim, ValueDim>(kTable<Types, HeadDim, ValueDim>.codec);
 #endif
 #if defined(GQA_COMPILE_KERNELS_HERE) || defined(GQA_COMPILED_KERNELS)
 const Kernels& every_kernel() noexcept __asm__(GQA_KERNELS_NAME);
