@@ -79,8 +79,11 @@ class AddressBook {
         uniform_(tables),
         scattered_(tables + 2 * kBlock),
         kept_(stage_blocks + 1) {
-    fill(uniform_, k_.token);
-    fill(uniform_ + kBlock, v_.token);
+    Index k = 0, v = 0;
+    for (Index t = 0; t < kBlock; ++t, k += k_.token, v += v_.token) {
+      uniform_[t] = k;
+      uniform_[kBlock + t] = v;
+    }
   }
 
   /// Entries that `tables` needs.
@@ -146,10 +149,6 @@ class AddressBook {
   Index v_row_bytes() const noexcept { return v_row_bytes_; }
 
  private:
-  [[gnu::noinline]] static void fill(Index* offset, Index stride) noexcept {
-    for (Index t = 0; t < kBlock; ++t) offset[t] = t * stride;
-  }
-
   const KvCacheView& kv_;
   ByteStrides k_;
   ByteStrides v_;
