@@ -44,9 +44,13 @@ struct KvStrides {
 ///     page * strides.page + slot * strides.token + h * strides.head + d * dim,
 /// and any of these steps may be 0: one scale for all.
 struct KvScales {
-  const void* data = nullptr;
-  KvStrides strides{0, 0, 0};
-  Index dim = 0;
+  const void* data;
+  KvStrides strides;
+  Index dim;
+
+  GQA_ALWAYS_INLINE KvScales() noexcept : data(nullptr), strides{0, 0, 0}, dim(0) {}
+  GQA_ALWAYS_INLINE KvScales(const void* scales, KvStrides steps, Index dim_step = 0) noexcept
+      : data(scales), strides(steps), dim(dim_step) {}
 };
 
 /// What a cache holds, for the makers below.

@@ -25,62 +25,78 @@ class KvType {
  public:
   /// Rows of f32 elements.
   GQA_ALWAYS_INLINE constexpr KvType() noexcept : KvType(ElementType::f32) {}
-  GQA_ALWAYS_INLINE constexpr KvType(ElementType type) noexcept {
-    const bool known = detail::is_element_type(type);
-    layout_.id = static_cast<std::uint8_t>(type);
-    layout_.block_bytes = known ? static_cast<std::uint16_t>(element_bytes(type)) : std::uint16_t{0};
-    layout_.alignment = static_cast<std::uint8_t>(element_bytes(type));
-  }
-  GQA_ALWAYS_INLINE explicit constexpr KvType(const RowLayout& layout) noexcept : layout_(layout) {}
+  GQA_ALWAYS_INLINE constexpr KvType(ElementType type) noexcept
+      : bits_(static_cast<std::uint64_t>(type) | (type == ElementType::f32        ? kRowsOfFour
+                                                  : detail::is_element_type(type) ? kRowsOfTwo
+                                                                                  : 0)) {}
+  GQA_ALWAYS_INLINE explicit constexpr KvType(const RowLayout& layout) noexcept : bits_(packed(layout)) {}
 
   /// What the codec is known by.
-  GQA_ALWAYS_INLINE constexpr Index id() const noexcept { return layout_.id; }
+  GQA_ALWAYS_INLINE constexpr Index id() const noexcept { return part<std::uint8_t, 0>(); }
   /// False for what was made of an ElementType that does not exist.
-  GQA_ALWAYS_INLINE constexpr bool valid() const noexcept { return layout_.block_bytes != 0; }
+  GQA_ALWAYS_INLINE constexpr bool valid() const noexcept { return part<std::uint16_t, 16>() != 0; }
   /// Whether rows are plain elements.
-  GQA_ALWAYS_INLINE constexpr bool is_element() const noexcept { return layout_.id <= detail::kLastElementType; }
+  GQA_ALWAYS_INLINE constexpr bool is_element() const noexcept {
+    return part<std::uint8_t, 0>() <= detail::kLastElementType;
+  }
   /// Bytes of a row of `dim` elements.
   GQA_ALWAYS_INLINE constexpr Index row_bytes(Index dim) const noexcept {
-    return ((dim + block_elements() - 1) >> layout_.block_shift) * layout_.block_bytes + layout_.row_extra;
+    return ((dim + block_elements() - 1) >> part<std::uint8_t, 8>()) * part<std::uint16_t, 16>() +
+           part<std::uint16_t, 32>();
   }
   /// Blocks, and bytes, that a distance of so many elements is.
   GQA_ALWAYS_INLINE constexpr Index stride_blocks(Index elements) const noexcept {
-    return elements >> layout_.block_shift;
+    return elements >> part<std::uint8_t, 8>();
   }
   GQA_ALWAYS_INLINE constexpr Index stride_bytes(Index elements) const noexcept {
-    return stride_blocks(elements) * layout_.block_bytes;
+    return stride_blocks(elements) * part<std::uint16_t, 16>();
   }
   /// The least distance in elements between rows of `dim` elements that do not overlap.
   GQA_ALWAYS_INLINE constexpr Index row_stride(Index dim) const noexcept {
-    if (layout_.block_bytes == 0) return dim;
-    return ((row_bytes(dim) + layout_.block_bytes - 1) / layout_.block_bytes) << layout_.block_shift;
+    if (part<std::uint16_t, 16>() == 0) return dim;
+    return ((row_bytes(dim) + part<std::uint16_t, 16>() - 1) / part<std::uint16_t, 16>()) << part<std::uint8_t, 8>();
   }
   /// What distances in elements are multiples of.
-  GQA_ALWAYS_INLINE constexpr Index block_elements() const noexcept { return Index{1} << layout_.block_shift; }
-  GQA_ALWAYS_INLINE constexpr Index block_bytes() const noexcept { return layout_.block_bytes; }
+  GQA_ALWAYS_INLINE constexpr Index block_elements() const noexcept { return Index{1} << part<std::uint8_t, 8>(); }
+  GQA_ALWAYS_INLINE constexpr Index block_bytes() const noexcept { return part<std::uint16_t, 16>(); }
   /// What the addresses of rows are multiples of.
-  GQA_ALWAYS_INLINE constexpr Index alignment() const noexcept { return layout_.alignment; }
+  GQA_ALWAYS_INLINE constexpr Index alignment() const noexcept { return part<std::uint8_t, 48>(); }
   /// Bytes of a scale outside of rows, and what its address is a multiple of; 0: there are none.
-  GQA_ALWAYS_INLINE constexpr Index scale_bytes() const noexcept { return layout_.scale_bytes; }
+  GQA_ALWAYS_INLINE constexpr Index scale_bytes() const noexcept { return part<std::uint8_t, 56>(); }
 
   /// The elements of plain rows. Of no meaning for other codecs: ask is_element().
-  GQA_ALWAYS_INLINE constexpr operator ElementType() const noexcept { return static_cast<ElementType>(layout_.id); }
+  GQA_ALWAYS_INLINE constexpr operator ElementType() const noexcept {
+    return static_cast<ElementType>(part<std::uint8_t, 0>());
+  }
   /// The codec's number.
   template <std::integral T>
   GQA_ALWAYS_INLINE explicit constexpr operator T() const noexcept {
-    return static_cast<T>(layout_.id);
+    return static_cast<T>(part<std::uint8_t, 0>());
   }
 
   /// The same codec?
   GQA_ALWAYS_INLINE friend constexpr bool operator==(const KvType& a, const KvType& b) noexcept {
-    return a.layout_.id == b.layout_.id;
+    return a.id() == b.id();
   }
   GQA_ALWAYS_INLINE friend constexpr bool operator==(const KvType& a, ElementType b) noexcept {
-    return a.layout_.id == static_cast<std::uint8_t>(b);
+    return a.id() == static_cast<Index>(b);
   }
 
  private:
-  RowLayout layout_{};
+  // A RowLayout in one number: a view is stored, and copied, in few pieces.
+  GQA_ALWAYS_INLINE static constexpr std::uint64_t packed(const RowLayout& layout) noexcept {
+    const auto at = [](std::uint64_t number, int bit) { return number << bit; };
+    return at(layout.id, 0) | at(layout.block_shift, 8) | at(layout.block_bytes, 16) | at(layout.row_extra, 32) |
+           at(layout.alignment, 48) | at(layout.scale_bytes, 56);
+  }
+  template <class T, int Bit>
+  GQA_ALWAYS_INLINE constexpr T part() const noexcept {
+    return static_cast<T>(bits_ >> Bit);
+  }
+  static constexpr std::uint64_t kRowsOfFour = std::uint64_t{4} << 16 | std::uint64_t{4} << 48;
+  static constexpr std::uint64_t kRowsOfTwo = std::uint64_t{2} << 16 | std::uint64_t{2} << 48;
+
+  std::uint64_t bits_;
 };
 
 }  // namespace gqa

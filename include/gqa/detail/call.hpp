@@ -29,7 +29,7 @@ struct SequencePlan {
   Index stage_blocks = 1;  ///< blocks of a stage
   Index heads = 1;         ///< KV heads that a fold has side by side: several where they are adjacent in memory
   Index head_groups = 0;
-  bool scaled = false;  ///< keys or values have scales outside of rows
+  Index scale_blocks = 0;  ///< blocks of a stage whose rows have scales outside of them: all, or none
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.

@@ -9,14 +9,20 @@
 
 namespace gqa::detail {
 
+/// Where the scales of one block of a stage are, and the offsets that its heads share: keys' and values'.
+struct StageScales {
+  BlockScales head[kTileRows];  ///< as many as a task may have heads
+  Index offset[2 * kBlock];
+};
+
 /// What a functor for such codecs has besides.
 struct CodedRows {
   /// Fails on the first wrong stride or scale of a sequence whose arguments are right otherwise.
   void (*check)(const ArgumentName&, const Sequence&);
-  /// The scales of one block's rows for heads [first_head, first_head + heads): of head first_head + j in scales[j]. Offsets, 2 × kBlock of
-  /// them, are left in `offset`. Tokens whose bit in `there` is off, which may lie in a page that is gone, get those of the one before.
+  /// The scales of one block's rows for heads [first_head, first_head + heads). Tokens whose bit in `there` is off, which may lie in a page
+  /// that is gone, get those of the one before.
   void (*find_scales)(const KvCacheView&, const BlockAddress&, std::uint64_t there, Index first_head, Index heads,
-                      Index* offset, BlockScales* scales);
+                      StageScales&);
 };
 
 /// Whether keys and values are plain elements.
@@ -90,30 +96,32 @@ inline void check_coded(const ArgumentName& name, const Sequence& sequence) {
 }
 
 inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint64_t there, Index first_head,
-                        Index heads, Index* offset, BlockScales* scales) {
+                        Index heads, StageScales& scales) {
   const Index k_bytes = kv.k_type.scale_bytes();
   const Index v_bytes = kv.v_type.scale_bytes();
+  Index* const k_offset = scales.offset;
+  Index* const v_offset = scales.offset + kBlock;
+  const auto offset_of = [](const Place& place, const KvStrides& strides) {
+    return place.page * strides.page + place.slot * strides.token;
+  };
   for (Index t = at.first; t < at.last; ++t) {
     if (((there >> t) & 1u) == 0) {
-      offset[t] = offset[t - 1];
-      offset[kBlock + t] = offset[kBlock + t - 1];
+      k_offset[t] = k_offset[t - 1];
+      v_offset[t] = v_offset[t - 1];
       continue;
     }
     const Place place = locate(kv, at.begin + t);
-    const auto offset_of = [&](const KvStrides& strides) {
-      return place.page * strides.page + place.slot * strides.token;
-    };
-    offset[t] = offset_of(kv.k_scales.strides) * k_bytes;
-    offset[kBlock + t] = offset_of(kv.v_scales.strides) * v_bytes;
+    k_offset[t] = offset_of(place, kv.k_scales.strides) * k_bytes;
+    v_offset[t] = offset_of(place, kv.v_scales.strides) * v_bytes;
   }
-  const auto span = [](const KvScales& given, Index bytes, Index head, const Index* offsets) {
+  const auto span = [](const KvScales& given, Index bytes, Index head, const Index* offset) {
     if (bytes == 0) return RowSpan{};
-    return RowSpan{static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes, offsets, 0};
+    return RowSpan{static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes, offset, 0};
   };
   for (Index j = 0; j < heads; ++j)
-    ::new (scales + j) BlockScales{span(kv.k_scales, k_bytes, first_head + j, offset),
-                                   span(kv.v_scales, v_bytes, first_head + j, offset + kBlock),
-                                   kv.k_scales.dim * k_bytes, kv.v_scales.dim * v_bytes};
+    ::new (scales.head + j) BlockScales{span(kv.k_scales, k_bytes, first_head + j, k_offset),
+                                        span(kv.v_scales, v_bytes, first_head + j, v_offset), kv.k_scales.dim * k_bytes,
+                                        kv.v_scales.dim * v_bytes};
 }
 
 /// Those of a functor for a set of codecs; null, if all of them are plain elements.

@@ -12,8 +12,7 @@ struct TaskScratch {
   Block* units = nullptr;                   ///< of a stage
   RowTile tile{};                           ///< the state of the current span
   Index* tables = nullptr;                  ///< AddressBook
-  BlockScales* scales = nullptr;            ///< per unit, if they lie outside of rows
-  Index* scale_offsets = nullptr;           ///< per block of a stage, 2 × kBlock
+  StageScales* scales = nullptr;            ///< per block of a stage, if they lie outside of rows
   PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
   PositionRange* visible_ranges = nullptr;  ///< what any row sees: as many as those of all rows
   Index* row_position = nullptr;            ///< per row
@@ -71,10 +70,7 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
   scratch.units = carver.take<Block>(units);
   scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks));
-  if (plan.scaled) {
-    scratch.scales = carver.take<BlockScales>(units);
-    scratch.scale_offsets = carver.take<Index>(plan.stage_blocks * 2 * kBlock);
-  }
+  scratch.scales = carver.take<StageScales>(plan.scale_blocks);
   scratch.ranges = carver.take<PositionRange>(ranges);
   scratch.visible_ranges = carver.take<PositionRange>(ranges);
   scratch.row_position = carver.take<Index>(rows);
@@ -141,7 +137,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
   plan.folds = plan.head_groups * plan.tiles;
-  plan.scaled = has_scales(sequence.kv);
+  plan.scale_blocks = has_scales(sequence.kv) ? plan.stage_blocks : 0;
   return plan;
 }
 

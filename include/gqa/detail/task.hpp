@@ -237,7 +237,7 @@ class SequenceTasks {
       const std::uint64_t seen = seen_in(begin, stage.blocks);
       const BlockAddress here = addresses_.block(begin, seen);
       if (here.first >= here.last) continue;
-      if (plan_.scaled) find_scales(here, seen, stage.blocks);
+      if (plan_.scale_blocks > 0) find_scales(here, seen, stage.blocks);
       add_block(here, stage.blocks++);
       if (!asks) continue;
       if (asked_ && stage.blocks == 1) keys.skip(stage.ahead);
@@ -323,8 +323,7 @@ class SequenceTasks {
 
   /// The scales of the rows of a block, number b of a stage, where they lie outside of these.
   void find_scales(const BlockAddress& here, std::uint64_t seen, Index b) const {
-    call_.coded->find_scales(sequence_.kv, here, seen, range_.first_head, range_.heads,
-                             scratch_.scale_offsets + b * 2 * kBlock, scratch_.scales + b * range_.heads);
+    call_.coded->find_scales(sequence_.kv, here, seen, range_.first_head, range_.heads, scratch_.scales[b]);
   }
 
   /// The units of block number b of a stage.
@@ -349,7 +348,7 @@ class SequenceTasks {
         rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
       }
       block.visible = visible;
-      if (plan_.scaled) block.scales = scratch_.scales + b * range_.heads + j;
+      if (plan_.scale_blocks > 0) block.scales = scratch_.scales[b].head + j;
       block.careful = rows_differ && kernels_.of(sequence_.kv.v_type).nonfinite(block, call_.shape.value_dim);
     }
   }
