@@ -39,7 +39,8 @@ struct BlockAddress {
 namespace gqa::detail::inline GQA_ABI {
 
 /// Kernels step over tokens that a block does not have; so where there is no second slot, whose distance could be anything, it is 0.
-inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides, KvType type) noexcept {
+[[gnu::noinline]] inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides,
+                                                  KvType type) noexcept {
   const Index slots = kv.storage == Storage::contiguous ? kv.length
                       : kv.storage == Storage::ring     ? kv.capacity
                                                         : kv.page_size;

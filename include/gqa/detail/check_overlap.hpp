@@ -175,8 +175,9 @@ inline bool overlap(const Elements& a, const Elements& b) noexcept {
 }
 
 /// The slow way, for arguments between whose ends others lie. Fails if they surely share memory.
-inline void check_meeting(const ArgumentName& name, const Sequence& sequence, const SequenceRanges& ranges,
-                          std::span<const std::byte> scratch, std::span<const Sequence> batch) {
+[[gnu::cold]] inline void check_meeting(const ArgumentName& name, const Sequence& sequence,
+                                        const SequenceRanges& ranges, std::span<const std::byte> scratch,
+                                        std::span<const Sequence> batch) {
   const KvCacheView& kv = sequence.kv;
   const Index slots = kv.length < ranges.kv.slots ? kv.length : ranges.kv.slots;
   const bool pool = kv.storage == Storage::paged;

@@ -193,18 +193,6 @@ inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names,
   return reach.around(name, names, plane.data, plane.type, plane.dim, {strides.token, strides.head, 1});
 }
 
-/// Scales outside of rows belong to codecs that have them there.
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_scales(const ArgumentName& name, const KvCacheView& kv) {
-  const bool keys = kv.k_scales.data != nullptr && kv.k_type.scale_bytes() == 0;
-  fail(name(keys ? "kv.k_scales.data" : "kv.v_scales.data"), "a pointer",
-       "null: such rows have no scales outside of them");
-}
-GQA_ALWAYS_INLINE void check_no_scales(const ArgumentName& name, const KvCacheView& kv) {
-  if ((kv.k_scales.data != nullptr && kv.k_type.scale_bytes() == 0) ||
-      (kv.v_scales.data != nullptr && kv.v_type.scale_bytes() == 0))
-    fail_scales(name, kv);
-}
-
 /// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
 struct CacheRanges {
   ByteRange k{};
@@ -249,7 +237,10 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
   const PlaneExtents extents{kv.length, slots, kv.kv_heads, pages};
   ranges.k = check_plane(name, kKeyNames, keys, extents);
   ranges.v = check_plane(name, kValueNames, values, extents);
-  check_no_scales(name, kv);
+  for (const bool of_keys : {true, false})  // scales outside of rows belong to codecs that have them there
+    if ((of_keys ? kv.k_scales : kv.v_scales).data != nullptr && (of_keys ? kv.k_type : kv.v_type).scale_bytes() == 0)
+      fail(name(of_keys ? "kv.k_scales.data" : "kv.v_scales.data"), "a pointer",
+           "null: such rows have no scales outside");
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;

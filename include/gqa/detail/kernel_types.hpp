@@ -361,9 +361,9 @@ struct Kernels {
   void (*enter)() = nullptr;  ///< before and after tasks, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
 
-  /// Whether there are kernels for keys and values of these types.
+  /// Whether there are kernels for keys and values of these types, which are codecs'.
   GQA_ALWAYS_INLINE constexpr bool supports(KvType k, KvType v) const noexcept {
-    return is_among(compiled, k) && is_among(compiled, v);
+    return ((compiled >> (k.id() & 31)) & (compiled >> (v.id() & 31)) & 1u) != 0;
   }
   /// Those of a type that is supported.
   GQA_ALWAYS_INLINE constexpr const CodecKernels& of(KvType type) const noexcept { return codecs[type.id()]; }
