@@ -48,8 +48,12 @@ struct KvScales {
   KvStrides strides;
   Index dim;
 
-  GQA_ALWAYS_INLINE KvScales() noexcept : data(nullptr), strides{0, 0, 0}, dim(0) {}
-  GQA_ALWAYS_INLINE KvScales(const void* scales, KvStrides steps, Index dim_step = 0) noexcept
+  /// None. No constant where there need not be one: GCC would make a view by clearing all of it first, in a way that takes as long as
+  /// checking it does.
+  GQA_ALWAYS_INLINE constexpr KvScales() noexcept : data(nullptr), strides{0, 0, 0}, dim(0) {
+    if (!__builtin_is_constant_evaluated()) asm("");
+  }
+  GQA_ALWAYS_INLINE constexpr KvScales(const void* scales, KvStrides steps, Index dim_step = 0) noexcept
       : data(scales), strides(steps), dim(dim_step) {}
 };
 

@@ -32,46 +32,39 @@ class KvType {
   GQA_ALWAYS_INLINE explicit constexpr KvType(const RowLayout& layout) noexcept : bits_(packed(layout)) {}
 
   /// What the codec is known by.
-  GQA_ALWAYS_INLINE constexpr Index id() const noexcept { return part<std::uint8_t, 0>(); }
+  GQA_ALWAYS_INLINE constexpr Index id() const noexcept { return byte_at(0); }
   /// False for what was made of an ElementType that does not exist.
-  GQA_ALWAYS_INLINE constexpr bool valid() const noexcept { return part<std::uint16_t, 16>() != 0; }
+  GQA_ALWAYS_INLINE constexpr bool valid() const noexcept { return word_at(16) != 0; }
   /// Whether rows are plain elements.
-  GQA_ALWAYS_INLINE constexpr bool is_element() const noexcept {
-    return part<std::uint8_t, 0>() <= detail::kLastElementType;
-  }
+  GQA_ALWAYS_INLINE constexpr bool is_element() const noexcept { return byte_at(0) <= detail::kLastElementType; }
   /// Bytes of a row of `dim` elements.
   GQA_ALWAYS_INLINE constexpr Index row_bytes(Index dim) const noexcept {
-    return ((dim + block_elements() - 1) >> part<std::uint8_t, 8>()) * part<std::uint16_t, 16>() +
-           part<std::uint16_t, 32>();
+    return ((dim + block_elements() - 1) >> byte_at(8)) * word_at(16) + word_at(32);
   }
   /// Blocks, and bytes, that a distance of so many elements is.
-  GQA_ALWAYS_INLINE constexpr Index stride_blocks(Index elements) const noexcept {
-    return elements >> part<std::uint8_t, 8>();
-  }
+  GQA_ALWAYS_INLINE constexpr Index stride_blocks(Index elements) const noexcept { return elements >> byte_at(8); }
   GQA_ALWAYS_INLINE constexpr Index stride_bytes(Index elements) const noexcept {
-    return stride_blocks(elements) * part<std::uint16_t, 16>();
+    return stride_blocks(elements) * word_at(16);
   }
   /// The least distance in elements between rows of `dim` elements that do not overlap.
   GQA_ALWAYS_INLINE constexpr Index row_stride(Index dim) const noexcept {
-    if (part<std::uint16_t, 16>() == 0) return dim;
-    return ((row_bytes(dim) + part<std::uint16_t, 16>() - 1) / part<std::uint16_t, 16>()) << part<std::uint8_t, 8>();
+    if (word_at(16) == 0) return dim;
+    return ((row_bytes(dim) + word_at(16) - 1) / word_at(16)) << byte_at(8);
   }
   /// What distances in elements are multiples of.
-  GQA_ALWAYS_INLINE constexpr Index block_elements() const noexcept { return Index{1} << part<std::uint8_t, 8>(); }
-  GQA_ALWAYS_INLINE constexpr Index block_bytes() const noexcept { return part<std::uint16_t, 16>(); }
+  GQA_ALWAYS_INLINE constexpr Index block_elements() const noexcept { return Index{1} << byte_at(8); }
+  GQA_ALWAYS_INLINE constexpr Index block_bytes() const noexcept { return word_at(16); }
   /// What the addresses of rows are multiples of.
-  GQA_ALWAYS_INLINE constexpr Index alignment() const noexcept { return part<std::uint8_t, 48>(); }
+  GQA_ALWAYS_INLINE constexpr Index alignment() const noexcept { return byte_at(48); }
   /// Bytes of a scale outside of rows, and what its address is a multiple of; 0: there are none.
-  GQA_ALWAYS_INLINE constexpr Index scale_bytes() const noexcept { return part<std::uint8_t, 56>(); }
+  GQA_ALWAYS_INLINE constexpr Index scale_bytes() const noexcept { return byte_at(56); }
 
   /// The elements of plain rows. Of no meaning for other codecs: ask is_element().
-  GQA_ALWAYS_INLINE constexpr operator ElementType() const noexcept {
-    return static_cast<ElementType>(part<std::uint8_t, 0>());
-  }
+  GQA_ALWAYS_INLINE constexpr operator ElementType() const noexcept { return static_cast<ElementType>(byte_at(0)); }
   /// The codec's number.
   template <std::integral T>
   GQA_ALWAYS_INLINE explicit constexpr operator T() const noexcept {
-    return static_cast<T>(part<std::uint8_t, 0>());
+    return static_cast<T>(byte_at(0));
   }
 
   /// The same codec?
@@ -89,9 +82,11 @@ class KvType {
     return at(layout.id, 0) | at(layout.block_shift, 8) | at(layout.block_bytes, 16) | at(layout.row_extra, 32) |
            at(layout.alignment, 48) | at(layout.scale_bytes, 56);
   }
-  template <class T, int Bit>
-  GQA_ALWAYS_INLINE constexpr T part() const noexcept {
-    return static_cast<T>(bits_ >> Bit);
+  GQA_ALWAYS_INLINE constexpr std::uint8_t byte_at(int bit) const noexcept {
+    return static_cast<std::uint8_t>(bits_ >> bit);
+  }
+  GQA_ALWAYS_INLINE constexpr std::uint16_t word_at(int bit) const noexcept {
+    return static_cast<std::uint16_t>(bits_ >> bit);
   }
   static constexpr std::uint64_t kRowsOfFour = std::uint64_t{4} << 16 | std::uint64_t{4} << 48;
   static constexpr std::uint64_t kRowsOfTwo = std::uint64_t{2} << 16 | std::uint64_t{2} << 48;
