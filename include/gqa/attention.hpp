@@ -124,7 +124,8 @@ class GroupedQueryAttention {
   GQA_ALWAYS_INLINE detail::FunctorRef functor() const noexcept {
     constexpr int head_dim = detail::compiled_head_dim(HeadDim);
     constexpr int value_dim = detail::compiled_value_dim(ValueDim);
-    return {shape_, Cache::types, &detail::kernels_for<Cache::types, head_dim, value_dim>};
+    return {shape_, Cache::types, &detail::kernels_for<Cache::types, head_dim, value_dim>,
+            detail::coded_rows<Cache::types>()};
   }
 
   HeadShape shape_{QueryHeads, KvHeads, HeadDim, ValueDim};

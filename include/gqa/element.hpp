@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Element types of queries, outputs and caches: f32 and the two 16-bit storage types.
+/// Element types of queries, outputs and plain caches: f32 and the two 16-bit storage types.
 #pragma once
 
 #include <concepts>
@@ -14,6 +14,16 @@ namespace gqa {
 
 /// How an element is stored.
 enum class ElementType : std::uint8_t { f32, bf16, f16 };
+
+namespace detail {
+
+inline constexpr std::uint8_t kLastElementType = static_cast<std::uint8_t>(ElementType::f16);
+/// False for a number that somebody has cast.
+GQA_ALWAYS_INLINE constexpr bool is_element_type(ElementType type) noexcept {
+  return static_cast<std::uint8_t>(type) <= kLastElementType;
+}
+
+}  // namespace detail
 
 namespace detail::inline GQA_ABI {
 
@@ -118,36 +128,6 @@ template <class T>
 GQA_ALWAYS_INLINE T* typed(std::conditional_t<std::is_const_v<T>, const void, void>* memory) noexcept {
   return static_cast<T*>(memory);
 }
-
-/// Sets of element types: bit t is ElementType t.
-GQA_ALWAYS_INLINE constexpr unsigned type_bit(ElementType type) noexcept { return 1u << static_cast<unsigned>(type); }
-GQA_ALWAYS_INLINE constexpr bool is_among(unsigned types, ElementType type) noexcept {
-  return (types & type_bit(type)) != 0;
-}
-
-}  // namespace detail
-
-/// The types that keys and values may have in the caches a functor is given. A functor is compiled for these alone: for one type in two
-/// thirds of the time, and of the size, that all of them take. Queries and outputs may have any type.
-template <Element... T>
-requires(sizeof...(T) > 0) struct CacheOf {
-  /// Bit t: ElementType t is among them.
-  static constexpr unsigned types = (detail::type_bit(ElementTraits<T>::type) | ...);
-};
-
-/// Every type, chosen by each call's views.
-using AnyCache = CacheOf<float, bf16, f16>;
-
-namespace detail {
-
-template <class T>
-inline constexpr bool is_cache_of = false;
-template <class... T>
-inline constexpr bool is_cache_of<CacheOf<T...>> = true;
-
-/// gqa::CacheOf of one or more element types.
-template <class T>
-concept CacheTypes = is_cache_of<T>;
 
 }  // namespace detail
 

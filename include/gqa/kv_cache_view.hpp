@@ -5,8 +5,8 @@
 
 #include <span>
 
+#include "gqa/codec.hpp"
 #include "gqa/detail/checked.hpp"
-#include "gqa/element.hpp"
 #include "gqa/error.hpp"
 #include "gqa/tensor_view.hpp"
 
@@ -19,7 +19,8 @@ enum class Storage : std::uint8_t {
   paged        ///< slot = position mod page size, in page page_table[position / page size]
 };
 
-/// Distances between neighbours of K or of V, in elements. Rows (the dim direction) are always packed. A head stride of 0 is one head
+/// Distances between neighbours of K or of V, in elements; of codecs with blocks of several elements, whole blocks of them (a row of `dim`
+/// elements is KvType::row_stride(dim) of them). Rows (the dim direction) are always packed. A head stride of 0 is one head
 /// for all; a stride of 0 from token to token or from page to page is taken for one that was forgotten, and refused where there are
 /// several.
 struct KvStrides {
@@ -36,6 +37,24 @@ struct KvStrides {
   GQA_ALWAYS_INLINE static constexpr KvStrides head_major(Index kv_heads, Index slots, Index dim) noexcept {
     return {dim, detail::product(slots, dim), detail::product(kv_heads, slots, dim)};
   }
+};
+
+/// The scales of keys or of values that lie outside of rows, of codecs that have them there (KvType::scale_bytes); null for all others.
+/// That of dim d of the token in `slot` of `page`, and KV head h, is scale number
+///     page * strides.page + slot * strides.token + h * strides.head + d * dim,
+/// and any of these steps may be 0: one scale for all.
+struct KvScales {
+  const void* data;
+  KvStrides strides;
+  Index dim;
+
+  /// None. No constant where there need not be one: GCC would make a view by clearing all of it first, in a way that takes as long as
+  /// checking it does.
+  GQA_ALWAYS_INLINE constexpr KvScales() noexcept : data(nullptr), strides{0, 0, 0}, dim(0) {
+    if (!__builtin_is_constant_evaluated()) asm("");
+  }
+  GQA_ALWAYS_INLINE constexpr KvScales(const void* scales, KvStrides steps, Index dim_step = 0) noexcept
+      : data(scales), strides(steps), dim(dim_step) {}
 };
 
 /// What a cache holds, for the makers below.
@@ -76,14 +95,15 @@ inline void check_kv_tensors(const ConstTensorView& keys, const ConstTensorView&
 /// free to copy; memory must outlive the call that uses it. Checked in the call.
 ///
 /// Key row of position p and KV head h, with `slot` and `page` as Storage says:
-///     k + (page * k_strides.page + slot * k_strides.token + h * k_strides.head) elements, head_dim of them; V alike.
+///     k + (page * k_strides.page + slot * k_strides.token + h * k_strides.head) elements, head_dim of them; V alike. What an element is in
+/// memory, k_type says.
 ///
 /// Elements past `length`, in unused pages and in masked positions may hold anything.
 struct KvCacheView {
   const void* k = nullptr;
   const void* v = nullptr;
-  ElementType k_type = ElementType::f32;
-  ElementType v_type = ElementType::f32;
+  KvType k_type = ElementType::f32;
+  KvType v_type = ElementType::f32;
   Storage storage = Storage::contiguous;
   Index length = 0;     ///< n_kv
   Index kv_heads = 0;   ///< Hkv
@@ -97,6 +117,8 @@ struct KvCacheView {
   Index pool_pages = 0;  ///< paged: physical pages in the pool; table entries lie in [0, pool_pages)
   const std::int32_t* page_table = nullptr;  ///< paged: logical page → physical page
   Index page_table_size = 0;                 ///< paged: entries; at least ceil(length / page_size)
+  KvScales k_scales{};                       ///< of codecs whose scales lie outside of rows
+  KvScales v_scales{};                       ///< likewise
 
   /// The oldest position still stored: 0, or in a ring that has gone round length − capacity, or `oldest` if that is later.
   GQA_ALWAYS_INLINE constexpr Index first_position() const noexcept {
@@ -112,9 +134,9 @@ struct KvCacheView {
                                                   KvStrides v_steps) noexcept {
     return contiguous(keys, ElementTraits<K>::type, values, ElementTraits<V>::type, shape, k_steps, v_steps);
   }
-  /// The same with element types that are known at run time.
-  GQA_ALWAYS_INLINE static KvCacheView contiguous(const void* keys, ElementType key_type, const void* values,
-                                                  ElementType value_type, KvShape shape, KvStrides k_steps,
+  /// The same with types that are known at run time.
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const void* keys, KvType key_type, const void* values,
+                                                  KvType value_type, KvShape shape, KvStrides k_steps,
                                                   KvStrides v_steps) noexcept {
     KvCacheView view;
     view.k = keys;
@@ -135,11 +157,12 @@ struct KvCacheView {
   GQA_ALWAYS_INLINE static KvCacheView contiguous(const K* keys, const V* values, KvShape shape) noexcept {
     return contiguous(keys, ElementTraits<K>::type, values, ElementTraits<V>::type, shape);
   }
-  GQA_ALWAYS_INLINE static KvCacheView contiguous(const void* keys, ElementType key_type, const void* values,
-                                                  ElementType value_type, KvShape shape) noexcept {
+  GQA_ALWAYS_INLINE static KvCacheView contiguous(const void* keys, KvType key_type, const void* values,
+                                                  KvType value_type, KvShape shape) noexcept {
     const Index dv = shape.value_dim == 0 ? shape.head_dim : shape.value_dim;
-    return contiguous(keys, key_type, values, value_type, shape, KvStrides::token_major(shape.kv_heads, shape.head_dim),
-                      KvStrides::token_major(shape.kv_heads, dv));
+    return contiguous(keys, key_type, values, value_type, shape,
+                      KvStrides::token_major(shape.kv_heads, key_type.row_stride(shape.head_dim)),
+                      KvStrides::token_major(shape.kv_heads, value_type.row_stride(dv)));
   }
 
   /// Packed (token, head, dim) storage in spans. @throws ArgumentError if a span is too short.
@@ -170,10 +193,9 @@ struct KvCacheView {
                                             KvStrides k_steps, KvStrides v_steps) noexcept {
     return ring(keys, ElementTraits<K>::type, values, ElementTraits<V>::type, shape, slots, k_steps, v_steps);
   }
-  /// The same with element types that are known at run time.
-  GQA_ALWAYS_INLINE static KvCacheView ring(const void* keys, ElementType key_type, const void* values,
-                                            ElementType value_type, KvShape shape, Index slots, KvStrides k_steps,
-                                            KvStrides v_steps) noexcept {
+  /// The same with types that are known at run time.
+  GQA_ALWAYS_INLINE static KvCacheView ring(const void* keys, KvType key_type, const void* values, KvType value_type,
+                                            KvShape shape, Index slots, KvStrides k_steps, KvStrides v_steps) noexcept {
     KvCacheView view = contiguous(keys, key_type, values, value_type, shape, k_steps, v_steps);
     view.storage = Storage::ring;
     view.capacity = slots;
@@ -189,9 +211,9 @@ struct KvCacheView {
     return paged(key_pool, ElementTraits<K>::type, value_pool, ElementTraits<V>::type, shape, table, tokens_per_page,
                  pages, k_steps, v_steps);
   }
-  /// The same with element types that are known at run time.
-  GQA_ALWAYS_INLINE static KvCacheView paged(const void* key_pool, ElementType key_type, const void* value_pool,
-                                             ElementType value_type, KvShape shape, std::span<const std::int32_t> table,
+  /// The same with types that are known at run time.
+  GQA_ALWAYS_INLINE static KvCacheView paged(const void* key_pool, KvType key_type, const void* value_pool,
+                                             KvType value_type, KvShape shape, std::span<const std::int32_t> table,
                                              Index tokens_per_page, Index pages, KvStrides k_steps,
                                              KvStrides v_steps) noexcept {
     KvCacheView view = contiguous(key_pool, key_type, value_pool, value_type, shape, k_steps, v_steps);
@@ -207,12 +229,17 @@ struct KvCacheView {
   /// @throws ArgumentError if there are no such heads
   GQA_ALWAYS_INLINE KvCacheView slice_heads(Index first, Index count) const {
     KvCacheView part = *this;
-    const Index k_bytes =
-        detail::part_offset("kv_heads", kv_heads, first, count, "k_strides.head", k_strides.head, k_type);
-    const Index v_bytes =
-        detail::part_offset("kv_heads", kv_heads, first, count, "v_strides.head", v_strides.head, v_type);
+    const auto offset = [&](const char* member, Index stride, Index bytes) __attribute__((always_inline)) {
+      return detail::part_offset("kv_heads", kv_heads, first, count, member, stride, bytes);
+    };
+    const Index k_bytes = offset("k_strides.head", k_type.stride_blocks(k_strides.head), k_type.block_bytes());
+    const Index v_bytes = offset("v_strides.head", v_type.stride_blocks(v_strides.head), v_type.block_bytes());
     part.k = detail::moved(k, k_bytes);
     part.v = detail::moved(v, v_bytes);
+    part.k_scales.data =
+        detail::moved(k_scales.data, offset("k_scales.strides.head", k_scales.strides.head, k_type.scale_bytes()));
+    part.v_scales.data =
+        detail::moved(v_scales.data, offset("v_scales.strides.head", v_scales.strides.head, v_type.scale_bytes()));
     part.kv_heads = count;
     return part;
   }

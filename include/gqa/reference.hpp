@@ -61,6 +61,8 @@ inline void reference_check(const ConstTensorView& q, const KvCacheView& kv, std
   check_tensor({}, kQueryNames, q);
   check_span({}, "positions.data()", positions, " positions");
   check_cache({}, kv);
+  if (!kv.k_type.is_element()) fail("kv.k_type", codec_name(kv.k_type), "plain elements: f32, bf16 or f16");
+  if (!kv.v_type.is_element()) fail("kv.v_type", codec_name(kv.v_type), "plain elements: f32, bf16 or f16");
 }
 
 /// Element offset of the row of `position` and `head`.

@@ -53,14 +53,15 @@ inline void check_span_extent(const char* what, std::size_t given, Index tokens,
              to_text(heads) + " * " + to_text(dim));
 }
 
-/// Bytes from a view's first element to that of the part [first, first + count) of an extent. Fails if there is no such part.
+/// Bytes from a view's first element to that of the part [first, first + count) of an extent, strides in elements of so many bytes. Fails
+/// if there is no such part.
 inline Index part_offset(const char* extent_name, Index extent, Index first, Index count, const char* stride_name,
-                         Index stride, ElementType type) {
+                         Index stride, Index element) {
   if (first < 0 || first > extent) fail("first", first, "0 to " + Text(extent_name) + " = " + to_text(extent));
   if (count < 0 || count > extent - first)
     fail("count", count,
          "0 to " + Text(extent_name) + " - first = " + to_text(extent - first) + ", those that are left");
-  const Checked bytes = Checked(first) * stride * element_bytes(type);
+  const Checked bytes = Checked(first) * stride * element;
   if (!bytes.fits()) fail(stride_name, stride, "a stride whose offsets fit in 63 bits");
   return bytes.value();
 }
@@ -131,7 +132,8 @@ struct BasicTensorView {
   /// @throws ArgumentError if there are no such tokens
   GQA_ALWAYS_INLINE BasicTensorView slice(Index first, Index count) const {
     BasicTensorView part = *this;
-    const Index bytes = detail::part_offset("tokens", tokens, first, count, "strides.token", strides.token, type);
+    const Index bytes =
+        detail::part_offset("tokens", tokens, first, count, "strides.token", strides.token, element_bytes(type));
     part.data = detail::moved(data, bytes);
     part.tokens = count;
     return part;
@@ -141,7 +143,8 @@ struct BasicTensorView {
   /// @throws ArgumentError if there are no such heads
   GQA_ALWAYS_INLINE BasicTensorView slice_heads(Index first, Index count) const {
     BasicTensorView part = *this;
-    const Index bytes = detail::part_offset("heads", heads, first, count, "strides.head", strides.head, type);
+    const Index bytes =
+        detail::part_offset("heads", heads, first, count, "strides.head", strides.head, element_bytes(type));
     part.data = detail::moved(data, bytes);
     part.heads = count;
     return part;

@@ -39,12 +39,13 @@ struct BlockAddress {
 namespace gqa::detail::inline GQA_ABI {
 
 /// Kernels step over tokens that a block does not have; so where there is no second slot, whose distance could be anything, it is 0.
-inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides, ElementType type) noexcept {
-  const Index bytes = element_bytes(type);
+[[gnu::noinline]] inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides,
+                                                  KvType type) noexcept {
   const Index slots = kv.storage == Storage::contiguous ? kv.length
                       : kv.storage == Storage::ring     ? kv.capacity
                                                         : kv.page_size;
-  return {slots > 1 && kv.length > 1 ? strides.token * bytes : 0, strides.head * bytes, strides.page * bytes};
+  return {slots > 1 && kv.length > 1 ? type.stride_bytes(strides.token) : 0, type.stride_bytes(strides.head),
+          type.stride_bytes(strides.page)};
 }
 
 /// Bits [first, last), 0 <= first <= last <= 64.
@@ -74,12 +75,15 @@ class AddressBook {
       : kv_(kv),
         k_(byte_strides(kv, kv.k_strides, kv.k_type)),
         v_(byte_strides(kv, kv.v_strides, kv.v_type)),
+        k_row_bytes_(kv.k_type.row_bytes(kv.head_dim)),
+        v_row_bytes_(kv.v_type.row_bytes(kv.value_dim)),
         uniform_(tables),
         scattered_(tables + 2 * kBlock),
         kept_(stage_blocks + 1) {
-    for (Index t = 0; t < kBlock; ++t) {
-      uniform_[t] = t * k_.token;
-      uniform_[kBlock + t] = t * v_.token;
+    Index k = 0, v = 0;
+    for (Index t = 0; t < kBlock; ++t, k += k_.token, v += v_.token) {
+      uniform_[t] = k;
+      uniform_[kBlock + t] = v;
     }
   }
 
@@ -126,8 +130,7 @@ class AddressBook {
   /// True if a head's rows follow each other in memory, over pages of some size at least.
   bool follows() const noexcept {
     constexpr Index run = Index{4} << 10;  // bytes
-    const bool packed =
-        k_.token == kv_.head_dim * element_bytes(kv_.k_type) && v_.token == kv_.value_dim * element_bytes(kv_.v_type);
+    const bool packed = k_.token == k_row_bytes_ && v_.token == v_row_bytes_;
     return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
   }
   /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are asked for in
@@ -143,11 +146,15 @@ class AddressBook {
 
   const ByteStrides& k_strides() const noexcept { return k_; }
   const ByteStrides& v_strides() const noexcept { return v_; }
+  Index k_row_bytes() const noexcept { return k_row_bytes_; }
+  Index v_row_bytes() const noexcept { return v_row_bytes_; }
 
  private:
   const KvCacheView& kv_;
   ByteStrides k_;
   ByteStrides v_;
+  Index k_row_bytes_;
+  Index v_row_bytes_;
   Index* uniform_;    // 2 × kBlock: K then V
   Index* scattered_;  // kept_ times 2 × kBlock, used in turn
   Index kept_;

@@ -5,7 +5,7 @@
 
 #include <span>
 
-#include "gqa/detail/address.hpp"
+#include "gqa/detail/coded_rows.hpp"
 #include "gqa/detail/scratch.hpp"
 #include "gqa/detail/variant_ref.hpp"
 #include "gqa/heads.hpp"
@@ -30,6 +30,7 @@ struct SequencePlan {
   Index heads = 1;         ///< KV heads that a fold has side by side: several where they are adjacent in memory
   Index head_groups = 0;
   bool has_super_spans = false;  ///< a fold may see several: its total has a second state, of the one in progress
+  Index scale_blocks = 0;  ///< blocks of a stage whose rows have scales outside of them: all, or none
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.
@@ -40,6 +41,7 @@ struct FunctorRef {
   HeadShape shape{};         ///< static and given extents
   unsigned cache_types = 0;  ///< CacheOf::types
   KernelsFor kernels_for = nullptr;
+  const CodedRows* coded = nullptr;  ///< where a codec is not one of plain elements
 };
 
 /// The state of a span that is complete while one before it is not. The state's memory follows it, see deposit_state.
@@ -87,6 +89,7 @@ struct CallPlan {
   std::span<const Sequence> batch{};
   HeadShape shape{};
   KernelsFor kernels_for = nullptr;
+  const CodedRows* coded = nullptr;
   Path path = Path::portable;
   Streaming streaming = Streaming::prefetched;
   Index group = 1;

@@ -166,17 +166,37 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
   });
 }
 
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail_compiled(const ArgumentName& name, const char* member,
-                                                                 ElementType type, unsigned types) {
-  Text expected;
-  constexpr ElementType every[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
-  for (const ElementType other : every)
-    if (is_among(types, other)) expected += (expected.empty() ? "" : " or ") + Text(element_name(other));
-  fail(name(member), element_name(type), expected + ", as the functor's CacheOf says");
+/// "f32 or bf16": the codecs of a set, given as bits.
+inline Text codec_names(unsigned codecs) {
+  Text names;
+  for (int id = 0; id < bits_of(codecs); ++id)
+    if (((codecs >> id) & 1u) != 0)
+      names += (names.empty() ? "" : " or ") + codec_name(KvType(RowLayout{.id = static_cast<std::uint8_t>(id)}));
+  return names;
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_codec(const ArgumentName& name, const char* member, KvType type,
+                                                              unsigned codecs, const char* why) {
+  fail(name(member), codec_name(type), codec_names(codecs) + why);
 }
 /// One of the functor's cache types, as bits?
-GQA_ALWAYS_INLINE void check_compiled(const ArgumentName& name, const char* member, ElementType type, unsigned types) {
-  if (!is_among(types, type)) fail_compiled(name, member, type, types);
+GQA_ALWAYS_INLINE void check_compiled(const ArgumentName& name, const char* member, KvType type, unsigned types) {
+  if (!is_among(types, type)) fail_codec(name, member, type, types, ", as the functor's CacheOf says");
+}
+
+/// As how many bf16 numbers a call takes one of its inputs, see kernels_for.
+constexpr int bf16_terms(ElementType q, KvType k, KvType v, Products products) noexcept {
+  if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) return 1;
+  return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
+}
+
+/// Fails for keys or values that the path has no kernels for.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_unsupported(std::span<const Sequence> batch,
+                                                                    const Sequence& sequence, const Kernels& kernels) {
+  const ArgumentName name{&sequence - batch.data(), batch.size() > 1};
+  const KvCacheView& kv = sequence.kv;
+  const bool keys = !kernels.supports(kv.k_type, kv.k_type);
+  fail_codec(name, keys ? "kv.k_type" : "kv.v_type", keys ? kv.k_type : kv.v_type, kernels.compiled,
+             ", for which the path has kernels");
 }
 
 /// Fails on the first wrong argument of a sequence. Returns where the others lie.
@@ -254,6 +274,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   call.batch = batch;
   call.shape = call_shape(functor.shape, batch.front());
   call.kernels_for = functor.kernels_for;
+  call.coded = functor.coded;
   call.variant = variant;
   call.variant.batch = batch.data();
   check_options(options);
@@ -263,6 +284,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
   const auto check = [&](const ArgumentName& name, const Sequence& sequence) {
     const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, call.variant, sequence);
     check_overlap(name, sequence, ranges, options.scratch, batch);
+    if (!is_plain(sequence.kv)) functor.coded->check(name, sequence);
     return ranges;
   };
   if (batch.size() == 1) {

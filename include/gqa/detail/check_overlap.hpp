@@ -62,11 +62,47 @@ inline bool elements_are_distinct(const View& tensor) noexcept {
   return true;
 }
 
+/// Elements of so many bytes, strides in elements: a tensor; or the rows of a cache, whose elements are bytes.
+struct Elements {
+  const void* data;
+  Index bytes;
+  Index tokens;
+  Index heads;
+  Index dim;
+  TensorStrides strides;
+
+  template <class Data>
+  Elements(const BasicTensorView<Data>& tensor) noexcept  // NOLINT(google-explicit-constructor)
+      : data(tensor.data),
+        bytes(element_bytes(tensor.type)),
+        tokens(tensor.tokens),
+        heads(tensor.heads),
+        dim(tensor.dim),
+        strides(tensor.strides) {}
+  /// Keys or values of a cache, of `slots` tokens.
+  Elements(const void* rows, KvType type, Index slots, Index kv_heads, Index width, const KvStrides& steps) noexcept
+      : data(rows),
+        bytes(1),
+        tokens(slots),
+        heads(kv_heads),
+        dim(type.row_bytes(width)),
+        strides{type.stride_bytes(steps.token), type.stride_bytes(steps.head), 1} {}
+  Elements(const void* first, Index element, Index token_count, Index head_count, Index width,
+           const TensorStrides& steps) noexcept
+      : data(first), bytes(element), tokens(token_count), heads(head_count), dim(width), strides(steps) {}
+};
+inline Elements keys_of(const KvCacheView& kv, Index slots) noexcept {
+  return {kv.k, kv.k_type, slots, kv.kv_heads, kv.head_dim, kv.k_strides};
+}
+inline Elements values_of(const KvCacheView& kv, Index slots) noexcept {
+  return {kv.v, kv.v_type, slots, kv.kv_heads, kv.value_dim, kv.v_strides};
+}
+
 /// From the first to the last byte of a tensor that has been checked.
-inline ByteRange range_of(const ConstTensorView& tensor) noexcept {
+inline ByteRange range_of(const Elements& tensor) noexcept {
   if (tensor.tokens <= 0) return {};
   const auto at = reinterpret_cast<std::uintptr_t>(tensor.data);
-  const Index bytes = element_bytes(tensor.type);
+  const Index bytes = tensor.bytes;
   Index before = 0, behind = 1;
   const auto add = [&](Index extent, Index stride) { (stride < 0 ? before : behind) += (extent - 1) * stride; };
   add(tensor.tokens, tensor.strides.token);
@@ -76,26 +112,26 @@ inline ByteRange range_of(const ConstTensorView& tensor) noexcept {
 }
 
 /// True if nothing but its elements lies between the first and the last one.
-inline bool fills(const ConstTensorView& tensor, const ByteRange& range) noexcept {
+inline bool fills(const Elements& tensor, const ByteRange& range) noexcept {
   const Checked elements = Checked(tensor.tokens) * tensor.heads * tensor.dim;
-  const auto room =
-      static_cast<Index>((range.end - range.begin) / static_cast<std::uintptr_t>(element_bytes(tensor.type)));
+  const auto room = static_cast<Index>((range.end - range.begin) / static_cast<std::uintptr_t>(tensor.bytes));
   return elements.at_most(room) && elements.value() == room && elements_are_distinct(tensor);
 }
 
 /// True if the tensor has an element in `range`.
-inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& wanted) noexcept {
+inline bool has_element_in(const Elements& tensor, const ByteRange& wanted) noexcept {
   const ByteRange all = range_of(tensor);
   if (meet(all, wanted) == 0) return false;
   // Of a range of any size, the part that may hold elements.
   const ByteRange range{wanted.begin > all.begin ? wanted.begin : all.begin,
                         wanted.end < all.end ? wanted.end : all.end};
-  const Index bytes = element_bytes(tensor.type);
+  const Index bytes = tensor.bytes;
   for (Index head = 0; head < tensor.heads; ++head) {
     // From the head's first row to the range: [begin, end) bytes. A row meets it that begins in (begin − width, end).
     const auto at =
         reinterpret_cast<std::uintptr_t>(tensor.data) + static_cast<std::uintptr_t>(head * tensor.strides.head * bytes);
-    const ConstTensorView row(tensor.data, tensor.type, 1, 1, tensor.dim, {0, 0, tensor.strides.dim});
+    Elements row = tensor;
+    row.tokens = row.heads = 1;
     const ByteRange row_range = range_of(row);
     const auto row_before = static_cast<Index>(reinterpret_cast<std::uintptr_t>(tensor.data) - row_range.begin);
     const auto width = static_cast<Index>(row_range.end - row_range.begin);
@@ -125,7 +161,7 @@ inline bool has_element_in(const ConstTensorView& tensor, const ByteRange& wante
 }
 
 /// True if two tensors surely share memory; see the top of this file.
-inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) noexcept {
+inline bool overlap(const Elements& a, const Elements& b) noexcept {
   const ByteRange a_range = range_of(a), b_range = range_of(b);
   if (meet(a_range, b_range) == 0) return false;
   if (fills(b, b_range)) return has_element_in(a, b_range);
@@ -139,14 +175,16 @@ inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) noexcept
 }
 
 /// The slow way, for arguments between whose ends others lie. Fails if they surely share memory.
-inline void check_meeting(const ArgumentName& name, const Sequence& sequence, const SequenceRanges& ranges,
-                          std::span<const std::byte> scratch, std::span<const Sequence> batch) {
+[[gnu::cold]] inline void check_meeting(const ArgumentName& name, const Sequence& sequence,
+                                        const SequenceRanges& ranges, std::span<const std::byte> scratch,
+                                        std::span<const Sequence> batch) {
   const KvCacheView& kv = sequence.kv;
   const Index slots = kv.length < ranges.kv.slots ? kv.length : ranges.kv.slots;
   const bool pool = kv.storage == Storage::paged;
   const auto lse_floats = static_cast<Index>(sequence.lse.size());
-  const ConstTensorView out = sequence.out;
-  const ConstTensorView lse(sequence.lse.data(), lse_floats, 1, 1);
+  const Elements q = sequence.q, keys = keys_of(kv, slots), values = values_of(kv, slots);
+  const Elements out = sequence.out;
+  const Elements lse = ConstTensorView(sequence.lse.data(), lse_floats, 1, 1);
   const auto plain = [](auto elements) -> ByteRange {
     const auto begin = reinterpret_cast<std::uintptr_t>(elements.data());
     return {begin, begin + elements.size_bytes()};
@@ -155,18 +193,18 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
       pool && kv.length > 0
           ? plain(std::span(kv.page_table, static_cast<std::size_t>((kv.length - 1) / kv.page_size + 1)))
           : ByteRange{};
-  const auto check = [&](const char* output, const ConstTensorView& written) {
+  const auto check = [&](const char* output, const Elements& written) {
     if (written.tokens <= 0) return;
-    const auto tensor = [&](const char* other, const ConstTensorView& read) {
+    const auto tensor = [&](const char* other, const Elements& read) {
       if (overlap(written, read)) fail_overlap(name, output, name(other));
     };
     const auto range = [&](const Text& other, const ByteRange& read) {
       if (read.begin != read.end && has_element_in(written, read)) fail_overlap(name, output, other);
     };
-    tensor("q", sequence.q);
+    tensor("q", q);
     if (!pool && slots > 0) {
-      tensor("kv.k", key_rows(kv, slots));
-      tensor("kv.v", value_rows(kv, slots));
+      tensor("kv.k", keys);
+      tensor("kv.v", values);
     }
     range(name("positions"), plain(sequence.positions));
     range(name("kv.page_table"), table);
@@ -180,12 +218,12 @@ inline void check_meeting(const ArgumentName& name, const Sequence& sequence, co
   const auto refuse = [](const Text& input) {
     fail("options.scratch", "in the memory of " + input, "memory that the call uses for nothing else");
   };
-  const auto tensor_in_scratch = [&](const char* input, const ConstTensorView& read) {
+  const auto tensor_in_scratch = [&](const char* input, const Elements& read) {
     if (read.tokens > 0 && has_element_in(read, plain(scratch))) refuse(name(input));
   };
-  tensor_in_scratch("q", sequence.q);
-  if (!pool) tensor_in_scratch("kv.k", key_rows(kv, slots));
-  if (!pool) tensor_in_scratch("kv.v", value_rows(kv, slots));
+  tensor_in_scratch("q", q);
+  if (!pool) tensor_in_scratch("kv.k", keys);
+  if (!pool) tensor_in_scratch("kv.v", values);
   if (meet(plain(scratch), plain(sequence.positions)) != 0) refuse(name("positions"));
   if (meet(plain(scratch), table) != 0) refuse(name("kv.page_table"));
   if (meet(plain(scratch), plain(batch)) != 0) refuse("the batch's sequences");

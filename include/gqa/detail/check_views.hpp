@@ -64,14 +64,24 @@ struct ArgumentName {
   }
 };
 
-inline void check_type(const ArgumentName& name, const char* member, ElementType type) {
-  if (type > ElementType::f16) fail(name(member), static_cast<Index>(type), "ElementType::f32, bf16 or f16");
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_type(const ArgumentName& name, const char* member, Index type) {
+  fail(name(member), type, "ElementType::f32, bf16 or f16");
+}
+GQA_ALWAYS_INLINE void check_type(const ArgumentName& name, const char* member, ElementType type) {
+  if (!is_element_type(type)) fail_type(name, member, static_cast<Index>(type));
+}
+GQA_ALWAYS_INLINE void check_type(const ArgumentName& name, const char* member, KvType type) {
+  if (!type.valid()) fail_type(name, member, type.id());
 }
 
 // What is said is put together in functions of its own, so that looking is short.
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
                                                              const Text& what) {
   fail(name(member), "null", "a pointer to " + what);
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
+                                                             KvType type) {
+  fail_null(name, member, codec_name(type) + (type.is_element() ? " elements" : " rows"));
 }
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_misaligned(const ArgumentName& name, const char* member,
                                                                    Index bytes) {
@@ -92,9 +102,10 @@ GQA_ALWAYS_INLINE bool is_aligned(const void* data, Index bytes) noexcept {
   return (reinterpret_cast<std::uintptr_t>(data) & static_cast<std::uintptr_t>(bytes - 1)) == 0;
 }
 
-GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, ElementType type) {
-  if (data == nullptr) fail_null(name, member, Text(element_name(type)) + " elements");
-  if (!is_aligned(data, element_bytes(type))) fail_misaligned(name, member, element_bytes(type));
+/// To elements, or to rows, of a type.
+GQA_ALWAYS_INLINE void check_pointer(const ArgumentName& name, const char* member, const void* data, KvType type) {
+  if (data == nullptr) fail_null(name, member, type);
+  if (!is_aligned(data, type.alignment())) fail_misaligned(name, member, type.alignment());
 }
 
 /// Fails for what std::span allows: no memory, or misaligned memory, and a size. Returns the bytes.
@@ -124,13 +135,13 @@ struct Reach {
     before += back;
     behind += distance - back;
   }
-  /// The bytes of these elements around `data`. Fails if they are not all in the address space.
-  GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data,
-                                     ElementType type, const TensorStrides& strides) const {
+  /// The bytes of these elements, or of rows of `width` elements that begin there, around `data`. Fails if they are not all in the address
+  /// space.
+  GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data, KvType type,
+                                     Index width, const TensorStrides& strides) const {
     const auto at = reinterpret_cast<std::uintptr_t>(data);
-    const Index bytes = element_bytes(type);
-    const ByteRange range{at + static_cast<std::uintptr_t>(before * bytes),
-                          at + static_cast<std::uintptr_t>((behind + 1) * bytes)};
+    const ByteRange range{at + static_cast<std::uintptr_t>(type.stride_bytes(before)),
+                          at + static_cast<std::uintptr_t>(type.stride_bytes(behind) + type.row_bytes(width))};
     if (range.begin > at || range.end < at) fail_range(name, names, strides);
     return range;
   }
@@ -146,44 +157,40 @@ inline ByteRange check_tensor(const ArgumentName& name, const TensorNames& names
   reach.add(name, names.head, tensor.heads, tensor.strides.head);
   reach.add(name, names.last, tensor.dim, tensor.strides.dim);
   if (tensor.tokens <= 0) return {};
-  return reach.around(name, names, tensor.data, tensor.type, tensor.strides);
-}
-
-/// Keys or values of a cache, as rows of `slots` tokens.
-inline ConstTensorView key_rows(const KvCacheView& kv, Index slots) noexcept {
-  ConstTensorView rows(kv.k, kv.k_type, slots, kv.kv_heads, kv.head_dim);
-  rows.strides = {kv.k_strides.token, kv.k_strides.head, 1};
-  return rows;
-}
-inline ConstTensorView value_rows(const KvCacheView& kv, Index slots) noexcept {
-  ConstTensorView rows(kv.v, kv.v_type, slots, kv.kv_heads, kv.value_dim);
-  rows.strides = {kv.v_strides.token, kv.v_strides.head, 1};
-  return rows;
+  return reach.around(name, names, tensor.data, tensor.type, 1, tensor.strides);
 }
 
 /// Keys or values: `slots` tokens in each of `pages` pages (1 where there are none).
 struct Plane {
   const void* data;
-  ElementType type;
+  KvType type;
   const KvStrides& strides;
   Index dim;
 };
 
+/// How many rows of a plane there are.
+struct PlaneExtents {
+  Index length;
+  Index slots;
+  Index heads;
+  Index pages;
+};
+
 /// Where they lie. Several tokens, or pages, at one place are a stride that somebody forgot.
-inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane, Index length,
-                             Index slots, Index heads, Index pages) {
+inline ByteRange check_plane(const ArgumentName& name, const TensorNames& names, const Plane& plane,
+                             const PlaneExtents& extents) {
   const KvStrides& strides = plane.strides;
-  if (length > 0) check_pointer(name, names.data, plane.data, plane.type);
+  if (extents.length > 0) check_pointer(name, names.data, plane.data, plane.type);
   Reach reach;
-  reach.add(name, names.token, slots, strides.token);
-  reach.add(name, names.head, heads, strides.head);
-  reach.add(name, names.last, pages, strides.page);
-  if (length <= 0) return {};
-  if (strides.token == 0 && length > 1 && slots > 1)
+  reach.add(name, names.token, extents.slots, strides.token);
+  reach.add(name, names.head, extents.heads, strides.head);
+  reach.add(name, names.last, extents.pages, strides.page);
+  if (extents.length <= 0) return {};
+  if (strides.token == 0 && extents.length > 1 && extents.slots > 1)
     fail(name(names.token), Index{0}, "the distance from a token's row to the next token's");
-  if (strides.page == 0 && pages > 1) fail(name(names.last), Index{0}, "the distance from a page to the next one");
-  reach.behind += plane.dim - 1;
-  return reach.around(name, names, plane.data, plane.type, {strides.token, strides.head, 1});
+  if (strides.page == 0 && extents.pages > 1)
+    fail(name(names.last), Index{0}, "the distance from a page to the next one");
+  return reach.around(name, names, plane.data, plane.type, plane.dim, {strides.token, strides.head, 1});
 }
 
 /// Where a cache lies; nothing for a pool's pages, of which the sequence has only some.
@@ -227,8 +234,13 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
   CacheRanges ranges;
   const Plane keys{kv.k, kv.k_type, kv.k_strides, kv.head_dim};
   const Plane values{kv.v, kv.v_type, kv.v_strides, kv.value_dim};
-  ranges.k = check_plane(name, kKeyNames, keys, kv.length, slots, kv.kv_heads, pages);
-  ranges.v = check_plane(name, kValueNames, values, kv.length, slots, kv.kv_heads, pages);
+  const PlaneExtents extents{kv.length, slots, kv.kv_heads, pages};
+  ranges.k = check_plane(name, kKeyNames, keys, extents);
+  ranges.v = check_plane(name, kValueNames, values, extents);
+  for (const bool of_keys : {true, false})  // scales outside of rows belong to codecs that have them there
+    if ((of_keys ? kv.k_scales : kv.v_scales).data != nullptr && (of_keys ? kv.k_type : kv.v_type).scale_bytes() == 0)
+      fail(name(of_keys ? "kv.k_scales.data" : "kv.v_scales.data"), "a pointer",
+           "null: such rows have no scales outside");
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;

@@ -3,8 +3,8 @@
 /// What crosses from the baseline code to a path's kernels: pointers and plain structs, never a vector.
 #pragma once
 
+#include "gqa/codec.hpp"
 #include "gqa/cpu.hpp"
-#include "gqa/element.hpp"
 #include "gqa/heads.hpp"
 #include "gqa/variant.hpp"
 
@@ -110,6 +110,30 @@ struct Upcoming {
   Index stride = 0;  ///< bytes from each row to the next, if that is the same for all; or 0
 };
 
+/// Where something of each token of a block lies: of token t at base + offset[t] bytes, and the next token's `stride` further, if that is
+/// the same for all; else 0.
+struct RowSpan {
+  const std::byte* base = nullptr;
+  const Index* offset = nullptr;
+  Index stride = 0;
+};
+
+/// The scales of a block's rows, of codecs that have them outside: a token's first one, and bytes from an element's to the next
+/// element's; 0: a row has one. Base null: the codec has none there.
+struct BlockScales {
+  RowSpan k{};
+  RowSpan v{};
+  Index k_dim = 0;
+  Index v_dim = 0;
+};
+
+/// A row whose scales lie outside of it, as loads take it.
+struct ScaledRow {
+  const std::byte* data = nullptr;
+  const std::byte* scale = nullptr;  ///< the first
+  Index scale_step = 0;              ///< bytes from an element's to the next element's; 0: the row has one
+};
+
 /// The tokens of one block of one KV head that some row of the tile sees: [first, last) within the block.
 ///
 /// Row of token t: k + k_offset[t] bytes, for t in [first, last) only.
@@ -124,11 +148,50 @@ struct Block {
   Index first = 0;
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
-  bool careful = false;  ///< V holds a non-finite value in a token that some rows see and others do not
-  Upcoming next_k{};     ///< of a stage's last block: the keys of this head that the task reads after it; or none
+  bool careful = false;                 ///< V holds a non-finite value in a token that some rows see and others do not
+  const BlockScales* scales = nullptr;  ///< of keys and values that have them outside of rows; or none
+  Upcoming next_k{};  ///< of a stage's last block: the keys of this head that the task reads after it; or none
 
   GQA_ALWAYS_INLINE Block() noexcept = default;  // not emitted: units of other flags would share it
 };
+
+/// Whether a codec's rows are all that its loads need; else a row comes with its scales.
+template <class Codec>
+inline constexpr bool kWholeRows = KvType(Codec::type).scale_bytes() == 0;
+
+/// A row, as a codec's loads take it.
+template <class Codec>
+using RowOf = std::conditional_t<kWholeRows<Codec>, const std::byte*, ScaledRow>;
+
+/// The rows of a block, by token.
+template <class Codec>
+struct BlockRows {
+  RowSpan rows;
+  RowSpan scales{};
+  Index scale_step = 0;
+  GQA_ALWAYS_INLINE RowOf<Codec> operator()(Index t) const noexcept {
+    const std::byte* const row = rows.base + rows.offset[t];
+    if constexpr (kWholeRows<Codec>) return row;
+    else return ScaledRow{row, scales.base + scales.offset[t], scale_step};
+  }
+  /// The same, counted from a token on.
+  GQA_ALWAYS_INLINE BlockRows from(Index t) const noexcept {
+    BlockRows behind = *this;
+    behind.rows.offset += t;
+    if constexpr (!kWholeRows<Codec>) behind.scales.offset += t;
+    return behind;
+  }
+};
+template <class Codec>
+GQA_ALWAYS_INLINE BlockRows<Codec> block_keys(const Block& block) noexcept {
+  if constexpr (kWholeRows<Codec>) return {{block.k, block.k_offset, 0}};
+  else return {{block.k, block.k_offset, 0}, block.scales->k, block.scales->k_dim};
+}
+template <class Codec>
+GQA_ALWAYS_INLINE BlockRows<Codec> block_values(const Block& block) noexcept {
+  if constexpr (kWholeRows<Codec>) return {{block.v, block.v_offset, 0}};
+  else return {{block.v, block.v_offset, 0}, block.scales->v, block.scales->v_dim};
+}
 
 /// What one stage of a task takes before the next stage has its turn: the keys of some blocks, then their softmax, then their
 /// values. A decode step has few rows, and its stages many blocks: memory is then read in long runs. A tile of many rows has one
@@ -276,17 +339,32 @@ class Lines;
 
 using SoftmaxKernel = void (*)(const RowTile&, const Block&, Lines*);
 
-/// One path's kernels: the stages of a task. `scores` and `accumulate` take all units of a stage, in the order of memory, and are
-/// per element type; the others take one head's tile.
+/// Up to so many rows, keys and values of a codec are streamed: many blocks a stage.
+struct StreamRows {
+  Index prefetched = 0;
+  Index followed = 0;
+  GQA_ALWAYS_INLINE constexpr Index of(Streaming streaming) const noexcept {
+    return streaming == Streaming::prefetched ? prefetched : followed;
+  }
+};
+
+/// A path's kernels for one codec. `scores` and `accumulate` take all units of a stage, in the order of memory.
+struct CodecKernels {
+  void (*scores)(const RowTile&, const Stage&) = nullptr;      ///< weights ← scaled q·k of the blocks
+  void (*accumulate)(const RowTile&, const Stage&) = nullptr;  ///< o ← alpha·o + weights·V, block by block
+  bool (*nonfinite)(const Block&, Index value_dim) = nullptr;  ///< any NaN or infinity in V of [first, last)?
+  StreamRows stream_rows{};
+};
+
+/// One path's kernels: the stages of a task. Those that read keys and values are the codecs'; the others take one head's tile.
 struct Kernels {
   Path path = Path::portable;
+  const CodecKernels* codecs = nullptr;  ///< by id, those of the codecs that they are compiled for
+  unsigned compiled = 0;                 ///< which codecs those are, as bits, see codec_bit
   void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
   void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
-  void (*scores[3])(const RowTile&, const Stage&) = {};        ///< weights ← scaled q·k of the blocks
   /// weights ← exp2(score − m); m, l, divisor, alpha. Asks for lines meanwhile, if there are any.
   SoftmaxKernel softmax = nullptr;
-  void (*accumulate[3])(const RowTile&, const Stage&) = {};           ///< o ← alpha·o + weights·V, block by block
-  bool (*nonfinite[3])(const Block&, Index value_dim) = {};           ///< any NaN or infinity in V of [first, last)?
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / divisor; lse ← m + log l
   Index (*short_turn)(Index head_dim) = nullptr;                      ///< for set_distances
@@ -296,17 +374,15 @@ struct Kernels {
   Index l_stride = 1;         ///< see RowTile
   bool has_divisor = false;   ///< likewise
   Index o_multiple = kLanes;  ///< what o_stride is a multiple of
-  /// Up to so many rows, keys and values of an element type are streamed: many blocks a stage.
-  struct StreamRows {
-    Index prefetched = 0;
-    Index followed = 0;
-    GQA_ALWAYS_INLINE constexpr Index of(Streaming streaming) const noexcept {
-      return streaming == Streaming::prefetched ? prefetched : followed;
-    }
-  };
-  StreamRows stream_rows[3] = {};
   void (*enter)() = nullptr;  ///< before and after tasks, where the path has state of the thread to set up; or null
   void (*leave)() = nullptr;
+
+  /// Whether there are kernels for keys and values of these types, which are codecs'.
+  GQA_ALWAYS_INLINE constexpr bool supports(KvType k, KvType v) const noexcept {
+    return ((compiled >> (k.id() & 31)) & (compiled >> (v.id() & 31)) & 1u) != 0;
+  }
+  /// Those of a type that is supported.
+  GQA_ALWAYS_INLINE constexpr const CodecKernels& of(KvType type) const noexcept { return codecs[type.id()]; }
 };
 
 }  // namespace gqa::detail

@@ -24,8 +24,8 @@ struct KvRowFormat {
   Index kv_heads;
   Index head_dim;
   Index value_dim;  // 0: head_dim
-  ElementType k_type;
-  std::optional<ElementType> v_type;  // none: k_type
+  KvType k_type;
+  std::optional<KvType> v_type;  // none: k_type
   KvLayout layout;
 };
 
@@ -39,9 +39,16 @@ GQA_ALWAYS_INLINE KvRowFormat row_format(const Config& config) {
 /// Memory of K and V, and the view of it with no token in it yet.
 struct KvMemory {
   KvCacheView view{};
-  Buffer k;
+  Buffer k;  // rows, then scales, where the codec has them outside
   Buffer v;
 };
+
+/// How a cache stores keys or values: one of the library's codecs.
+inline void check_stored(const char* member, KvType type) {
+  check_type({}, member, type);
+  if (type.id() >= CodecList::size)
+    fail(member, codec_name(type), "a codec of the library's, which rows can be encoded by at run time");
+}
 
 /// Heads, widths and types, checked; neither strides nor memory yet.
 inline KvCacheView describe_rows(const KvRowFormat& format) {
@@ -54,19 +61,32 @@ inline KvCacheView describe_rows(const KvRowFormat& format) {
   view.value_dim = format.value_dim == 0 ? format.head_dim : format.value_dim;
   view.k_type = format.k_type;
   view.v_type = format.v_type.value_or(format.k_type);
-  check_type({}, "config.k_type", view.k_type);
-  check_type({}, "config.v_type", view.v_type);
+  check_stored("config.k_type", view.k_type);
+  check_stored("config.v_type", view.v_type);
   if (format.layout != KvLayout::head_major && format.layout != KvLayout::token_major)
     fail("config.layout", static_cast<Index>(format.layout), "KvLayout::head_major or KvLayout::token_major");
   return view;
 }
 
-inline Index plane_bytes(const char* argument, Index slots, Index kv_heads, Index dim, ElementType type) {
-  const Checked bytes = Checked(kv_heads) * dim * element_bytes(type) * slots;
-  // Half of the address space stays free, so that neither rounding up nor an offset within overflows.
-  if (!bytes.at_most((std::numeric_limits<Index>::max)() / 2))
-    fail(argument, slots, "tokens * kv_heads * width elements that fit in the address space");
-  return bytes.value();
+/// Bytes of the memory of keys or of values.
+struct RoomBytes {
+  Index rows;  ///< of them; scales begin there, where the codec has them outside of rows: one for each
+  Index all;
+};
+inline RoomBytes room_bytes(const char* argument, Index slots, Index kv_heads, Index dim, KvType type) {
+  constexpr Index most =
+      (std::numeric_limits<Index>::max)() / 2;  // so that neither rounding up nor an offset within overflows
+  if ((Checked(dim) * type.block_bytes()).at_most(most)) {
+    const Checked rows = Checked(kv_heads) * type.stride_bytes(type.row_stride(dim)) * slots;
+    if (type.scale_bytes() == 0 && rows.at_most(most)) return {rows.value(), rows.value()};
+    const Index line = kCacheLineBytes;
+    if (rows.at_most(most - line)) {
+      const Index begin = (rows.value() + line - 1) / line * line;
+      const Checked all = Checked(kv_heads) * type.scale_bytes() * slots + begin;
+      if (all.at_most(most)) return {begin, all.value()};
+    }
+  }
+  fail(argument, slots, "tokens * kv_heads * width elements that fit in the address space");
 }
 
 inline KvStrides layout_strides(KvLayout layout, Index kv_heads, Index run, Index dim) {
@@ -79,15 +99,40 @@ inline KvStrides layout_strides(KvLayout layout, Index kv_heads, Index run, Inde
 /// @param run      tokens laid out as one piece: all slots, or a page's
 inline KvMemory allocate_slots(const KvRowFormat& format, const char* argument, Index slots, Index run) {
   KvCacheView view = describe_rows(format);
-  const Index k_bytes = plane_bytes(argument, slots, view.kv_heads, view.head_dim, view.k_type);
-  const Index v_bytes = plane_bytes(argument, slots, view.kv_heads, view.value_dim, view.v_type);
-  view.k_strides = layout_strides(format.layout, view.kv_heads, run, view.head_dim);
-  view.v_strides = layout_strides(format.layout, view.kv_heads, run, view.value_dim);
-  Buffer k(k_bytes, "keys");
-  Buffer v(v_bytes, "values");
+  const RoomBytes k_bytes = room_bytes(argument, slots, view.kv_heads, view.head_dim, view.k_type);
+  const RoomBytes v_bytes = room_bytes(argument, slots, view.kv_heads, view.value_dim, view.v_type);
+  const auto strides = [&](Index width) { return layout_strides(format.layout, view.kv_heads, run, width); };
+  view.k_strides = strides(view.k_type.row_stride(view.head_dim));
+  view.v_strides = strides(view.v_type.row_stride(view.value_dim));
+  Buffer k(k_bytes.all, "keys");
+  Buffer v(v_bytes.all, "values");
   view.k = k.as<void>();
   view.v = v.as<void>();
+  if (view.k_type.scale_bytes() != 0) view.k_scales = {k.as<std::byte>() + k_bytes.rows, strides(1)};
+  if (view.v_type.scale_bytes() != 0) view.v_scales = {v.as<std::byte>() + v_bytes.rows, strides(1)};
   return {view, std::move(k), std::move(v)};
+}
+
+/// The memory of a cache's keys, and of its values, to be written.
+inline KvRoom key_room(const KvCacheView& view, const Buffer& k) {
+  auto* const scales = static_cast<const std::byte*>(view.k_scales.data);
+  auto* const rows = k.as<std::byte>();
+  return {rows,
+          view.k_type,
+          view.head_dim,
+          view.k_strides,
+          scales == nullptr ? nullptr : rows + (scales - rows),
+          view.k_scales.strides};
+}
+inline KvRoom value_room(const KvCacheView& view, const Buffer& v) {
+  auto* const scales = static_cast<const std::byte*>(view.v_scales.data);
+  auto* const rows = v.as<std::byte>();
+  return {rows,
+          view.v_type,
+          view.value_dim,
+          view.v_strides,
+          scales == nullptr ? nullptr : rows + (scales - rows),
+          view.v_scales.strides};
 }
 
 }  // namespace GQA_ABI

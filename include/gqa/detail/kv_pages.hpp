@@ -59,13 +59,6 @@ struct KvPageTable {
 
 inline namespace GQA_ABI {
 
-inline KvPlane key_plane(const KvPool& pool) {
-  return {pool.k.as<std::byte>(), pool.view.k_type, pool.view.head_dim, pool.view.k_strides};
-}
-inline KvPlane value_plane(const KvPool& pool) {
-  return {pool.v.as<std::byte>(), pool.view.v_type, pool.view.value_dim, pool.view.v_strides};
-}
-
 inline Index pages_for(Index tokens, Index page_size) { return tokens / page_size + (tokens % page_size != 0 ? 1 : 0); }
 
 inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages) {
@@ -188,8 +181,8 @@ inline void copy_last_page(KvPageTable& table) noexcept {
   std::int32_t& entry = table.entries.as<std::int32_t>()[table.view.page_table_size - 1];
   const std::int32_t fresh = take_page(pool);
   const Index tokens = table.view.length % table.view.page_size;
-  for (const KvPlane& plane : {key_plane(pool), value_plane(pool)})
-    write_rows(plane, fresh, 0, page_rows(plane, table.view.kv_heads, entry, tokens));
+  for (const KvRoom& room : {key_room(pool.view, pool.k), value_room(pool.view, pool.v)})
+    copy_slots(room, table.view.kv_heads, entry, fresh, tokens);
   give_back_page(pool, entry);
   entry = fresh;
 }
@@ -210,8 +203,8 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
   if (writes_shared_page(table)) copy_last_page(table);
   auto* entries = table.entries.as<std::int32_t>();
   while (table.view.page_table_size < pages) entries[table.view.page_table_size++] = take_page(pool);
-  const KvPlane keys = key_plane(pool);
-  const KvPlane values = value_plane(pool);
+  const KvRoom keys = key_room(pool.view, pool.k);
+  const KvRoom values = value_room(pool.view, pool.v);
   for (Index done = 0; done < k.tokens;) {
     const Index position = table.view.length + done;
     const Index slot = position % page_size;

@@ -17,11 +17,23 @@
 namespace gqa::detail {
 
 /// Keys or values of a cache, as memory that may be written.
-struct KvPlane {
+struct KvRoom {
   std::byte* data;
-  ElementType type;
+  KvType type;
   Index dim;
   KvStrides strides;
+  std::byte* scales;  // outside of rows; or null
+  KvStrides scale_strides;
+
+  /// The row of a slot, and its scale.
+  GQA_ALWAYS_INLINE std::byte* row(Index page, Index slot, Index head) const noexcept {
+    return data + type.stride_bytes(page * strides.page + slot * strides.token + head * strides.head);
+  }
+  GQA_ALWAYS_INLINE std::byte* scale(Index page, Index slot, Index head) const noexcept {
+    if (scales == nullptr) return nullptr;
+    return scales +
+           (page * scale_strides.page + slot * scale_strides.token + head * scale_strides.head) * type.scale_bytes();
+  }
 };
 
 /// Anything that std::span takes (a vector, an array, a span) whose elements are float, bf16, f16 or a type with the
@@ -31,61 +43,48 @@ concept ElementRange = Element<typename decltype(std::span(std::declval<const R&
 
 inline namespace GQA_ABI {
 
-template <class To, class From>
-inline void copy_row(std::byte* to, const std::byte* from, Index dim, Index step) {
-  if constexpr (std::is_same_v<To, From>) {
-    if (step == 1) {
-      std::memmove(to, from, static_cast<std::size_t>(dim) * sizeof(To));  // rows may come from where they go
-      return;
-    }
-  }
-  auto* out = typed<To>(to);
-  const auto* in = typed<const From>(from);
-  for (Index i = 0; i < dim; ++i) {
-    if constexpr (std::is_same_v<To, From>) out[i] = in[i * step];
-    else out[i] = static_cast<To>(static_cast<float>(in[i * step]));
-  }
+/// row ← `dim` elements, `step` of them apart, as a codec stores them.
+using RowEncoder = void (*)(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale);
+
+template <class Codec, class From>
+inline void encode_row(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale) {
+  Codec::template encode<From>(from, step, dim, row, scale);
 }
-
-/// Copies one row of `dim` elements, `step` elements apart in the source and packed in the destination.
-using RowCopy = void (*)(std::byte* to, const std::byte* from, Index dim, Index step);
-
-template <class To>
-inline RowCopy row_copy_to(ElementType from) {
-  if (from == ElementType::f32) return copy_row<To, float>;
-  if (from == ElementType::bf16) return copy_row<To, bf16>;
-  return copy_row<To, f16>;
+template <class Codec>
+inline RowEncoder encoder_of(ElementType from) {
+  if (from == ElementType::f32) return encode_row<Codec, float>;
+  if (from == ElementType::bf16) return encode_row<Codec, bf16>;
+  return encode_row<Codec, f16>;
 }
-
-inline RowCopy row_copy(ElementType to, ElementType from) {
-  if (to == ElementType::f32) return row_copy_to<float>(from);
-  if (to == ElementType::bf16) return row_copy_to<bf16>(from);
-  return row_copy_to<f16>(from);
+/// Of a type that is one of the library's codecs.
+template <int Id = 0>
+inline RowEncoder row_encoder(KvType to, ElementType from) {
+  if constexpr (Id + 1 < CodecList::size)
+    if (to.id() != Id) return row_encoder<Id + 1>(to, from);
+  return encoder_of<typename CodecWithId<Id>::type>(from);
 }
 
 /// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages).
-inline void write_rows(const KvPlane& plane, Index page, Index slot, const ConstTensorView& rows) {
-  const RowCopy copy = row_copy(plane.type, rows.type);
-  const Index to_bytes = element_bytes(plane.type);
-  const Index from_bytes = element_bytes(rows.type);
-  std::byte* to = plane.data + (page * plane.strides.page + slot * plane.strides.token) * to_bytes;
+inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows) {
+  const RowEncoder encode = row_encoder(room.type, rows.type);
+  const Index bytes = element_bytes(rows.type);
   const auto* from = static_cast<const std::byte*>(rows.data);
   for (Index head = 0; head < rows.heads; ++head)
     for (Index token = 0; token < rows.tokens; ++token)
-      copy(to + (head * plane.strides.head + token * plane.strides.token) * to_bytes,
-           from + (head * rows.strides.head + token * rows.strides.token) * from_bytes, plane.dim, rows.strides.dim);
+      encode(from + (head * rows.strides.head + token * rows.strides.token) * bytes, rows.strides.dim, room.dim,
+             room.row(page, slot + token, head), room.scale(page, slot + token, head));
 }
 
-/// The first `tokens` slots of a page, as rows to read.
-inline ConstTensorView page_rows(const KvPlane& plane, Index heads, Index page, Index tokens) {
-  ConstTensorView rows;
-  rows.data = plane.data + page * plane.strides.page * element_bytes(plane.type);
-  rows.type = plane.type;
-  rows.tokens = tokens;
-  rows.heads = heads;
-  rows.dim = plane.dim;
-  rows.strides = {plane.strides.token, plane.strides.head, 1};
-  return rows;
+/// The first `tokens` slots of a page → those of another one: bytes, whatever they mean.
+inline void copy_slots(const KvRoom& room, Index heads, Index from, Index to, Index tokens) noexcept {
+  const auto row_bytes = static_cast<std::size_t>(room.type.row_bytes(room.dim));
+  for (Index head = 0; head < heads; ++head)
+    for (Index token = 0; token < tokens; ++token) {
+      std::memcpy(room.row(to, token, head), room.row(from, token, head), row_bytes);
+      if (room.scales != nullptr)
+        std::memcpy(room.scale(to, token, head), room.scale(from, token, head),
+                    static_cast<std::size_t>(room.type.scale_bytes()));
+    }
 }
 
 inline void check_rows(const TensorNames& names, const char* tokens, const char* heads, const char* width,

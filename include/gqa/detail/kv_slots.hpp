@@ -46,13 +46,6 @@ struct KvSlots {
 
 inline namespace GQA_ABI {
 
-inline KvPlane key_plane(const KvSlots& cache) {
-  return {cache.k.as<std::byte>(), cache.view.k_type, cache.view.head_dim, cache.view.k_strides};
-}
-inline KvPlane value_plane(const KvSlots& cache) {
-  return {cache.v.as<std::byte>(), cache.view.v_type, cache.view.value_dim, cache.view.v_strides};
-}
-
 inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity, Storage storage) {
   if (capacity < 1) fail("config.capacity", capacity, "1 or more");
   KvMemory memory = allocate_slots(format, "config.capacity", capacity, capacity);
@@ -70,17 +63,17 @@ inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const Co
   if (k.tokens > room)
     raise<StorageExhausted>("gqa: the contiguous cache has room for " + to_text(room) + " of " + to_text(cache.slots) +
                             " tokens; appending needs " + to_text(k.tokens));
-  write_rows(key_plane(cache), 0, cache.view.length, k);
-  write_rows(value_plane(cache), 0, cache.view.length, v);
+  write_rows(key_room(cache.view, cache.k), 0, cache.view.length, k);
+  write_rows(value_room(cache.view, cache.v), 0, cache.view.length, v);
   cache.view.length += k.tokens;
 }
 
 /// Rows that take positions position, position + 1, … of the ring; at most as many as it has slots.
-inline void write_around(const KvPlane& plane, Index slots, Index position, const ConstTensorView& rows) {
+inline void write_around(const KvRoom& room, Index slots, Index position, const ConstTensorView& rows) {
   const Index slot = position % slots;
   const Index before_end = rows.tokens < slots - slot ? rows.tokens : slots - slot;
-  write_rows(plane, 0, slot, rows.slice(0, before_end));
-  write_rows(plane, 0, 0, rows.slice(before_end, rows.tokens - before_end));
+  write_rows(room, 0, slot, rows.slice(0, before_end));
+  write_rows(room, 0, 0, rows.slice(before_end, rows.tokens - before_end));
 }
 
 inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v) {
@@ -93,8 +86,8 @@ inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTen
   // Of a chunk that is longer than the ring, the tokens at the front would be overwritten by those behind.
   const Index skipped = k.tokens > cache.slots ? k.tokens - cache.slots : 0;
   const Index position = cache.view.length + skipped;
-  write_around(key_plane(cache), cache.slots, position, k.slice(skipped, k.tokens - skipped));
-  write_around(value_plane(cache), cache.slots, position, v.slice(skipped, v.tokens - skipped));
+  write_around(key_room(cache.view, cache.k), cache.slots, position, k.slice(skipped, k.tokens - skipped));
+  write_around(value_room(cache.view, cache.v), cache.slots, position, v.slice(skipped, v.tokens - skipped));
   cache.view.length = length;
   if (length - cache.slots > cache.first) cache.first = length - cache.slots;
   cache.view.oldest = cache.first;

@@ -12,6 +12,7 @@ struct TaskScratch {
   Block* units = nullptr;                   ///< of a stage
   RowTile tile{};                           ///< the state of the current span
   Index* tables = nullptr;                  ///< AddressBook
+  StageScales* scales = nullptr;            ///< per block of a stage, if they lie outside of rows
   PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
   PositionRange* visible_ranges = nullptr;  ///< what any row sees: as many as those of all rows
   VariantRows* variant_rows = nullptr;      ///< per head, if the variant asks for them; what they refer to follows
@@ -71,6 +72,7 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   tile.alpha = carver.take<float>(units * round_up(rows, kLanes));
   scratch.units = carver.take<Block>(units);
   scratch.tables = carver.take<Index>(AddressBook::table_size(plan.stage_blocks));
+  scratch.scales = carver.take<StageScales>(plan.scale_blocks);
   scratch.ranges = carver.take<PositionRange>(ranges);
   scratch.visible_ranges = carver.take<PositionRange>(ranges);
   if (call.variant.asks_of_rows()) {
@@ -91,12 +93,12 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
 /// go together, for long runs. It changes no bit.
 inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
   constexpr Index many = 8;
-  const bool in_turn = kernels.stream_rows[static_cast<int>(kv.k_type)].followed > 0 && rows < kGroupRows;
+  const bool in_turn = kernels.of(kv.k_type).stream_rows.followed > 0 && rows < kGroupRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
   const Index by_rows = kTileRows / (rows > 0 ? rows : 1);
-  const Index by_bytes = block_bytes / (kBlock * kv.head_dim * element_bytes(kv.k_type));
+  const Index by_bytes = block_bytes / (kBlock * kv.k_type.row_bytes(kv.head_dim));
   const Index fit = by_rows < by_bytes ? by_rows : by_bytes;
   return fit < 1 ? 1 : fit < kv.kv_heads ? fit : kv.kv_heads;
 }
@@ -104,12 +106,6 @@ inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index
 /// How many spans a range lies in; one at least.
 constexpr Index spans_of(const PositionRange& range) noexcept {
   return range.begin < range.end ? (range.end - 1) / kSpan + 1 - range.begin / kSpan : 1;
-}
-
-/// As how many bf16 numbers a call takes one of its inputs, see kernels_for.
-constexpr int bf16_terms(ElementType q, ElementType k, ElementType v, Products products) noexcept {
-  if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) return 1;
-  return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
 /// The hull of what the first query tokens of a sequence and the last ones see, a tile's of each. Where positions rise that is what all see; else
@@ -129,6 +125,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const HeadShape& shape = call.shape;
   plan.kernels =
       &call.kernels_for(call.path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
+  if (!plan.kernels->supports(sequence.kv.k_type, sequence.kv.v_type))
+    fail_unsupported(call.batch, sequence, *plan.kernels);
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
@@ -139,9 +137,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
-  const auto stream_rows = [&](ElementType type) {
-    return plan.kernels->stream_rows[static_cast<int>(type)].of(call.streaming);
-  };
+  const auto stream_rows = [&](KvType type) { return plan.kernels->of(type).stream_rows.of(call.streaming); };
   const Index of_keys = stream_rows(sequence.kv.k_type);
   const Index of_values = stream_rows(sequence.kv.v_type);
   const Index most = of_keys < of_values ? of_keys : of_values;
@@ -149,6 +145,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
   plan.folds = plan.head_groups * plan.tiles;
+  plan.scale_blocks = has_scales(sequence.kv) ? plan.stage_blocks : 0;
   return plan;
 }
 

@@ -261,8 +261,8 @@ class SequenceTasks {
     stage.heads = range_.heads;
     stage.k_head_stride = addresses_.k_strides().head;
     stage.v_head_stride = addresses_.v_strides().head;
-    stage.k_row_bytes = sequence_.kv.head_dim * element_bytes(sequence_.kv.k_type);
-    stage.v_row_bytes = sequence_.kv.value_dim * element_bytes(sequence_.kv.v_type);
+    stage.k_row_bytes = addresses_.k_row_bytes();
+    stage.v_row_bytes = addresses_.v_row_bytes();
     stage.streams = streams_;
     stage.streaming = call_.streaming;
     const bool hops = addresses_.hops(call_.streaming);
@@ -275,8 +275,10 @@ class SequenceTasks {
     const bool asks = asks_between(stage);
     Lines keys(stage, &Block::k, stage.k_row_bytes, plan_lines(end - begin, stage.k_row_bytes, asked_));
     for (; begin < end; begin += kBlock) {
-      const BlockAddress here = addresses_.block(begin, seen_in(begin, stage.blocks));
+      const std::uint64_t seen = seen_in(begin, stage.blocks);
+      const BlockAddress here = addresses_.block(begin, seen);
       if (here.first >= here.last) continue;
+      if (plan_.scale_blocks > 0) find_scales(here, seen, stage.blocks);
       add_block(here, stage.blocks++);
       if (!asks) continue;
       if (asked_ && stage.blocks == 1) keys.skip(stage.ahead);
@@ -286,7 +288,7 @@ class SequenceTasks {
     if (asks) stage.k_surplus = asked_ ? keys.tokens() : keys.tokens() - stage.ahead;
     asked_ = link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
     const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
-    kernels_.scores[static_cast<std::size_t>(sequence_.kv.k_type)](scratch_.tile, stage);
+    kernels_.of(sequence_.kv.k_type).scores(scratch_.tile, stage);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = span_of(stage, b);
       Stage part = stage;
@@ -335,7 +337,7 @@ class SequenceTasks {
       }
     }
     if (asks) stage.v_surplus = values.tokens();
-    kernels_.accumulate[static_cast<std::size_t>(sequence_.kv.v_type)](tile, stage);
+    kernels_.of(sequence_.kv.v_type).accumulate(tile, stage);
   }
 
   /// As many lines as come while a block is planned, behind those that were asked for before, or if none were, of few blocks more, for
@@ -355,6 +357,11 @@ class SequenceTasks {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
     for (Index line = 0; first != nullptr && line < count; ++line)
       __builtin_prefetch(first + line * Lines::kBytes, 0, 3);
+  }
+
+  /// The scales of the rows of a block, number b of a stage, where they lie outside of these.
+  void find_scales(const BlockAddress& here, std::uint64_t seen, Index b) const {
+    call_.coded->find_scales(sequence_.kv, here, seen, range_.first_head, range_.heads, scratch_.scales[b]);
   }
 
   /// The units of block number b of a stage.
@@ -379,8 +386,8 @@ class SequenceTasks {
         rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
       }
       block.visible = visible;
-      block.careful = rows_differ &&
-                      kernels_.nonfinite[static_cast<std::size_t>(sequence_.kv.v_type)](block, call_.shape.value_dim);
+      if (plan_.scale_blocks > 0) block.scales = scratch_.scales[b].head + j;
+      block.careful = rows_differ && kernels_.of(sequence_.kv.v_type).nonfinite(block, call_.shape.value_dim);
     }
   }
 

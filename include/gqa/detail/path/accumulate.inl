@@ -17,7 +17,7 @@
 inline constexpr Index kFewTokens = 16;
 // Rows of one head from which on a strip takes a whole block, and not kStripTokens: arithmetic is then the limit, not memory.
 template <class Codec>
-inline constexpr Index kBlockRows = Codec::bytes < 4 ? 6 : kGroupRows;
+inline constexpr Index kBlockRows = kPlainRows<Codec> ? kGroupRows : 6;
 
 #include "gqa/detail/path/output_strip.inl"
 
@@ -210,7 +210,7 @@ GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
   if (!Cached<Codec>::kWhole) return false;
   if (stage.runs()) return tile.value_dim == kRunDims || (Cached<Codec>::kWholeTwice && tile.value_dim == 2 * kRunDims);
   const bool many = tile.rows > kOutputRows && tile.rows < kGroupRows;
-  return many && Product::kTokens == 1 && Codec::bytes == 4 && tile.value_dim == kRunDims;
+  return many && Product::kTokens == 1 && kPlainRows<Codec> && tile.value_dim == kRunDims;
 }
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
@@ -228,7 +228,7 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
                     : memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens
                                                                             : alone;
   const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
-                       : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec::bytes>
+                       : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec>
                                                                                          : few;
   Upcoming after;  // what is read after the run of blocks
   Asker asker;

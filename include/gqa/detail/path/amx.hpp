@@ -88,6 +88,8 @@ GQA_BEGIN_REGION("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,
 
 namespace gqa::detail::inline GQA_ABI::amx {
 
+using avx512::first_lanes;
+using avx512::kLoads;
 using avx512::Vec;
 
 inline constexpr Index kGroup = 16;  // rows of a tile
@@ -108,7 +110,6 @@ GQA_OP Index rows_in_group(const RowTile& tile, Index group) {
   const Index rest = tile.rows - group * kGroup;
   return rest < kGroup ? rest : kGroup;
 }
-GQA_OP __mmask16 first_lanes(Index count) { return static_cast<__mmask16>((1u << count) - 1u); }
 
 // What the rows of a group see of a block: lane = row, bit = token.
 struct GroupView {
@@ -195,13 +196,12 @@ inline void accumulate(const RowTile& tile, const Stage& stage) {
 
 // Terms == 1: inputs and weights are one bf16 each. Terms == 2: they are sums of two, but for keys and values that are stored as bf16.
 template <class Codec, int Terms>
-constexpr void add_codec(Kernels& table) {
-  constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec, Terms>;
-  table.accumulate[type] = accumulate<Codec, Terms>;
+constexpr CodecKernels codec_kernels() {
+  CodecKernels kernels{.scores = scores<Codec, Terms>, .accumulate = accumulate<Codec, Terms>};
   // 3.4e38 rounds to infinity; as a sum of two terms it is like any other number.
-  if constexpr (Terms == 1 && Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
-  else table.nonfinite[type] = avx512::nonfinite<Codec>;
+  if constexpr (Terms == 1 && avx512::kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
+  else kernels.nonfinite = avx512::nonfinite<Codec>;
+  return kernels;
 }
 template <int Terms>
 constexpr Kernels common_kernels() {
@@ -225,8 +225,8 @@ constexpr Kernels common_kernels() {
 namespace one_term {
 constexpr Kernels common_kernels() { return amx::common_kernels<1>(); }
 template <class Codec, int, int>
-constexpr void add_codec(Kernels& table) {
-  amx::add_codec<Codec, 1>(table);
+constexpr CodecKernels codec_kernels() {
+  return amx::codec_kernels<Codec, 1>();
 }
 #define GQA_KERNELS_NAME "gqa_kernels_amx_one_term"
 #include "gqa/detail/path/table.inl"
@@ -235,8 +235,8 @@ constexpr void add_codec(Kernels& table) {
 namespace two_terms {
 constexpr Kernels common_kernels() { return amx::common_kernels<2>(); }
 template <class Codec, int, int>
-constexpr void add_codec(Kernels& table) {
-  amx::add_codec<Codec, 2>(table);
+constexpr CodecKernels codec_kernels() {
+  return amx::codec_kernels<Codec, 2>();
 }
 #define GQA_KERNELS_NAME "gqa_kernels_amx_two_terms"
 #include "gqa/detail/path/table.inl"

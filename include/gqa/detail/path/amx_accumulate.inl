@@ -1,21 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // Output accumulation of one block, by tile products. Part of amx.hpp.
 
+// A row of zeros where that is zero bytes; else none.
+template <class Codec>
+GQA_OP RowOf<Codec> hidden_row() {
+  if constexpr (KvType(Codec::type).is_element()) return kZeros.byte;
+  else return {};
+}
+
 // A token's values, 32 at a time. A hidden token's are zeros, one piece of them again and again.
 template <class Codec, int Terms>
 struct ValueRow {
-  const std::byte* at;
-  Index step;  // bytes
+  RowOf<Codec> row;
+  Index step;  // elements
+  Index at = 0;
   GQA_OP ValueRow(const Block& block, std::uint64_t seen, Index t)
-      : at(shows(seen, t) ? block.v + block.v_offset[t] : kZeros.byte),
-        step(shows(seen, t) ? kHalf * Codec::bytes : 0) {}
+      : row(shows(seen, t) ? block_values<Codec>(block)(t) : hidden_row<Codec>()), step(shows(seen, t) ? kHalf : 0) {}
   static GQA_OP bool shows(std::uint64_t seen, Index t) { return ((seen >> t) & 1u) != 0; }
   GQA_OP Words<Terms> next(Index count) {
-    const std::byte* p = at;
+    const Index d = at;
     at += step;
     if constexpr (Codec::type == ElementType::bf16)
-      if (count == kHalf) return {{_mm512_loadu_si512(p)}};
-    return words<Codec, Terms>(p, count);
+      if (count == kHalf) return {{_mm512_loadu_si512(row + d * Codec::bytes)}};
+    if constexpr (!KvType(Codec::type).is_element())
+      if (step == 0) return {};
+    return words<Codec, Terms>(row, d, count);
   }
 };
 
@@ -66,7 +75,7 @@ GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint6
   const Index rest = tile.value_dim - whole;
   for (Index pair = 0; pair < kGroup; ++pair) {
     const Index t = half * kHalf + 2 * pair;
-    prefetch_rows(block.next_k, t, t + 2, tile.head_dim * Codec::bytes);
+    prefetch_rows(block.next_k, t, t + 2, KvType(Codec::type).row_bytes(tile.head_dim));
     ValueRow<Codec, kTerms> a(block, seen, t);
     ValueRow<Codec, kTerms> b(block, seen, t + 1);
     std::byte* to = tiles.at(0, half, 0) + pair * kRowBytes;

@@ -27,7 +27,7 @@ GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& til
         __builtin_memcpy(gathered + i * Codec::bytes, p + i * dim_stride * Codec::bytes, Codec::bytes);
       p = gathered;
     }
-    const Words<Terms> dims = words<Codec, Terms>(p, count);
+    const Words<Terms> dims = words<Codec, Terms>(p, 0, count);
     GQA_UNROLL
     for (int i = 0; i < Terms; ++i)
       _mm512_storeu_si512(to + i * term_bytes + d * Index{sizeof(bf16)}, with_sign(dims.term[i], tile.score_scale));
@@ -94,6 +94,7 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const Index stride = tile.q_stride * Index{sizeof(bf16)};
   const Index* offset = block.k_offset + token;
+  BlockRows<Codec> rows = block_keys<Codec>(block).from(token);
   KeyTiles keys{};
   keys.staged[0] = tile.staging + token * stride;
   keys.staged[1] = keys.staged[0] + kGroup * stride;
@@ -112,7 +113,7 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
     for (Index d = keys.cached_chunks * kHalf; d < tile.head_dim; d += kHalf) {
       const Index count = tile.head_dim - d < kHalf ? tile.head_dim - d : kHalf;
       Words<kTerms> dims{};
-      if (inside) dims = words<Codec, kTerms>(block.k + offset[i] + d * Codec::bytes, count);
+      if (inside) dims = words<Codec, kTerms>(rows(i), d, count);
       GQA_UNROLL
       for (int term = 0; term < kTerms; ++term)
         _mm512_storeu_si512(to + term * staged_term(stride) + d * Index{sizeof(bf16)}, dims.term[term]);
@@ -237,5 +238,5 @@ GQA_OP void score_block(const RowTile& tile, const Block& block) {
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
     keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);
-  score_tiles<kTermsOf<Codec, Terms>, Terms>(tile, block, keys, tile.value_dim * Codec::bytes);
+  score_tiles<kTermsOf<Codec, Terms>, Terms>(tile, block, keys, KvType(Codec::type).row_bytes(tile.value_dim));
 }

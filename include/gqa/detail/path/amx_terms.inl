@@ -21,16 +21,16 @@ struct Words {
   __m512i term[Terms];
 };
 
-// The first `count` of 32 elements as bf16, rounded to nearest even; zeros behind them, nothing read there.
+// The first `count` of 32 elements of a row from d on as bf16, rounded to nearest even; zeros behind them, nothing read there.
 template <class Codec>
-GQA_OP __m512i narrow(const std::byte* p, Index count) {
+GQA_OP __m512i narrow(RowOf<Codec> row, Index d, Index count) {
   if constexpr (Codec::type == ElementType::bf16) {
-    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), row + d * 2);
   } else {
     const Index low = count < kLanes ? count : kLanes;
     alignas(64) std::byte rounded[kRowBytes];
-    avx512::store_as<Bf16>(rounded, avx512::load_part<Codec>(p, low));
-    avx512::store_as<Bf16>(rounded + kRowBytes / 2, avx512::load_part<Codec>(p + low * Codec::bytes, count - low));
+    avx512::store_as<Bf16>(rounded, avx512::load_part(Codec{}, row, d, low));
+    avx512::store_as<Bf16>(rounded + kRowBytes / 2, avx512::load_part(Codec{}, row, d + low, count - low));
     return _mm512_load_si512(rounded);
   }
 }
@@ -84,17 +84,17 @@ GQA_OP __m512i pair_upper_halves(__m512i even, __m512i odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd);
 }
 
-// The first `count` of 32 elements by terms; zeros behind them, nothing read there. A bf16 has a second term of zero.
+// The first `count` of 32 elements of a row from d on by terms; zeros behind them, nothing read there. A bf16 has a second term of zero.
 template <class Codec, int Terms>
-GQA_OP Words<Terms> words(const std::byte* p, Index count) {
+GQA_OP Words<Terms> words(RowOf<Codec> row, Index d, Index count) {
   if constexpr (Terms == 1) {
-    return {{narrow<Codec>(p, count)}};
+    return {{narrow<Codec>(row, d, count)}};
   } else if constexpr (Codec::type == ElementType::bf16) {
-    return {{narrow<Codec>(p, count), _mm512_setzero_si512()}};
+    return {{narrow<Codec>(row, d, count), _mm512_setzero_si512()}};
   } else {
     const Index part = count < kLanes ? count : kLanes;
-    const Vec low = avx512::load_part<Codec>(p, part);
-    const Vec high = avx512::load_part<Codec>(p + part * Codec::bytes, count - part);
+    const Vec low = avx512::load_part(Codec{}, row, d, part);
+    const Vec high = avx512::load_part(Codec{}, row, d + part, count - part);
     Split a = split_ordinary(low);
     Split b = split_ordinary(high);
     if ((not_ordinary(low) | not_ordinary(high)) != 0) {

@@ -26,7 +26,7 @@ inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
 inline constexpr int kOutputRows = 6;  // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows = {Codec::bytes == 4 ? 1 : 8, 1};
+inline constexpr StreamRows kStreamRows = {kPlainRows<Codec> ? 1 : 8, 1};
 
 GQA_OP Vec set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 GQA_OP Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -179,26 +179,48 @@ GQA_OP bool any_nonfinite(const Vec& a) {
   return _mm256_movemask_epi8(_mm256_or_si256(x, y)) != 0;
 }
 
-template <class Codec>
-GQA_OP __m256 widen8(const std::byte* p) {
-  if constexpr (Codec::type == ElementType::f32) {
-    return _mm256_loadu_ps(typed<const float>(p));
-  } else {
-    const __m128i bits = _mm_loadu_si128(static_cast<const __m128i*>(static_cast<const void*>(p)));
-    if constexpr (Codec::type == ElementType::f16) return _mm256_cvtph_ps(bits);
-    else return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-  }
+// The first `count` floats; zeros behind them, nothing read there.
+GQA_OP Vec load_floats_part(const std::byte* p, Index count) {
+  alignas(32) std::byte lanes[kLanes * 4] = {};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * 4, p + i * 4, 4);
+  return load(typed<const float>(lanes));
 }
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  return {widen8<Codec>(p), widen8<Codec>(p + 8 * Codec::bytes)};
+// 16-bit elements, all or the first `count`, zeros behind them.
+struct Words {
+  __m128i low;
+  __m128i high;
+};
+GQA_OP __m128i load_half_words(const std::byte* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(static_cast<const void*>(p)));
 }
-// The first `count` elements; zeros behind them, nothing read there.
+GQA_OP Words load_words(const std::byte* p) { return {load_half_words(p), load_half_words(p + 16)}; }
+GQA_OP Words load_words_part(const std::byte* p, Index count) {
+  alignas(32) std::byte lanes[kLanes * 2] = {};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * 2, p + i * 2, 2);
+  return load_words(lanes);
+}
+GQA_OP __m256 widen_bf16(__m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+GQA_OP __m256 widen_f16(__m128i bits) { return _mm256_cvtph_ps(bits); }
+GQA_OP Vec widen_bf16(const Words& bits) { return {widen_bf16(bits.low), widen_bf16(bits.high)}; }
+GQA_OP Vec widen_f16(const Words& bits) { return {widen_f16(bits.low), widen_f16(bits.high)}; }
+#include "gqa/codec/loads.inl"
+
+// Elements d … d + 7 of a row, d a multiple of 8. Of codecs that have nothing shorter, 16 are loaded and compilers leave half of them out.
 template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
-  alignas(32) std::byte lanes[kLanes * Codec::bytes] = {};
-  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * Codec::bytes, p + i * Codec::bytes, Codec::bytes);
-  return load_as<Codec>(lanes);
+GQA_OP __m256 load_half(Codec, RowOf<Codec> row, Index d) {
+  const Vec both = load(Codec{}, row, d & ~Index{15});
+  return (d & 8) == 0 ? both.low : both.high;
+}
+GQA_OP __m256 load_half(F32, const std::byte* row, Index d) { return _mm256_loadu_ps(typed<const float>(row + d * 4)); }
+GQA_OP __m256 load_half(Bf16, const std::byte* row, Index d) { return widen_bf16(load_half_words(row + d * 2)); }
+GQA_OP __m256 load_half(F16, const std::byte* row, Index d) { return widen_f16(load_half_words(row + d * 2)); }
+// The first `count` of them, no more than 8; zeros behind them, nothing read there. None, if that is less than one.
+template <class Codec>
+GQA_OP __m256 load_half_part(Codec, RowOf<Codec> row, Index d, Index count) {
+  if constexpr (KvType(Codec::type).is_element()) return load_part(Codec{}, row, d, count).low;
+  else return (d & 8) == 0 ? load_part(Codec{}, row, d, count).low : load_part(Codec{}, row, d - 8, count + 8).high;
 }
 // A Dot of 8 of its 16 lanes: with one register instead of two to an accumulator, four rows share a key, not two.
 template <class Codec>
@@ -207,9 +229,9 @@ struct HalfDot {
   using Sum = __m256;
   static GQA_OP __m256 none() { return _mm256_setzero_ps(); }
   static GQA_OP __m256 query(const std::byte* p) { return _mm256_loadu_ps(typed<const float>(p)); }
-  static GQA_OP __m256 key(const std::byte* p) { return widen8<Codec>(p); }
-  static GQA_OP __m256 key_part(const std::byte* p, Index count) {
-    return load_part<Codec>(p, count < 8 ? count : 8).low;  // none, if fewer than one
+  static GQA_OP __m256 key(const std::byte* row, Index d) { return load_half(Codec{}, row, d); }
+  static GQA_OP __m256 key_part(const std::byte* row, Index d, Index count) {
+    return load_half_part(Codec{}, row, d, count < 8 ? count : 8);
   }
   static GQA_OP __m256 add(__m256 q, __m256 k, __m256 acc) { return GQA_FMA_PS256(q, k, acc); }
   static GQA_OP void keep(float* lanes, __m256 sum) { _mm256_storeu_ps(lanes, sum); }

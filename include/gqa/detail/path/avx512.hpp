@@ -30,7 +30,7 @@ inline constexpr bool kRowsSideBySide = true;  // registers for twice as many ac
 inline constexpr int kOutputTile = 16;         // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 4;          // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows = {8, Codec::bytes == 4 ? 4 : 2};
+inline constexpr StreamRows kStreamRows = {8, kPlainRows<Codec> ? 4 : 2};
 
 GQA_OP Vec set1(float value) { return _mm512_set1_ps(value); }
 GQA_OP Vec zero() { return _mm512_setzero_ps(); }
@@ -197,29 +197,19 @@ GQA_OP Vec join_units(const Vec (&a)[kUnits]) {
 }
 GQA_OP bool any_nonfinite(Vec a) { return _mm512_fpclass_ps_mask(a, kNonfinite) != 0; }
 
+GQA_OP __mmask16 first_lanes(Index count) { return static_cast<__mmask16>((1u << count) - 1u); }
+// The first `count` floats; zeros behind them, nothing read there.
+GQA_OP Vec load_floats_part(const std::byte* p, Index count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
+// 16-bit elements, all or the first `count`, zeros behind them.
+GQA_OP __m256i load_words(const std::byte* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(p)));
+}
+GQA_OP __m256i load_words_part(const std::byte* p, Index count) {
+  return _mm256_maskz_loadu_epi16(first_lanes(count), p);
+}
 GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  if constexpr (Codec::type == ElementType::f32) {
-    return _mm512_loadu_ps(typed<const float>(p));
-  } else {
-    const __m256i bits = _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(p)));
-    if constexpr (Codec::type == ElementType::f16) return _mm512_cvtph_ps(bits);
-    else return widen_bf16(bits);
-  }
-}
-// The first `count` elements; zeros behind them, nothing read there.
-template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
-  const auto lanes = static_cast<__mmask16>((1u << count) - 1u);
-  if constexpr (Codec::type == ElementType::f32) {
-    return _mm512_maskz_loadu_ps(lanes, p);
-  } else {
-    const __m256i bits = _mm256_maskz_loadu_epi16(lanes, p);
-    if constexpr (Codec::type == ElementType::f16) return _mm512_cvtph_ps(bits);
-    else return widen_bf16(bits);
-  }
-}
+GQA_OP Vec widen_f16(__m256i bits) { return _mm512_cvtph_ps(bits); }
+#include "gqa/codec/loads.inl"
 template <class Codec>
 GQA_OP void store_as(std::byte* p, Vec a) {
   if constexpr (Codec::type == ElementType::f32) {
@@ -249,18 +239,23 @@ GQA_OP void store_as(std::byte* p, Vec a) {
 #undef GQA_STRIP_LOOP
 
 // Any value of V that is no finite number once rounded to bf16? For the paths whose products are of bf16.
+template <class Codec>
 inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {
   const __m512i least = _mm512_set1_epi32(0x7f7f8000);  // halfway from the largest bf16 to infinity
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const BlockRows<Codec> rows = block_values<Codec>(block);
   for (Index t = block.first; t < block.last; ++t) {
-    const std::byte* v = block.v + block.v_offset[t];
+    const RowOf<Codec> v = rows(t);
     for (Index d = 0; d < value_dim; d += kLanes) {
-      const Vec part = load_part<F32>(v + d * 4, value_dim - d < kLanes ? value_dim - d : kLanes);
+      const Vec part = load_part(Codec{}, v, d, value_dim - d < kLanes ? value_dim - d : kLanes);
       if (_mm512_cmpge_epi32_mask(_mm512_and_si512(_mm512_castps_si512(part), magnitude), least) != 0) return true;
     }
   }
   return false;
 }
+// Codecs whose numbers may be larger than any bf16: not those of 16 bits.
+template <class Codec>
+inline constexpr bool kRoundsToInfinity = !std::is_same_v<Codec, Bf16> && !std::is_same_v<Codec, F16>;
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512
 

@@ -33,6 +33,7 @@ using avx512::ask_rows;
 using avx512::join_units;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
+using avx512::kLoads;
 using avx512::kOutputRows;
 using avx512::kOutputTile;
 using avx512::kRowGroups;
@@ -68,15 +69,15 @@ GQA_OP __m512i load_pairs_part(const std::byte* p, Index count) {
   return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
 }
 
-// 32 elements of any codec as bf16.
+// Elements d … d + count − 1 of a row of any codec as bf16, up to 32 of them; zeros behind them.
 template <class Codec>
-GQA_OP __m512i narrow_pairs(const std::byte* p, Index count) {
+GQA_OP __m512i narrow_pairs(RowOf<Codec> row, Index d, Index count) {
   if constexpr (Codec::type == ElementType::bf16) {
-    return load_pairs_part(p, count);
+    return load_pairs_part(row + d * 2, count);
   } else {
     const Index low = count < kLanes ? count : kLanes;
-    const Vec a = avx512::load_part<Codec>(p, low);
-    const Vec b = avx512::load_part<Codec>(p + low * Codec::bytes, count - low);
+    const Vec a = avx512::load_part(Codec{}, row, d, low);
+    const Vec b = avx512::load_part(Codec{}, row, d + low, count - low);
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
   }
 }
@@ -98,13 +99,12 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 }
 
 template <class Codec, int HeadDim, int ValueDim>
-constexpr void add_codec(Kernels& table) {
-  constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec, HeadDim>;
-  table.accumulate[type] = accumulate<Codec, ValueDim>;
-  if constexpr (Codec::type == ElementType::f32) table.nonfinite[type] = avx512::nonfinite_as_bf16;
-  else table.nonfinite[type] = avx512::nonfinite<Codec>;
-  table.stream_rows[type] = kReadable<Codec> ? Kernels::StreamRows{8, 4} : avx512::kStreamRows<Codec>;
+constexpr CodecKernels codec_kernels() {
+  CodecKernels kernels{.scores = scores<Codec, HeadDim>, .accumulate = accumulate<Codec, ValueDim>};
+  if constexpr (avx512::kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
+  else kernels.nonfinite = avx512::nonfinite<Codec>;
+  kernels.stream_rows = kReadable<Codec> ? StreamRows{8, 4} : avx512::kStreamRows<Codec>;
+  return kernels;
 }
 constexpr Kernels common_kernels() {
   return {

@@ -14,7 +14,7 @@ GQA_OP void pack_pairs(const std::byte* from, Index dim_stride, Index dim, std::
         __builtin_memcpy(gathered + i * Codec::bytes, p + i * dim_stride * Codec::bytes, Codec::bytes);
       p = gathered;
     }
-    _mm512_storeu_si512(to + d * 2, narrow_pairs<Codec>(p, count));
+    _mm512_storeu_si512(to + d * 2, narrow_pairs<Codec>(p, 0, count));
   }
 }
 
@@ -48,9 +48,14 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
 template <class Codec>
 GQA_OP Block narrow_keys(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
   const Index stride = round_up(tile.head_dim, kLanes2) * 2;
+  const BlockRows<Codec> rows = block_keys<Codec>(block);
   for (Index t = block.first; t < block.last; ++t) {
     offset[t] = t * stride;
-    pack_pairs<Codec>(block.k + block.k_offset[t], 1, tile.head_dim, tile.staging + offset[t]);
+    const RowOf<Codec> row = rows(t);
+    for (Index d = 0; d < tile.head_dim; d += kLanes2) {
+      const Index count = tile.head_dim - d < kLanes2 ? tile.head_dim - d : kLanes2;
+      _mm512_storeu_si512(tile.staging + offset[t] + d * 2, narrow_pairs<Codec>(row, d, count));
+    }
   }
   Block narrow = block;
   narrow.k = tile.staging;
@@ -64,15 +69,17 @@ struct Dot {
   using Sum = Vec;
   using Strip = Dot;
   using Grouped = Dot;
+  using Key = Bf16;
   static constexpr Index kDims = kLanes2;
   static constexpr Index kQueryBytes = 2;
-  static constexpr Index kKeyBytes = 2;
   static constexpr Index kUnitBytes = 4;
   static constexpr bool kPlainKeys = true;
   static GQA_OP Vec none() { return zero(); }
   static GQA_OP __m512bh query(const std::byte* p) { return as_pairs(load_pairs(p)); }
-  static GQA_OP __m512bh key(const std::byte* p) { return as_pairs(load_pairs(p)); }
-  static GQA_OP __m512bh key_part(const std::byte* p, Index count) { return as_pairs(load_pairs_part(p, count)); }
+  static GQA_OP __m512bh key(const std::byte* row, Index d) { return as_pairs(load_pairs(row + d * 2)); }
+  static GQA_OP __m512bh key_part(const std::byte* row, Index d, Index count) {
+    return as_pairs(load_pairs_part(row + d * 2, count));
+  }
   static GQA_OP Vec add(__m512bh q, __m512bh k, Vec acc) { return _mm512_dpbf16_ps(acc, q, k); }
   static GQA_OP __m512bh rows_at(const std::byte* q, Index unit) { return as_pairs(load_pairs(q + unit * 64)); }
   static GQA_OP __m512bh units(const std::byte* p) { return as_pairs(_mm512_castps_si512(avx512::repeat_units(p))); }
@@ -187,7 +194,7 @@ GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
 template <class Codec>
 GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
   if (t < block.first || t >= block.last || ((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
-  return narrow_pairs<Codec>(block.v + block.v_offset[t] + column * Codec::bytes, count);
+  return narrow_pairs<Codec>(block_values<Codec>(block)(t), column, count);
 }
 
 // Pairs of tokens from the one that `from` belongs to.
@@ -219,27 +226,16 @@ inline void score_pairs(const RowTile& tile, const Stage& stage) {
 }
 
 // weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
+template <class Codec>
+struct Narrowed {
+  static GQA_OP Block block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+    return narrow_keys<Codec>(tile, block, offset);
+  }
+};
 template <class Codec, int HeadDim>
 inline void scores(const RowTile& tile, const Stage& stage) {
-  if constexpr (Codec::type == ElementType::bf16) {
-    score_pairs<HeadDim>(tile, stage);
-  } else {
-    for (Index b = 0; b < stage.blocks; ++b) {
-      for (Index j = 0; j < stage.heads; ++j) {
-        Index offset[kBlock];
-        const RowTile unit = unit_tile(tile, stage, b, j);
-        const Block narrow = narrow_keys<Codec>(unit, stage.units[b * stage.heads + j], offset);
-        Stage one = stage;
-        one.units = &narrow;
-        one.blocks = one.heads = 1;
-        one.streams = false;  // keys are at hand
-        one.long_turns = false;
-        one.ahead = kBlock;
-        one.k_surplus = 0;
-        score_pairs<HeadDim>(unit, one);
-      }
-    }
-  }
+  if constexpr (Codec::type == ElementType::bf16) score_pairs<HeadDim>(tile, stage);
+  else score_staged<Narrowed<Codec>, score_pairs<HeadDim>>(tile, stage);
 }
 
 // Outputs in their natural order, then as on the AVX-512 path.

@@ -27,10 +27,17 @@
 
 #include "gqa/detail/path/state.inl"
 
-// weights[row][t] ← q[row] · k[t]; q carries the scale.
+// weights[row][t] ← q[row] · k[t]; q carries the scale. Keys whose scales lie outside of rows are widened first, unit by unit.
+template <class Codec>
+struct Widened {
+  static GQA_OP Block block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+    return Dot<Codec>::group_block(tile, block, offset);
+  }
+};
 template <class Codec, int HeadDim>
 inline void scores(const RowTile& tile, const Stage& stage) {
-  score_stage<Dot<Codec>, HeadDim>(tile, stage);
+  if constexpr (kReadable<Codec>) score_stage<Dot<Codec>, HeadDim>(tile, stage);
+  else score_staged<Widened<Codec>, scores<F32, HeadDim>>(tile, stage);
 }
 
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
@@ -38,12 +45,8 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 }
 
 template <class Codec, int HeadDim, int ValueDim>
-constexpr void add_codec(Kernels& table) {
-  constexpr auto type = static_cast<unsigned>(Codec::type);
-  table.scores[type] = scores<Codec, HeadDim>;
-  table.accumulate[type] = accumulate<Codec, ValueDim>;
-  table.nonfinite[type] = nonfinite<Codec>;
-  table.stream_rows[type] = kStreamRows<Codec>;
+constexpr CodecKernels codec_kernels() {
+  return {scores<Codec, HeadDim>, accumulate<Codec, ValueDim>, nonfinite<Codec>, kStreamRows<Codec>};
 }
 constexpr Kernels common_kernels() {
   return {

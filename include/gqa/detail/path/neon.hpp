@@ -27,7 +27,7 @@ inline constexpr bool kRowsSideBySide = true;  // registers for twice as many ac
 inline constexpr int kOutputTile = 4;          // accumulators of an output tile: 16 registers; 24 for the most rows
 inline constexpr int kOutputRows = 6;          // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows = {8, 1};
+inline constexpr StreamRows kStreamRows = {8, 1};
 
 GQA_OP Vec set1(float value) {
   const float32x4_t all = vdupq_n_f32(value);
@@ -61,7 +61,7 @@ GQA_OP Vec unfused(Vec product) {
 // a·b + c, rounded once.
 GQA_OP float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) { GQA_NEON_PARTS(vfmaq_f32(c.part[i], a.part[i], b.part[i])); }
-GQA_OP uint32x4_t bits_of(float32x4_t a) { return vreinterpretq_u32_f32(a); }
+GQA_OP uint32x4_t float_bits(float32x4_t a) { return vreinterpretq_u32_f32(a); }
 GQA_OP float32x4_t of_bits(uint32x4_t a) { return vreinterpretq_f32_u32(a); }
 // b where a is NaN.
 GQA_OP float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
@@ -69,27 +69,27 @@ GQA_OP Vec larger(const Vec& a, const Vec& b) { GQA_NEON_PARTS(larger(a.part[i],
 // The floats whose bits are those of a shifted by N.
 template <int N>
 GQA_OP Vec shift_left(const Vec& a) {
-  GQA_NEON_PARTS(of_bits(vshlq_n_u32(bits_of(a.part[i]), N)));
+  GQA_NEON_PARTS(of_bits(vshlq_n_u32(float_bits(a.part[i]), N)));
 }
 template <int N>
 GQA_OP Vec shift_right(const Vec& a) {
-  GQA_NEON_PARTS(of_bits(vshrq_n_u32(bits_of(a.part[i]), N)));
+  GQA_NEON_PARTS(of_bits(vshrq_n_u32(float_bits(a.part[i]), N)));
 }
 // Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
 GQA_OP Vec less(const Vec& a, const Vec& b) { GQA_NEON_PARTS(of_bits(vcltq_f32(a.part[i], b.part[i]))); }
 GQA_OP Vec less_equal(const Vec& a, const Vec& b) { GQA_NEON_PARTS(of_bits(vcleq_f32(a.part[i], b.part[i]))); }
 GQA_OP Vec bit_and(const Vec& a, const Vec& b) {
-  GQA_NEON_PARTS(of_bits(vandq_u32(bits_of(a.part[i]), bits_of(b.part[i]))));
+  GQA_NEON_PARTS(of_bits(vandq_u32(float_bits(a.part[i]), float_bits(b.part[i]))));
 }
 GQA_OP Vec bit_or(const Vec& a, const Vec& b) {
-  GQA_NEON_PARTS(of_bits(vorrq_u32(bits_of(a.part[i]), bits_of(b.part[i]))));
+  GQA_NEON_PARTS(of_bits(vorrq_u32(float_bits(a.part[i]), float_bits(b.part[i]))));
 }
 GQA_OP Vec bit_xor(const Vec& a, const Vec& b) {
-  GQA_NEON_PARTS(of_bits(veorq_u32(bits_of(a.part[i]), bits_of(b.part[i]))));
+  GQA_NEON_PARTS(of_bits(veorq_u32(float_bits(a.part[i]), float_bits(b.part[i]))));
 }
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
-  GQA_NEON_PARTS(of_bits(vbicq_u32(bits_of(value.part[i]), vcltq_f32(x.part[i], floor.part[i]))));
+  GQA_NEON_PARTS(of_bits(vbicq_u32(float_bits(value.part[i]), vcltq_f32(x.part[i], floor.part[i]))));
 }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
@@ -108,7 +108,7 @@ GQA_OP std::uint32_t sign_bits(const Vec& a) {
   const int32x4_t place = vld1q_s32(places);
   std::uint32_t bits = 0;
   GQA_UNROLL
-  for (int i = 0; i < 4; ++i) bits |= vaddvq_u32(vshlq_u32(vshrq_n_u32(bits_of(a.part[i]), 31), place)) << (4 * i);
+  for (int i = 0; i < 4; ++i) bits |= vaddvq_u32(vshlq_u32(vshrq_n_u32(float_bits(a.part[i]), 31), place)) << (4 * i);
   return bits;
 }
 GQA_OP float reduce_max(const Vec& a) {
@@ -171,30 +171,54 @@ GQA_OP bool any_nonfinite(const Vec& a) {
   const uint32x4_t exponent = vdupq_n_u32(0x7f800000u);
   uint32x4_t found = vdupq_n_u32(0);
   GQA_UNROLL
-  for (int i = 0; i < 4; ++i) found = vorrq_u32(found, vceqq_u32(vandq_u32(bits_of(a.part[i]), exponent), exponent));
+  for (int i = 0; i < 4; ++i) found = vorrq_u32(found, vceqq_u32(vandq_u32(float_bits(a.part[i]), exponent), exponent));
   return vmaxvq_u32(found) != 0;
 }
 
-template <class Codec>
-GQA_OP float32x4_t widen4(const std::byte* p) {
-  if constexpr (Codec::type == ElementType::f32) {
-    return vld1q_f32(typed<const float>(p));
-  } else {
-    const uint16x4_t bits = vld1_u16(typed<const std::uint16_t>(p));
-    if constexpr (Codec::type == ElementType::f16) return vcvt_f32_f16(vreinterpret_f16_u16(bits));
-    else return of_bits(vshll_n_u16(bits, 16));
-  }
+// The first `count` floats; zeros behind them, nothing read there.
+GQA_OP Vec load_floats_part(const std::byte* p, Index count) {
+  alignas(16) std::byte lanes[kLanes * 4] = {};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * 4, p + i * 4, 4);
+  return load(typed<const float>(lanes));
 }
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  GQA_NEON_PARTS(widen4<Codec>(p + 4 * i * Codec::bytes));
+// 16-bit elements, all or the first `count`, zeros behind them.
+struct Words {
+  uint16x4_t part[4];
+};
+GQA_OP Words load_words(const std::byte* p) {
+  const auto* const words = typed<const std::uint16_t>(p);
+  return {{vld1_u16(words), vld1_u16(words + 4), vld1_u16(words + 8), vld1_u16(words + 12)}};
 }
-// The first `count` elements; zeros behind them, nothing read there.
+GQA_OP Words load_words_part(const std::byte* p, Index count) {
+  alignas(16) std::byte lanes[kLanes * 2] = {};
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * 2, p + i * 2, 2);
+  return load_words(lanes);
+}
+GQA_OP float32x4_t widen_bf16(uint16x4_t bits) { return of_bits(vshll_n_u16(bits, 16)); }
+GQA_OP float32x4_t widen_f16(uint16x4_t bits) { return vcvt_f32_f16(vreinterpret_f16_u16(bits)); }
+GQA_OP Vec widen_bf16(const Words& bits) { GQA_NEON_PARTS(widen_bf16(bits.part[i])); }
+GQA_OP Vec widen_f16(const Words& bits) { GQA_NEON_PARTS(widen_f16(bits.part[i])); }
+#include "gqa/codec/loads.inl"
+
+// Elements d … d + 3 of a row, d a multiple of 4. Of codecs that have nothing shorter, 16 are loaded and compilers leave the others out.
 template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
-  alignas(16) std::byte lanes[kLanes * Codec::bytes] = {};
-  for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * Codec::bytes, p + i * Codec::bytes, Codec::bytes);
-  return load_as<Codec>(lanes);
+GQA_OP float32x4_t load_quarter(Codec, RowOf<Codec> row, Index d) {
+  return load(Codec{}, row, d & ~Index{15}).part[d / 4 % 4];
+}
+GQA_OP float32x4_t load_quarter(F32, const std::byte* row, Index d) {
+  return vld1q_f32(typed<const float>(row + d * 4));
+}
+GQA_OP float32x4_t load_quarter(Bf16, const std::byte* row, Index d) {
+  return widen_bf16(vld1_u16(typed<const std::uint16_t>(row + d * 2)));
+}
+GQA_OP float32x4_t load_quarter(F16, const std::byte* row, Index d) {
+  return widen_f16(vld1_u16(typed<const std::uint16_t>(row + d * 2)));
+}
+// The first `count` of them, no more than 4; zeros behind them, nothing read there. None, if that is less than one.
+template <class Codec>
+GQA_OP float32x4_t load_quarter_part(Codec, RowOf<Codec> row, Index d, Index count) {
+  if constexpr (KvType(Codec::type).is_element()) return load_part(Codec{}, row, d, count).part[0];
+  else return load_part(Codec{}, row, d & ~Index{15}, (d & 15) + (count < 0 ? 0 : count)).part[d / 4 % 4];
 }
 // A Dot of 4 of its 16 lanes: with one register instead of four to an accumulator, four rows share a key.
 template <class Codec>
@@ -203,9 +227,9 @@ struct QuarterDot {
   using Sum = float32x4_t;
   static GQA_OP float32x4_t none() { return vdupq_n_f32(0.0f); }
   static GQA_OP float32x4_t query(const std::byte* p) { return vld1q_f32(typed<const float>(p)); }
-  static GQA_OP float32x4_t key(const std::byte* p) { return widen4<Codec>(p); }
-  static GQA_OP float32x4_t key_part(const std::byte* p, Index count) {
-    return load_part<Codec>(p, count < 4 ? count : 4).part[0];  // none, if fewer than one
+  static GQA_OP float32x4_t key(const std::byte* row, Index d) { return load_quarter(Codec{}, row, d); }
+  static GQA_OP float32x4_t key_part(const std::byte* row, Index d, Index count) {
+    return load_quarter_part(Codec{}, row, d, count < 4 ? count : 4);
   }
   static GQA_OP float32x4_t add(float32x4_t q, float32x4_t k, float32x4_t acc) { return vfmaq_f32(acc, q, k); }
   static GQA_OP void keep(float* lanes, float32x4_t sum) { vst1q_f32(lanes, sum); }
@@ -215,7 +239,7 @@ using StripDot = QuarterDot<Codec>;
 
 // Round to nearest, ties to even; NaN stays NaN.
 GQA_OP uint16x4_t narrow_bf16(float32x4_t a) {
-  const uint32x4_t bits = bits_of(a);
+  const uint32x4_t bits = float_bits(a);
   const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
   const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
   const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));

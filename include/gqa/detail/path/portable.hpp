@@ -25,7 +25,7 @@ inline constexpr bool kRowsSideBySide = false;
 inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
 inline constexpr int kOutputRows = 1;  // the most rows of an output tile
 template <class Codec>
-inline constexpr Kernels::StreamRows kStreamRows = {1, 1};
+inline constexpr StreamRows kStreamRows = {1, 1};
 
 GQA_OP Vec set1(float value) {
   Vec r;
@@ -104,20 +104,20 @@ GQA_OP Vec shift_right(const Vec& a) {
     r.lane[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, a.lane[i]) >> N);
   return r;
 }
-GQA_OP std::uint32_t bits_of(float a) { return __builtin_bit_cast(std::uint32_t, a); }
+GQA_OP std::uint32_t float_bits(float a) { return __builtin_bit_cast(std::uint32_t, a); }
 GQA_OP Vec bit_and(const Vec& a, const Vec& b) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, bits_of(a.lane[i]) & bits_of(b.lane[i]));
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, float_bits(a.lane[i]) & float_bits(b.lane[i]));
   return r;
 }
 GQA_OP Vec bit_or(const Vec& a, const Vec& b) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, bits_of(a.lane[i]) | bits_of(b.lane[i]));
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, float_bits(a.lane[i]) | float_bits(b.lane[i]));
   return r;
 }
 GQA_OP Vec bit_xor(const Vec& a, const Vec& b) {
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, bits_of(a.lane[i]) ^ bits_of(b.lane[i]));
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, float_bits(a.lane[i]) ^ float_bits(b.lane[i]));
   return r;
 }
 // Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
@@ -134,7 +134,7 @@ GQA_OP Vec less_equal(const Vec& a, const Vec& b) {
 // The lanes' highest bits.
 GQA_OP std::uint32_t sign_bits(const Vec& a) {
   std::uint32_t r = 0;
-  for (int i = 0; i < kLanes; ++i) r |= bits_of(a.lane[i]) >> 31 << i;
+  for (int i = 0; i < kLanes; ++i) r |= float_bits(a.lane[i]) >> 31 << i;
   return r;
 }
 // value, but 0 where x < floor. NaN in x keeps value.
@@ -186,36 +186,56 @@ GQA_OP bool any_nonfinite(const Vec& a) {
   return found;
 }
 
-template <class Codec>
-GQA_OP float widen(const std::byte* p) {
-  if constexpr (Codec::bytes == 4) {
-    float value;
-    __builtin_memcpy(&value, p, 4);
-    return value;
-  } else {
-    std::uint16_t bits;
-    __builtin_memcpy(&bits, p, 2);
-    if constexpr (Codec::type == ElementType::bf16) return float_from_bf16(bits);
-    else return float_from_f16(bits);
-  }
-}
-template <class Codec>
-GQA_OP Vec load_as(const std::byte* p) {
-  Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = widen<Codec>(p + i * Codec::bytes);
-  return r;
-}
-// The first `count` elements; zeros behind them, nothing read there.
-template <class Codec>
-GQA_OP Vec load_part(const std::byte* p, Index count) {
+// The first `count` floats; zeros behind them, nothing read there.
+GQA_OP Vec load_floats_part(const std::byte* p, Index count) {
   Vec r = zero();
-  for (Index i = 0; i < count; ++i) r.lane[i] = widen<Codec>(p + i * Codec::bytes);
+  for (Index i = 0; i < count; ++i) {
+    float value;
+    __builtin_memcpy(&value, p + i * 4, 4);
+    r.lane[i] = value;
+  }
   return r;
 }
+// 16-bit elements, all or the first few: read as they are widened, zeros behind them.
+struct Words {
+  const std::byte* p;
+  GQA_OP std::uint16_t operator[](Index i) const {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, p + i * 2, 2);
+    return bits;
+  }
+};
+struct FewWords {
+  Words words;
+  Index count;
+};
+GQA_OP Words load_words(const std::byte* p) { return {p}; }
+GQA_OP FewWords load_words_part(const std::byte* p, Index count) { return {{p}, count}; }
+GQA_OP Vec widen_bf16(const Words& bits) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_bf16(bits[i]);
+  return r;
+}
+GQA_OP Vec widen_bf16(const FewWords& bits) {
+  Vec r = zero();
+  for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_bf16(bits.words[i]);
+  return r;
+}
+GQA_OP Vec widen_f16(const Words& bits) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_f16(bits[i]);
+  return r;
+}
+GQA_OP Vec widen_f16(const FewWords& bits) {
+  Vec r = zero();
+  for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_f16(bits.words[i]);
+  return r;
+}
+#include "gqa/codec/loads.inl"
 template <class Codec>
 GQA_OP void store_as(std::byte* p, const Vec& a) {
   for (int i = 0; i < kLanes; ++i) {
-    if constexpr (Codec::bytes == 4) {
+    if constexpr (Codec::type == ElementType::f32) {
       __builtin_memcpy(p + i * 4, &a.lane[i], 4);
     } else {
       const std::uint16_t bits =

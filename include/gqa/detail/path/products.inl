@@ -3,18 +3,18 @@
 
 // Rows of tokens [first, last) as f32, one behind the other from `out` on, zeros up to a whole vector; hidden ones are zeros.
 template <class Codec>
-GQA_OP void widen_rows(const std::byte* base, const Index* offset, std::uint64_t seen, float* out, Index width,
-                       Index first, Index last) {
+GQA_OP void widen_rows(const BlockRows<Codec>& rows, std::uint64_t seen, float* out, Index width, Index first,
+                       Index last) {
   const Index stride = round_up(width, kLanes);
   for (Index t = first; t < last; ++t, out += stride) {
     if (((seen >> t) & 1u) == 0) {
       for (Index d = 0; d < width; d += kLanes) store(out + d, zero());
       continue;
     }
-    const std::byte* row = base + offset[t];
+    const RowOf<Codec> row = rows(t);
     Index d = 0;
-    for (; d + kLanes <= width; d += kLanes) store(out + d, load_as<Codec>(row + d * Codec::bytes));
-    if (d < width) store(out + d, load_part<Codec>(row + d * Codec::bytes, width - d));
+    for (; d + kLanes <= width; d += kLanes) store(out + d, load(Codec{}, row, d));
+    if (d < width) store(out + d, load_part(Codec{}, row, d, width - d));
   }
 }
 
@@ -24,15 +24,15 @@ struct Dot {
   using Sum = Vec;
   using Strip = StripDot<Codec, Dot>;
   using Grouped = Dot<F32>;
+  using Key = Codec;
   static constexpr Index kDims = kLanes;
   static constexpr Index kQueryBytes = 4;
-  static constexpr Index kKeyBytes = Codec::bytes;
   static constexpr Index kUnitBytes = 4;
-  static constexpr bool kPlainKeys = Codec::bytes == 4;
+  static constexpr bool kPlainKeys = kPlainRows<Codec>;
   static GQA_OP Vec none() { return zero(); }
   static GQA_OP Vec query(const std::byte* p) { return load(typed<const float>(p)); }
-  static GQA_OP Vec key(const std::byte* p) { return load_as<Codec>(p); }
-  static GQA_OP Vec key_part(const std::byte* p, Index count) { return load_part<Codec>(p, count); }
+  static GQA_OP Vec key(const std::byte* row, Index d) { return load(Codec{}, row, d); }
+  static GQA_OP Vec key_part(const std::byte* row, Index d, Index count) { return load_part(Codec{}, row, d, count); }
   static GQA_OP Vec add(const Vec& q, const Vec& k, const Vec& acc) { return fma(q, k, acc); }
   static GQA_OP Vec rows_at(const std::byte* q, Index unit) { return load(typed<const float>(q) + unit * kLanes); }
   static GQA_OP Vec units(const std::byte* p) { return repeat_units(p); }
@@ -40,10 +40,10 @@ struct Dot {
   // f32 keys are read where they are; others are widened, once for all groups, and rows of which the last read would reach behind them.
   static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
     Block wide = block;
-    if (Codec::bytes != 4 || tile.head_dim % kUnits != 0) {
+    if (!kPlainKeys || tile.head_dim % kUnits != 0) {
       const Index stride = round_up(tile.head_dim, kLanes) * 4;
       for (Index t = block.first; t < block.last; ++t) offset[t] = (t - block.first) * stride;
-      widen_rows<Codec>(block.k, block.k_offset, kEveryToken, typed<float>(tile.staging), tile.head_dim, block.first,
+      widen_rows<Codec>(block_keys<Codec>(block), kEveryToken, typed<float>(tile.staging), tile.head_dim, block.first,
                         block.last);
       wide.k = tile.staging;
       wide.k_offset = offset;
@@ -63,9 +63,9 @@ struct Product {
 };
 
 template <class Codec>
-inline constexpr bool kReadable = true;  // straight from the cache
+inline constexpr bool kReadable = kWholeRows<Codec>;  // straight from the cache
 template <class Codec>
-inline constexpr bool kStaged = Codec::bytes != 4;  // widened once for many rows
+inline constexpr bool kStaged = !kPlainRows<Codec>;  // widened once for many rows
 // Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
 template <class Codec>
 inline constexpr Index kDirectRows = kGroupRows - 1;
@@ -77,14 +77,13 @@ struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
   static constexpr bool kLooksAhead = LooksAhead;
   static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
-  static constexpr bool kWhole = LooksAhead;
-  static constexpr bool kWholeTwice = LooksAhead && Codec::bytes == 4;  // others are widened, and gain nothing by it
+  static constexpr bool kWhole = LooksAhead && kReadable<Codec>;
+  static constexpr bool kWholeTwice = LooksAhead && kPlainRows<Codec>;  // others are widened, and gain nothing by it
   static constexpr bool kStreams = LooksAhead || kHeldQueries == 0;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {
-    const std::byte* p = row + column * Codec::bytes;
-    *value = count == kLanes ? load_as<Codec>(p) : load_part<Codec>(p, count);
+    *value = count == kLanes ? load(Codec{}, row, column) : load_part(Codec{}, row, column, count);
   }
   template <int C>
   GQA_OP void whole(Index column, Vec* value) const {
@@ -93,7 +92,7 @@ struct Cached {
   }
   GQA_OP void next() { row += stride; }
   GQA_OP void skip(Index tokens) { row += tokens * stride; }
-  GQA_OP void touch(Index width) const { touch_row(row, width * Codec::bytes); }
+  GQA_OP void touch(Index width) const { touch_row(row, KvType(Codec::type).row_bytes(width)); }
 };
 
 // [token][dim] as f32.
@@ -106,18 +105,19 @@ inline constexpr bool kCopied = false;  // would gain up to 3% of outputs, in 5 
 
 template <class Codec>
 GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
-  widen_rows<Codec>(block.v, block.v_offset, seen, typed<float>(tile.staging), tile.value_dim, from, to);
+  widen_rows<Codec>(block_values<Codec>(block), seen, typed<float>(tile.staging), tile.value_dim, from, to);
   return {tile.staging, staged_stride(tile)};
 }
 
 template <class Codec>
 inline bool nonfinite(const Block& block, Index value_dim) {
+  const BlockRows<Codec> rows = block_values<Codec>(block);
   for (Index t = block.first; t < block.last; ++t) {
-    const std::byte* v = block.v + block.v_offset[t];
+    const RowOf<Codec> v = rows(t);
     Index d = 0;
     for (; d + kLanes <= value_dim; d += kLanes)
-      if (any_nonfinite(load_as<Codec>(v + d * Codec::bytes))) return true;
-    if (d < value_dim && any_nonfinite(load_part<Codec>(v + d * Codec::bytes, value_dim - d))) return true;
+      if (any_nonfinite(load(Codec{}, v, d))) return true;
+    if (d < value_dim && any_nonfinite(load_part(Codec{}, v, d, value_dim - d))) return true;
   }
   return false;
 }

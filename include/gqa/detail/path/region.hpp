@@ -158,19 +158,9 @@
 
 namespace gqa::detail {
 
-/// Tags that name a codec: how an element is widened.
-struct F32 {
-  static constexpr ElementType type = ElementType::f32;
-  static constexpr Index bytes = 4;
-};
-struct Bf16 {
-  static constexpr ElementType type = ElementType::bf16;
-  static constexpr Index bytes = 2;
-};
-struct F16 {
-  static constexpr ElementType type = ElementType::f16;
-  static constexpr Index bytes = 2;
-};
+/// Whether the rows of a codec are what f32 arithmetic computes with, as they lie.
+template <class Codec>
+inline constexpr bool kPlainRows = std::is_same_v<Codec, F32>;
 
 }  // namespace gqa::detail
 

@@ -79,7 +79,7 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* const q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   constexpr Index step_bytes = kUnits * Dot::kUnitBytes;
-  const Index steps = (tile.head_dim * Dot::kKeyBytes + step_bytes - 1) / step_bytes;
+  const Index steps = (key_bytes<Dot>(tile.head_dim) + step_bytes - 1) / step_bytes;
   for (Index t0 = begin; t0 < block.last; t0 += kTileTokens) {
     const bool even = evenly_spaced(block, t0, kTileTokens);
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};

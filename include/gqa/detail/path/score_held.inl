@@ -17,7 +17,7 @@ GQA_OP void store_four(float* to, const Sums& sums, bool last) {
 template <class Dot, int R, int N>
 GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
                            Index strip) {
-  constexpr Index T = kSideTokens<Dot::kKeyBytes>;
+  constexpr Index T = kSideTokens<typename Dot::Key>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
   const bool last = R != 4 || row + R <= tile.rows;
@@ -41,7 +41,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       if (asked.is_due(s + t)) {
         if (paced && t > 0) asked.row = once_known(asked.row, left[t - 1][0]);
         if (paced) ask_next(asked);
-        else ask_next<N * Dot::kDims * Dot::kKeyBytes>(asked);
+        else ask_next<key_bytes<Dot>(N * Dot::kDims)>(asked);
       }
       if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
@@ -49,7 +49,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       for (int r = 0; r < R; ++r) acc[r] = zero();
       GQA_UNROLL
       for (int d = 0; d < N; ++d) {
-        const auto key = Dot::key(keys.base + d * Dot::kDims * Dot::kKeyBytes);
+        const auto key = Dot::key(keys.base, d * Dot::kDims);
         GQA_UNROLL
         for (int r = 0; r < R; ++r) acc[r] = Dot::add(query[r * N + d], key, acc[r]);
       }
@@ -102,7 +102,7 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
   Asked asked = asker.stream.part(strip, tokens);
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T, keys.base += T * keys.stride) {
-    ask_rows<N * Dot::kDims * Dot::kKeyBytes>(asked, s, s + T);
+    ask_rows<key_bytes<Dot>(N * Dot::kDims)>(asked, s, s + T);
     typename Dot::Sum acc[R * T];
     GQA_UNROLL
     for (int i = 0; i < R * T; ++i) acc[i] = zero();
@@ -110,7 +110,7 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
     for (int d = 0; d < N; ++d) {
       typename Dot::Operand key[T];
       GQA_UNROLL
-      for (int t = 0; t < T; ++t) key[t] = Dot::key(keys.base + t * keys.stride + d * Dot::kDims * Dot::kKeyBytes);
+      for (int t = 0; t < T; ++t) key[t] = Dot::key(keys.base + t * keys.stride, d * Dot::kDims);
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
         const auto query = Dot::query(q[r] + d * Dot::kDims * Dot::kQueryBytes);
@@ -128,7 +128,7 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
 // Whether that is used for `rows` rows, where keys are asked for: for several strips, all but the first of which read the first-level
 // cache, or for one whose rows are so short that there is something to be gained. Not for keys in f32, which memory limits.
 template <class Dot>
-inline constexpr bool kTiles = Dot::kKeyBytes < 4;
+inline constexpr bool kTiles = !kPlainRows<typename Dot::Key>;
 GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Stream& stream) {
   return stream.asks() && (rows > kScoreRows || (tile.head_dim <= 128 && stream.heads == 1));
 }

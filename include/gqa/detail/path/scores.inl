@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of a stage: rows × tokens dot products. Part of every kernel without tiles; the path says what a lane adds up (a Dot):
 //
-//   kDims, kQueryBytes, kKeyBytes    dims of a vector of keys; bytes of a dim, packed and as `key` reads it
-//   key, key_part, query             kDims of a key; fewer, and zeros behind them; kDims of a packed query
+//   Key                              the codec of the keys that `key` reads
+//   kDims, kQueryBytes               dims of a vector of keys; bytes of a packed dim
+//   key, key_part, query             kDims of a key from a dim on; fewer, and zeros behind them; kDims of a packed query
 //   add                              acc + query · key, lane by lane
 //   rows_at, units                   for lanes that are rows: vector u of 16 packed queries, see order_units; kUnits units of a key,
 //                                    again and again
@@ -20,11 +21,16 @@ inline constexpr Index kTileTokens = 16;
 // Tokens that strips of one head take in turn: enough to make little of what a strip begins and ends with, and what the first has
 // brought from memory is in the first-level cache for the others.
 inline constexpr Index kStripTokens = 32;
+// Bytes of `dim` elements of a key.
+template <class Dot>
+GQA_OP constexpr Index key_bytes(Index dim) {
+  return KvType(Dot::Key::type).row_bytes(dim);
+}
 // Whether queries are held.
 GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 || head_dim == 128 || head_dim == 256); }
-// Tokens that the heads of a task take in turn.
-template <Index Bytes>
-inline constexpr Index kSideTokens = 16 / Bytes;
+// Tokens that the heads of a task take in turn, a quarter or half of a tile: their sums are added over lanes together.
+template <class Codec>
+inline constexpr Index kSideTokens = kPlainRows<Codec> ? 4 : 8;
 // Those that are asked for ahead: one turn, at least, of one or two rows.
 inline Index short_turn(Index head_dim) { return held(head_dim) ? kTileTokens / 2 : kTileTokens; }
 // Rows, in bytes, from which on those of heads in turn are asked for no sooner than what went before is worked on: a burst of
@@ -125,7 +131,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
   for (int g = 0; g < T; g += G) {
     const std::byte* k[G];
     GQA_UNROLL
-    for (int t = 0; t < G; ++t) k[t] = keys(s + g + t) + first * Dot::kKeyBytes;
+    for (int t = 0; t < G; ++t) k[t] = keys(s + g + t);
     GQA_STRIP_LOOP
     for (Index d = 0; d < whole; d += Dot::kDims) {
       typename Strip::Operand query[R];
@@ -133,7 +139,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
       for (int r = 0; r < R; ++r) query[r] = Strip::query(q + r * q_bytes + (first + d) * Dot::kQueryBytes);
       GQA_UNROLL
       for (int t = 0; t < G; ++t) {
-        const auto key = Strip::key(k[t] + d * Dot::kKeyBytes);
+        const auto key = Strip::key(k[t], first + d);
         GQA_UNROLL
         for (int r = 0; r < R; ++r) acc[r * T + g + t] = Strip::add(query[r], key, acc[r * T + g + t]);
       }
@@ -141,7 +147,7 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
     if (rest != 0) {
       GQA_UNROLL
       for (int t = 0; t < G; ++t) {
-        const auto key = Strip::key_part(k[t] + whole * Dot::kKeyBytes, rest - first);
+        const auto key = Strip::key_part(k[t], first + whole, rest - first);
         GQA_UNROLL
         for (int r = 0; r < R; ++r)
           acc[r * T + g + t] =
@@ -210,7 +216,7 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
         if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, asker);
     }
   }
-  const Index bytes = tile.head_dim * Dot::kKeyBytes;
+  const Index bytes = key_bytes<Dot>(tile.head_dim);
   asker.stream.share(count_strips<kScoreRows>(tile.rows - row), kTileTokens);
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
     if (t + kTileTokens <= block.first) continue;
@@ -276,11 +282,31 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
     const Index tokens = at_once            ? taken * kBlock
                          : stage.long_turns ? kBlock / 2
-                         : in_turn          ? kSideTokens<Dot::kKeyBytes>
+                         : in_turn          ? kSideTokens<typename Dot::Key>
                                             : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j)
         score_rows<Dot, HeadDim>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);
+    }
+  }
+}
+
+// The same for keys that are not read where they are: Keys::block puts those of a unit in staging, and Scores are what is read from there.
+template <class Keys, void (*Scores)(const RowTile&, const Stage&)>
+GQA_OP void score_staged(const RowTile& tile, const Stage& stage) {
+  for (Index b = 0; b < stage.blocks; ++b) {
+    for (Index j = 0; j < stage.heads; ++j) {
+      Index offset[kBlock];
+      const RowTile unit = unit_tile(tile, stage, b, j);
+      const Block staged = Keys::block(unit, stage.units[b * stage.heads + j], offset);
+      Stage one = stage;
+      one.units = &staged;
+      one.blocks = one.heads = 1;
+      one.streams = false;  // keys are at hand
+      one.long_turns = false;
+      one.ahead = kBlock;
+      one.k_surplus = 0;
+      Scores(unit, one);
     }
   }
 }

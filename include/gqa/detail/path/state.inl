@@ -6,15 +6,15 @@ GQA_OP void pack_row(const std::byte* source, Index dim_stride, Index dim, float
   const Vec factor = set1(scale);
   Index d = 0;
   if (dim_stride == 1) {
-    for (; d + kLanes <= dim; d += kLanes) store(out + d, mul(load_as<Codec>(source + d * Codec::bytes), factor));
-    if (d < dim) store(out + d, mul(load_part<Codec>(source + d * Codec::bytes, dim - d), factor));
+    for (; d + kLanes <= dim; d += kLanes) store(out + d, mul(load(Codec{}, source, d), factor));
+    if (d < dim) store(out + d, mul(load_part(Codec{}, source, d, dim - d), factor));
     return;
   }
   for (; d < dim; d += kLanes) {
     alignas(64) float lanes[kLanes] = {};
     for (Index i = 0; i < kLanes && d + i < dim; ++i) {
       alignas(64) float one[kLanes];
-      store(one, load_part<Codec>(source + (d + i) * dim_stride * Codec::bytes, 1));
+      store(one, load_part(Codec{}, source, (d + i) * dim_stride, 1));
       lanes[i] = one[0];
     }
     store(out + d, mul(load(lanes), factor));
@@ -75,8 +75,8 @@ inline void merge(const RowTile& into, const RowTile& from) {
     const Index lane = row % kLanes;
     if (lane == 0) {
       const Index rows = into.rows - row < kLanes ? into.rows - row : kLanes;
-      const Vec m_into = load_part<F32>(reinterpret_cast<const std::byte*>(into.m + row), rows);
-      const Vec m_from = load_part<F32>(reinterpret_cast<const std::byte*>(from.m + row), rows);
+      const Vec m_into = load_part(F32{}, reinterpret_cast<const std::byte*>(into.m + row), 0, rows);
+      const Vec m_from = load_part(F32{}, reinterpret_cast<const std::byte*>(from.m + row), 0, rows);
       const Vec m = larger(m_from, m_into);
       const Vec base = finite_base(m);
       alignas(64) float lanes[kLanes];

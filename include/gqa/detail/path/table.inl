@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A path's kernels for some element types, as bits, and for the extents that they are compiled for. Part of every path, after
-// common_kernels(), what is the same for all, and add_codec<Codec, HeadDim, ValueDim>(), what is not.
+// A path's kernels for some codecs, as bits, and for the extents that they are compiled for. Part of every path, after
+// common_kernels(), what is the same for all, and codec_kernels<Codec, HeadDim, ValueDim>(), what is not. A codec that the path has no
+// loads for is left out: Kernels::supports says so.
 //
 // A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS. A unit
 // that has both definitions, because a whole target has the second, is the one that compiles them. Nobody has to; without them every unit
@@ -8,16 +9,33 @@
 // others, so every_kernel() has a name (GQA_KERNELS_NAME) without them.
 
 #if defined(GQA_COMPILE_KERNELS_HERE) || !defined(GQA_COMPILED_KERNELS)
+template <unsigned Types>
+struct KernelTable : Kernels {
+  CodecKernels codec[bits_of(Types)]{};
+};
+template <int Id, int HeadDim, int ValueDim, unsigned Types>
+constexpr void add_codecs(KernelTable<Types>& table) {
+  if constexpr (Id < bits_of(Types)) {
+    if constexpr (((Types >> Id) & 1u) != 0) {
+      using Codec = typename CodecWithId<Id>::type;
+      if constexpr (kLoads<Codec>) {
+        table.codec[Id] = codec_kernels<Codec, HeadDim, ValueDim>();
+        table.compiled |= 1u << Id;
+      }
+    }
+    add_codecs<Id + 1, HeadDim, ValueDim>(table);
+  }
+}
 template <unsigned Types, int HeadDim, int ValueDim>
-constexpr Kernels make_kernels() {
-  Kernels table = common_kernels();
-  if constexpr (is_among(Types, F32::type)) add_codec<F32, HeadDim, ValueDim>(table);
-  if constexpr (is_among(Types, Bf16::type)) add_codec<Bf16, HeadDim, ValueDim>(table);
-  if constexpr (is_among(Types, F16::type)) add_codec<F16, HeadDim, ValueDim>(table);
+constexpr KernelTable<Types> make_kernels(const CodecKernels* codecs) {
+  KernelTable<Types> table{common_kernels()};
+  table.codecs = codecs;
+  add_codecs<0, HeadDim, ValueDim>(table);
   return table;
 }
 template <unsigned Types, int HeadDim, int ValueDim>
-inline constexpr Kernels kTable = make_kernels<Types, HeadDim, ValueDim>();
+inline constexpr KernelTable<Types> kTable =
+    make_kernels<Types, HeadDim, ValueDim>(kTable<Types, HeadDim, ValueDim>.codec);
 #endif
 #if defined(GQA_COMPILE_KERNELS_HERE) || defined(GQA_COMPILED_KERNELS)
 const Kernels& every_kernel() noexcept __asm__(GQA_KERNELS_NAME);
