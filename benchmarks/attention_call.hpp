@@ -67,6 +67,11 @@ class AttentionCall {
     else if (shape_.window > 0) attention_(q_, caches_.next(), out, CausalWindow{shape_.window}, options_);
     else attention_(q_, caches_.next(), out, options_);
   }
+  /// The same call with a variant.
+  template <class V>
+  void with(const V& variant) {
+    attention_(q_, caches_.next(), TensorView(out_.data(), q_.tokens, q_.heads, q_.dim), variant, options_);
+  }
 
  private:
   std::size_t elements() const {
