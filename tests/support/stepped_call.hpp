@@ -8,6 +8,7 @@
 
 #include "executors.hpp"
 #include "gqa/attention.hpp"
+#include "paths.hpp"
 
 namespace gqa::test {
 
@@ -17,6 +18,7 @@ class SteppedCall {
   template <class V>
   SteppedCall(std::span<const Sequence> batch, const V& variant, Path path) {
     options_.path = path;
+    options_.products = kUsualProducts;
     options_.executor = executor_;
     const detail::FunctorRef functor{
         {}, AnyCache::types, &detail::kernels_for<AnyCache::types, detail::kOtherDim, detail::kOtherDim>};
