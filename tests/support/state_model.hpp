@@ -20,7 +20,7 @@ struct PartOf {
   std::array<PositionRange, static_cast<std::size_t>(detail::ranges_of<V>)> visible_range(Index query_position,
                                                                                           Index kv_length) const {
     std::array<PositionRange, static_cast<std::size_t>(detail::ranges_of<V>)> seen{};
-    detail::get_ranges(whole, query_position, kv_length, seen.data());
+    detail::get_ranges(whole, QueryContext{query_position}, kv_length, seen.data());
     for (PositionRange& range : seen) range = {std::max(range.begin, part.begin), std::min(range.end, part.end)};
     return seen;
   }
