@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gqa/detail/check.hpp"
+#include "gqa/detail/prefetch.hpp"
 
 namespace gqa::detail {
 
@@ -17,6 +18,7 @@ struct TaskScratch {
   Index* row_position = nullptr;            ///< per row
   Index* row_head = nullptr;                ///< per row, for the heads of one KV head
   std::uint64_t* visible = nullptr;         ///< per unit and row
+  RowRun* queue = nullptr;                  ///< Prefetcher
 };
 
 }  // namespace gqa::detail
@@ -74,6 +76,7 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   scratch.row_position = carver.take<Index>(rows);
   scratch.row_head = carver.take<Index>(rows);
   scratch.visible = carver.take<std::uint64_t>(units * rows);
+  scratch.queue = carver.take<RowRun>(Prefetcher::room(plan.stage_blocks));
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   carve_state(carver, tile, heads, rows);
   return scratch;

@@ -121,7 +121,7 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 template <class Codec>
 struct Cached {
   static constexpr bool kFewRows = false;
-  static constexpr bool kLooksAhead = true;
+  static constexpr bool kWaits = true;
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
   static constexpr bool kWholeTwice = kWhole;
@@ -157,7 +157,7 @@ struct Cached {
 // [pair of tokens][column / 32][first, second]
 struct Staged {
   static constexpr bool kFewRows = false;
-  static constexpr bool kLooksAhead = false;
+  static constexpr bool kWaits = false;
   static constexpr bool kAnyRows = false;
   static constexpr bool kWhole = false;
   static constexpr bool kStreams = false;
@@ -214,15 +214,15 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
 }
 
 template <int HeadDim>
-inline void score_pairs(const RowTile& tile, const Stage& stage) {
-  score_stage<Dot, HeadDim>(tile, stage);
+inline void score_pairs(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  score_stage<Dot, HeadDim>(tile, stage, prefetcher);
 }
 
 // weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
 template <class Codec, int HeadDim>
-inline void scores(const RowTile& tile, const Stage& stage) {
+inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   if constexpr (Codec::type == ElementType::bf16) {
-    score_pairs<HeadDim>(tile, stage);
+    score_pairs<HeadDim>(tile, stage, prefetcher);
   } else {
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
@@ -232,11 +232,8 @@ inline void scores(const RowTile& tile, const Stage& stage) {
         Stage one = stage;
         one.units = &narrow;
         one.blocks = one.heads = 1;
-        one.streams = false;  // keys are at hand
-        one.long_turns = false;
-        one.ahead = kBlock;
-        one.k_surplus = 0;
-        score_pairs<HeadDim>(unit, one);
+        one.runs = false;
+        score_pairs<HeadDim>(unit, one, prefetcher);
       }
     }
   }

@@ -23,8 +23,8 @@
 
 // weights[row][t] ← q[row] · k[t]; q carries the scale.
 template <class Codec, int HeadDim>
-inline void scores(const RowTile& tile, const Stage& stage) {
-  score_stage<Dot<Codec>, HeadDim>(tile, stage);
+inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  score_stage<Dot<Codec>, HeadDim>(tile, stage, prefetcher);
 }
 
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
@@ -47,7 +47,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax,
       .merge = merge,
       .store = store,
-      .short_turn = short_turn,
+      .few_rows_distance = few_rows_distance,
       .staging_bytes = staging_bytes,
   };
 }
