@@ -62,6 +62,8 @@ struct PrefetchFacts {
 };
 
 inline constexpr Index kStreamedBytes = 8192;  ///< of one head's rows that are fetched ahead
+inline constexpr Index kSoftmaxPieces = kBlock / kLanes;
+inline constexpr Index kSoftmaxPiece = 192;    ///< bytes of a piece where there are several query rows
 inline constexpr Index kPrefetchGrain = 16;    ///< tokens: as many at least go by at one pace, of one run
 
 /// Where one head's rows are streamed, some KiB ahead; where heads take a few tokens in turn, those of a turn at least; else a block, because
@@ -76,7 +78,7 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
   policy.touch = !prefetched && facts.streams;
   policy.shared = !facts.runs;
   policy.between = prefetched && (facts.heads == 1 ? facts.runs : few && facts.packed);
-  policy.softmax_bytes = facts.heads * facts.rows == 1 ? 2048 : facts.heads * facts.rows == 2 ? 1280 : 768;
+  policy.softmax_bytes = facts.heads * facts.rows == 1 ? 2048 : facts.heads * facts.rows == 2 ? 1280 : kSoftmaxPiece * kSoftmaxPieces;
   policy.distance = kBlock;
   if (facts.heads == 1 && facts.runs) {
     const Index tokens = kStreamedBytes / facts.row_bytes / kPrefetchGrain * kPrefetchGrain;
@@ -100,17 +102,20 @@ struct PrefetchCursor {
   const std::byte* row = nullptr;  ///< the next; null: none
   Index stride = 0;                ///< bytes to the next of `even` rows
   Index even = 0;                  ///< rows that are evenly spaced, the next one included
-  Index bytes = 0;                 ///< of a row
+  Index near_bytes = 0;            ///< of a row, where it is fetched into the first-level cache
+  Index far_bytes = 0;             ///< of a row, where it is fetched into the second
   Index shift = 0;
   const RowRun* scattered = nullptr;  ///< where to go on after `even` rows; or null
   Index token = 0;                    ///< of `scattered`
-  bool second_level = false;
   PrefetchPolicy::Pace pace = PrefetchPolicy::Pace::free;
 
   GQA_ALWAYS_INLINE PrefetchCursor() noexcept = default;
   /// From row number `first` of a run on.
   GQA_ALWAYS_INLINE PrefetchCursor(const RowRun& run, Index first, const PrefetchPolicy& policy) noexcept
-      : stride(run.stride), bytes(run.row_bytes), second_level(policy.second_level), pace(policy.pace) {
+      : stride(run.stride),
+        near_bytes(policy.second_level ? 0 : run.row_bytes),
+        far_bytes(policy.second_level ? run.row_bytes : 0),
+        pace(policy.pace) {
     if (run.offset == nullptr) {
       row = run.base + first * stride;
       even = run.rows() - first;
@@ -128,9 +133,9 @@ struct PrefetchCursor {
     const Index rows = tokens >> shift;
     return rows > 0 ? rows : is_due(at) ? 1 : 0;
   }
-  GQA_ALWAYS_INLINE void fetch_line(Index line) const noexcept {
-    if (second_level) __builtin_prefetch(row + line, 0, 2);
-    else __builtin_prefetch(row + line, 0, 3);
+  GQA_ALWAYS_INLINE void fetch() const noexcept {
+    for (Index line = 0; line < near_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < far_bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
   }
   /// Leaves rows out, of evenly spaced ones or of one head's.
   GQA_ALWAYS_INLINE void skip(Index rows) noexcept {
@@ -175,8 +180,8 @@ class Prefetcher {
 
   /// What is read next is not what was appended as that.
   GQA_ALWAYS_INLINE void restart() noexcept { lead_ = 0; }
-  /// A stage of `heads` heads and at most `tokens` tokens begins, with rows of so many bytes.
-  GQA_ALWAYS_INLINE void begin_stage(Index heads, Index tokens, Index k_row_bytes, Index v_row_bytes) noexcept {
+  /// A stage of `heads` heads and at most `tokens` tokens begins, with keys of so many bytes.
+  GQA_ALWAYS_INLINE void begin_stage(Index heads, Index tokens, Index k_row_bytes) noexcept {
     if (!policy_.on) return;
     if (!has_next_ || lead_ < 0) lead_ = 0;
     heads_ = heads;
@@ -184,10 +189,7 @@ class Prefetcher {
     has_next_ = reading_ = false;
     at_ = lead_;
     owed_ = 0;
-    if (!policy_.between) return;
-    planning_bytes_ = bytes_of_block(tokens, k_row_bytes);
-    softmax_rows_ = policy_.softmax_bytes / v_row_bytes;
-    softmax_rest_ = policy_.softmax_bytes - softmax_rows_ * v_row_bytes;
+    if (policy_.between) planning_bytes_ = bytes_of_block(tokens, k_row_bytes);
   }
   /// A block's rows, behind those of the blocks before it. Some of what is in the queue is fetched meanwhile.
   GQA_ALWAYS_INLINE void append(const RowRun& keys, const RowRun& values) noexcept {
@@ -210,7 +212,6 @@ class Prefetcher {
   GQA_ALWAYS_INLINE void begin_reading() noexcept {
     if (!policy_.on) return;
     reading_ = true;
-    owed_ = 0;
     const Index missing = policy_.distance * heads_ - lead_;
     if (missing <= 0) return;
     pass(missing);
@@ -261,23 +262,23 @@ class Prefetcher {
     if (lead_ < policy_.distance * heads_) fetch(policy_.distance * heads_ - lead_);  // where a run has ended
     begin_turns();
   }
-  /// The rows to fetch during one row's softmax.
-  GQA_ALWAYS_INLINE PrefetchCursor between() noexcept {
+  /// The rows to fetch during a block's softmax of so many query rows, in pieces, kSoftmaxPieces for each query row: they follow each other in
+  /// memory where `between` is set, and are evenly spread that way.
+  GQA_ALWAYS_INLINE PrefetchCursor softmax_cursor(Index query_rows) noexcept {
+    PrefetchCursor pieces{};
     pass(0);
-    if (!policy_.between || run_ == runs() || run(run_).offset != nullptr || lead_ >= policy_.limit * heads_) return {};
-    PrefetchCursor cursor(run(run_), at_, policy_);
-    Index rows = softmax_rows_;
-    owed_ += softmax_rest_;
-    if (owed_ >= cursor.bytes) {
-      owed_ -= cursor.bytes;
-      ++rows;
-    }
-    if (cursor.even > rows) cursor.even = rows;
-    if (rows == 0) cursor.row = nullptr;
-    cursor.shift = (cursor.even + 3) / 4;
-    pass(cursor.even);
-    lead_ += cursor.even;
-    return cursor;
+    if (run_ == runs() || run(run_).offset != nullptr || lead_ >= policy_.limit * heads_) return pieces;
+    const RowRun& now = run(run_);
+    const Index known = (now.rows() - at_) * now.row_bytes;
+    const Index wanted = query_rows * policy_.softmax_bytes;
+    const Index bytes = wanted < known ? wanted : known;
+    pieces.stride = pieces.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
+    pieces.even = bytes / pieces.stride;
+    pieces.row = pieces.even > 0 ? now.base + at_ * now.stride : nullptr;
+    const Index rows = bytes / now.row_bytes;
+    lead_ += rows;
+    pass(rows);
+    return pieces;
   }
 
  private:
@@ -326,7 +327,7 @@ class Prefetcher {
     for (pass(0); rows > 0 && run_ < runs(); pass(0)) {
       PrefetchCursor cursor(run(run_), at_, policy_);
       for (; rows > 0 && cursor.row != nullptr; cursor.next(), --rows, ++at_, ++lead_)
-        for (Index line = 0; line < cursor.bytes; line += 64) cursor.fetch_line(line);
+        cursor.fetch();
     }
   }
 
@@ -347,10 +348,8 @@ class Prefetcher {
   Index left_ = 0;     // rows of its run
   Index surplus_ = 0;  // rows ahead of the distance: while there are any, a row is fetched for every second token
   Index sharers_ = 0;  // strips that fetch, as a power of two
-  // Between reading:
+  // While a stage is planned:
   Index planning_bytes_ = 0;  // of a block
-  Index softmax_rows_ = 0;    // of a row and block,
-  Index softmax_rest_ = 0;    // and bytes besides
   Index owed_ = 0;            // bytes that were no whole row
 };
 

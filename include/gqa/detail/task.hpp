@@ -243,7 +243,7 @@ class SequenceTasks {
     stage.runs = runs_;
     stage.weight_floats = unit_weights(kernels_, range_.rows);
     stage.alpha_floats = round_up(range_.rows, kLanes);
-    prefetcher_.begin_stage(range_.heads, end - begin, k_row_bytes(), v_row_bytes());
+    prefetcher_.begin_stage(range_.heads, end - begin, k_row_bytes());
     for (; begin < end; begin += kBlock) {
       const BlockAddress here = addresses_.block(begin, seen_in(begin, stage.blocks));
       if (here.first >= here.last) continue;

@@ -162,7 +162,8 @@ GQA_OP BlockAhead begin_block(Prefetcher& prefetcher, const Block& block) {
   const Index tokens = block.last - block.first;
   prefetcher.share(1, tokens);
   BlockAhead ahead{prefetcher.cursor(0, tokens), tokens};
-  ahead.cursor.second_level = true;
+  ahead.cursor.far_bytes += ahead.cursor.near_bytes;
+  ahead.cursor.near_bytes = 0;
   return ahead;
 }
 GQA_OP void end_block(Prefetcher& prefetcher, const Block& block) {

@@ -43,7 +43,7 @@ GQA_OP Vec reduce_two(Vec a, Vec b) {
 }
 
 // A row by itself, as avx512::softmax_row: 64 scores → 32 pairs of weights.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor ahead) {
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = avx512::finite_base(set1(m_new));
@@ -51,7 +51,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCur
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = avx512::exp2_nonpositive(avx512::sub(load(w + i * kLanes), base));
-    avx512::prefetch_part(ahead);
+    prefetch_row<kSoftmaxPiece>(ahead);
   }
   const __m512bh first = _mm512_cvtne2ps_pbh(s[1], s[0]);
   const __m512bh second = _mm512_cvtne2ps_pbh(s[3], s[2]);
@@ -67,11 +67,12 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCur
 // As avx512::softmax_rows.
 GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
   float m_new = 0.0f;
-  const bool between = prefetcher.policy().between;
+  PrefetchCursor ahead{};
+  if (prefetcher.policy().between) ahead = avx512::softmax_cursor(prefetcher, tile.rows - first);
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
     const float m_next = next < tile.rows ? avx512::row_maximum(tile, block, next) : 0.0f;
-    if (next > first) softmax_row(tile, next - 1, m_new, between ? avx512::rows_between(prefetcher) : PrefetchCursor());
+    if (next > first) softmax_row(tile, next - 1, m_new, ahead);
     m_new = m_next;
   }
 }

@@ -4,20 +4,17 @@
 // The Prefetcher's turns, and its rows between them. Functions of their own: nothing of a kernel is in registers where they are called.
 GQA_KERNEL void begin_turns(Prefetcher& prefetcher) { prefetcher.begin_turns(); }
 GQA_KERNEL void end_turn(Prefetcher& prefetcher, Index tokens, Index used) { prefetcher.end_turn(tokens, used); }
-GQA_KERNEL PrefetchCursor rows_between(Prefetcher& prefetcher) { return prefetcher.between(); }
+GQA_KERNEL PrefetchCursor softmax_cursor(Prefetcher& prefetcher, Index rows) { return prefetcher.softmax_cursor(rows); }
 
 // Fetches the next row; of Usual bytes without a loop.
 template <Index Usual = 0>
 GQA_OP void prefetch_row(PrefetchCursor& cursor) {
   if (cursor.row == nullptr) return;
-  const std::byte* const row = cursor.row;
-  if (cursor.second_level) {
-    for (Index line = 0; line < cursor.bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
-  } else if (Usual > 0 && cursor.bytes == Usual) {
+  if (Usual > 0 && cursor.near_bytes == Usual) {
     GQA_UNROLL
-    for (Index line = 0; line < Usual; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < Usual; line += 64) __builtin_prefetch(cursor.row + line, 0, 3);
   } else {
-    for (Index line = 0; line < cursor.bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    cursor.fetch();
   }
   cursor.next();
 }
@@ -44,6 +41,7 @@ GQA_OP const std::byte* once_known(const std::byte* p, float value) {
 
 // Fetches the queries of rows [first, last), clipped to those there are, into the second-level cache.
 GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source, Index first, Index last) {
+  asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
   const Index bytes = source.dim_stride == 1 ? tile.head_dim * element_bytes(source.type) : 0;
   for (Index r = first; r < last && r < tile.rows && bytes > 0; ++r) {
     const std::byte* const from = source.row(r);

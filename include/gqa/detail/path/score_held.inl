@@ -29,17 +29,16 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
   PrefetchCursor ahead = prefetcher.cursor(strip, tokens);
-  const bool waits = ahead.pace == PrefetchPolicy::Pace::with_sums && ahead.bytes >= kPacedBytes;
+  const bool waits = ahead.pace == PrefetchPolicy::Pace::with_sums && ahead.near_bytes >= kPacedBytes;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (ahead.is_due(s + t)) {
-        if (waits && t > 0 && ahead.row != nullptr) ahead.row = once_known(ahead.row, left[t - 1][0]);
-        if (waits) prefetch_row(ahead);
-        else prefetch_row<N * Dot::kDims * Dot::kKeyBytes>(ahead);
+      if (ahead.row != nullptr && ahead.is_due(s + t)) {
+        if (waits && t > 0) ahead.row = once_known(ahead.row, left[t - 1][0]);
+        prefetch_row<N * Dot::kDims * Dot::kKeyBytes>(ahead);
       }
       typename Dot::Sum acc[R];
       GQA_UNROLL

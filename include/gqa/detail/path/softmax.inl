@@ -51,10 +51,6 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   }
   return reduce_max(running);
 }
-// Fetches what goes with one vector of a row's weights.
-GQA_OP void prefetch_part(PrefetchCursor& ahead) {
-  for (Index n = 0; n < ahead.shift; ++n) prefetch_row(ahead);
-}
 // What the older sums of a row are multiplied by: 2^(m_old − m_new).
 GQA_OP float rescaling(float m_old, float m_new, const Vec& base) {
   if (m_new == m_old) return 1.0f;
@@ -63,7 +59,7 @@ GQA_OP float rescaling(float m_old, float m_new, const Vec& base) {
   return lanes[0];
 }
 // The row's weights; rows are prefetched meanwhile, evenly.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor ahead) {
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
@@ -72,7 +68,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCur
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
-    prefetch_part(ahead);
+    prefetch_row<kSoftmaxPiece>(ahead);
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
   const float alpha = rescaling(m_old, m_new, base);
@@ -83,11 +79,12 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCur
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
 GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
   float m_new = 0.0f;
-  const bool between = prefetcher.policy().between;
+  PrefetchCursor ahead{};
+  if (prefetcher.policy().between) ahead = softmax_cursor(prefetcher, tile.rows - first);
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
     const float m_next = next < tile.rows ? row_maximum(tile, block, next) : 0.0f;
-    if (next > first) softmax_row(tile, next - 1, m_new, between ? rows_between(prefetcher) : PrefetchCursor());
+    if (next > first) softmax_row(tile, next - 1, m_new, ahead);
     m_new = m_next;
   }
 }
