@@ -97,65 +97,67 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
   return policy;
 }
 
-/// Rows that a micro-kernel fetches, one for every 2^shift tokens that it takes.
+/// What the fetches of a turn have in common.
+struct PrefetchStep {
+  Index stride = 0;      ///< bytes from row to row, while they are evenly spaced
+  Index near_bytes = 0;  ///< of a row, where it is fetched into the first-level cache
+  Index far_bytes = 0;   ///< of a row, where it is fetched into the second
+  Index shift = 0;       ///< a strip fetches a row for every 2^shift tokens that it takes
+  const RowRun* scattered = nullptr;  ///< where rows are, if they are not evenly spaced
+  PrefetchPolicy::Pace pace = PrefetchPolicy::Pace::free;
+};
+
+/// The rows that a micro-kernel fetches while it takes some tokens.
 struct PrefetchCursor {
   const std::byte* row = nullptr;  ///< the next; null: none
-  Index stride = 0;                ///< bytes to the next of `even` rows
   Index even = 0;                  ///< rows that are evenly spaced, the next one included
-  Index near_bytes = 0;            ///< of a row, where it is fetched into the first-level cache
-  Index far_bytes = 0;             ///< of a row, where it is fetched into the second
-  Index shift = 0;
-  const RowRun* scattered = nullptr;  ///< where to go on after `even` rows; or null
-  Index token = 0;                    ///< of `scattered`
-  PrefetchPolicy::Pace pace = PrefetchPolicy::Pace::free;
+  Index token = 0;                 ///< of scattered rows
+  const PrefetchStep* step = nullptr;
 
   GQA_ALWAYS_INLINE PrefetchCursor() noexcept = default;
   /// From row number `first` of a run on.
-  GQA_ALWAYS_INLINE PrefetchCursor(const RowRun& run, Index first, const PrefetchPolicy& policy) noexcept
-      : stride(run.stride),
-        near_bytes(policy.second_level ? 0 : run.row_bytes),
-        far_bytes(policy.second_level ? run.row_bytes : 0),
-        pace(policy.pace) {
+  GQA_ALWAYS_INLINE PrefetchCursor(const RowRun& run, Index first, const PrefetchStep& common) noexcept
+      : step(&common) {
     if (run.offset == nullptr) {
-      row = run.base + first * stride;
+      row = run.base + first * run.stride;
       even = run.rows() - first;
       return;
     }
     token = run.heads == 1 ? first : first / run.heads;
     const Index head = first - token * run.heads;
-    scattered = &run;
-    row = run.base + run.offset[token] + head * stride;
+    row = run.base + run.offset[token] + head * run.stride;
     even = run.heads - head;
-  }
-  GQA_ALWAYS_INLINE bool is_due(Index at) const noexcept { return (at & ((Index{1} << shift) - 1)) == 0; }
-  /// How many rows are due while `tokens` tokens go by, a power of two of them, `at` a multiple.
-  GQA_ALWAYS_INLINE Index due(Index at, Index tokens) const noexcept {
-    const Index rows = tokens >> shift;
-    return rows > 0 ? rows : is_due(at) ? 1 : 0;
-  }
-  GQA_ALWAYS_INLINE void fetch() const noexcept {
-    for (Index line = 0; line < near_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
-    for (Index line = 0; line < far_bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
   }
   /// Leaves rows out, of evenly spaced ones or of one head's.
   GQA_ALWAYS_INLINE void skip(Index rows) noexcept {
-    if (scattered != nullptr) {
+    if (step->scattered != nullptr) {
       token += rows;
-      row = scattered->base + scattered->offset[token];
+      row = step->scattered->base + step->scattered->offset[token];
     } else {
-      row += rows * stride;
+      row += rows * step->stride;
       even -= rows;
     }
   }
   GQA_ALWAYS_INLINE void next() noexcept {
     if (--even > 0) {
-      row += stride;
-    } else if (scattered != nullptr && ++token < scattered->tokens) {
-      even = scattered->heads;
-      row = scattered->base + scattered->offset[token];
+      row += step->stride;
+    } else if (step->scattered != nullptr && ++token < step->scattered->tokens) {
+      even = step->scattered->heads;
+      row = step->scattered->base + step->scattered->offset[token];
     } else {
       row = nullptr;
     }
+  }
+  GQA_ALWAYS_INLINE void fetch() const noexcept {
+    for (Index line = 0; line < step->near_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < step->far_bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
+  }
+  GQA_ALWAYS_INLINE bool is_due(Index at) const noexcept { return (at & ((Index{1} << step->shift) - 1)) == 0; }
+  /// How many rows are due while `tokens` tokens go by, a power of two of them, `at` a multiple.
+  GQA_ALWAYS_INLINE Index due(Index at, Index tokens) const noexcept {
+    if (row == nullptr) return 0;
+    const Index rows = tokens >> step->shift;
+    return rows > 0 ? rows : is_due(at) ? 1 : 0;
   }
 };
 
@@ -175,6 +177,8 @@ class Prefetcher {
   GQA_ALWAYS_INLINE const PrefetchPolicy& policy() const noexcept { return policy_; }
   GQA_ALWAYS_INLINE bool on() const noexcept { return policy_.on; }
   GQA_ALWAYS_INLINE Index heads() const noexcept { return heads_; }
+  /// Of the rows that are fetched in this turn.
+  GQA_ALWAYS_INLINE Index row_bytes() const noexcept { return step_.near_bytes + step_.far_bytes; }
   /// Rows that have been fetched and not used.
   GQA_ALWAYS_INLINE Index lead() const noexcept { return lead_; }
 
@@ -223,7 +227,8 @@ class Prefetcher {
     if (!policy_.on) return;
     pass(0);
     left_ = run_ < runs() ? run(run_).rows() - at_ : 0;
-    ahead_ = left_ > 0 ? PrefetchCursor(run(run_), at_, policy_) : PrefetchCursor();
+    if (left_ > 0) begin_run();
+    else ahead_.row = nullptr;
     surplus_ = lead_ - policy_.distance * heads_;
     surplus_ = surplus_ > 0 ? surplus_ - surplus_ % (heads_ * kPrefetchGrain / 2) : 0;
   }
@@ -239,23 +244,24 @@ class Prefetcher {
     const Index slower = surplus_ > 0 ? 1 : 0;
     const Index rows = tokens >> slower;
     const Index most = strips < rows ? strips : rows;
-    const bool shared = policy_.shared && (ahead_.scattered == nullptr || heads_ == 1);
+    const bool shared = policy_.shared && (step_.scattered == nullptr || heads_ == 1);
     sharers_ = 0;
     while (shared && (Index{2} << sharers_) <= most && sharers_ < kMostShift) ++sharers_;
-    ahead_.shift = sharers_ + slower;
+    step_.shift = sharers_ + slower;
   }
   /// What strip number `strip` fetches while it takes `tokens`.
   GQA_ALWAYS_INLINE PrefetchCursor cursor(Index strip, Index tokens) const noexcept {
     PrefetchCursor mine = ahead_;
-    const Index before = strip * (tokens >> mine.shift);
+    if (strip == 0 || mine.row == nullptr) return mine;
+    const Index before = strip * (tokens >> step_.shift);
     if ((strip >> sharers_) != 0 || before >= left_) mine.row = nullptr;
-    if (mine.row != nullptr && before > 0) mine.skip(before);
+    else mine.skip(before);
     return mine;
   }
   /// All strips of a head have taken `tokens` tokens, of which `used` were there.
   GQA_ALWAYS_INLINE void end_turn(Index tokens, Index used) noexcept {
     if (!policy_.on) return;
-    const Index share = (tokens >> ahead_.shift) << sharers_;
+    const Index share = (tokens >> step_.shift) << sharers_;
     const Index rows = share < left_ ? share : left_;
     pass(rows);
     lead_ += rows - used;
@@ -265,16 +271,17 @@ class Prefetcher {
   /// The rows to fetch during a block's softmax of so many query rows, in pieces, kSoftmaxPieces for each query row: they follow each other in
   /// memory where `between` is set, and are evenly spread that way.
   GQA_ALWAYS_INLINE PrefetchCursor softmax_cursor(Index query_rows) noexcept {
-    PrefetchCursor pieces{};
     pass(0);
-    if (run_ == runs() || run(run_).offset != nullptr || lead_ >= policy_.limit * heads_) return pieces;
+    if (run_ == runs() || run(run_).offset != nullptr || lead_ >= policy_.limit * heads_) return {};
     const RowRun& now = run(run_);
     const Index known = (now.rows() - at_) * now.row_bytes;
     const Index wanted = query_rows * policy_.softmax_bytes;
     const Index bytes = wanted < known ? wanted : known;
-    pieces.stride = pieces.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
-    pieces.even = bytes / pieces.stride;
-    pieces.row = pieces.even > 0 ? now.base + at_ * now.stride : nullptr;
+    piece_.stride = piece_.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
+    PrefetchCursor pieces;
+    pieces.step = &piece_;
+    pieces.even = bytes / piece_.stride;
+    if (pieces.even > 0) pieces.row = now.base + at_ * now.stride;
     const Index rows = bytes / now.row_bytes;
     lead_ += rows;
     pass(rows);
@@ -321,13 +328,21 @@ class Prefetcher {
     at_ += rows;
     for (; run_ < runs() && at_ >= run(run_).rows(); ++run_) at_ -= run(run_).rows();
   }
+  /// A cursor over what is left of the run.
+  GQA_ALWAYS_INLINE void begin_run() noexcept {
+    const RowRun& now = run(run_);
+    step_.stride = now.stride;
+    (policy_.second_level ? step_.far_bytes : step_.near_bytes) = now.row_bytes;
+    step_.scattered = now.offset == nullptr ? nullptr : &now;
+    step_.pace = policy_.pace;
+    ahead_ = PrefetchCursor(now, at_, step_);
+  }
   /// Fetches the next rows at once.
   GQA_ALWAYS_INLINE void fetch(Index rows) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
     for (pass(0); rows > 0 && run_ < runs(); pass(0)) {
-      PrefetchCursor cursor(run(run_), at_, policy_);
-      for (; rows > 0 && cursor.row != nullptr; cursor.next(), --rows, ++at_, ++lead_)
-        cursor.fetch();
+      begin_run();
+      for (; rows > 0 && ahead_.row != nullptr; ahead_.next(), --rows, ++at_, ++lead_) ahead_.fetch();
     }
   }
 
@@ -344,10 +359,12 @@ class Prefetcher {
   Index at_ = 0;    // and its number there
   Index lead_ = 0;  // rows
   // Of a turn:
+  PrefetchStep step_{};
   PrefetchCursor ahead_{};
   Index left_ = 0;     // rows of its run
   Index surplus_ = 0;  // rows ahead of the distance: while there are any, a row is fetched for every second token
   Index sharers_ = 0;  // strips that fetch, as a power of two
+  PrefetchStep piece_{};  // of a softmax
   // While a stage is planned:
   Index planning_bytes_ = 0;  // of a block
   Index owed_ = 0;            // bytes that were no whole row

@@ -153,17 +153,19 @@ GQA_OP void transpose(__m512i (&r)[kLanes]) {
 // What is fetched while a head takes a block, a turn of the Prefetcher: into the second-level cache.
 struct BlockAhead {
   PrefetchCursor cursor{};
+  Index row_bytes = 0;
   Index left = 0;  // rows
   GQA_OP void fetch(Index rows) {
-    for (; rows > 0 && left > 0; --rows, --left) avx512::prefetch_row(cursor);
+    for (; rows > 0 && left > 0 && cursor.row != nullptr; --rows, --left) {
+      for (Index line = 0; line < row_bytes; line += kRowBytes) __builtin_prefetch(cursor.row + line, 0, 2);
+      cursor.next();
+    }
   }
 };
 GQA_OP BlockAhead begin_block(Prefetcher& prefetcher, const Block& block) {
   const Index tokens = block.last - block.first;
   prefetcher.share(1, tokens);
-  BlockAhead ahead{prefetcher.cursor(0, tokens), tokens};
-  ahead.cursor.far_bytes += ahead.cursor.near_bytes;
-  ahead.cursor.near_bytes = 0;
+  BlockAhead ahead{prefetcher.cursor(0, tokens), prefetcher.row_bytes(), tokens};
   return ahead;
 }
 GQA_OP void end_block(Prefetcher& prefetcher, const Block& block) {

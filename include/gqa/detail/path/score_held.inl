@@ -29,7 +29,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
   PrefetchCursor ahead = prefetcher.cursor(strip, tokens);
-  const bool waits = ahead.pace == PrefetchPolicy::Pace::with_sums && ahead.near_bytes >= kPacedBytes;
+  const PrefetchPolicy::Pace pace = prefetcher.policy().pace;
+  const bool waits = pace == PrefetchPolicy::Pace::with_sums && prefetcher.row_bytes() >= kPacedBytes;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
@@ -72,7 +73,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
       if (R == 2) store_second<T>(to + kBlock, sums);
     }
-    if (prefetcher.policy().pace == PrefetchPolicy::Pace::loads_also) keys.base = once_known(keys.base, *to);
+    if (pace == PrefetchPolicy::Pace::loads_also) keys.base = once_known(keys.base, *to);
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
