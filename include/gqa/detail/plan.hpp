@@ -76,9 +76,9 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   scratch.row_position = carver.take<Index>(rows);
   scratch.row_head = carver.take<Index>(rows);
   scratch.visible = carver.take<std::uint64_t>(units * rows);
-  scratch.queue = carver.take<RowRun>(Prefetcher::room(plan.stage_blocks));
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   carve_state(carver, tile, heads, rows);
+  scratch.queue = carver.take<RowRun>(Prefetcher::room(plan.stage_blocks));
   return scratch;
 }
 
