@@ -97,27 +97,26 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
   return policy;
 }
 
-/// What the fetches of a turn have in common.
-struct PrefetchStep {
-  Index stride = 0;      ///< bytes from row to row, while they are evenly spaced
-  Index near_bytes = 0;  ///< of a row, where it is fetched into the first-level cache
-  Index far_bytes = 0;   ///< of a row, where it is fetched into the second
-  Index shift = 0;       ///< a strip fetches a row for every 2^shift tokens that it takes
+/// What a cursor seldom looks at.
+struct PrefetchDetails {
+  Index far_bytes = 0;                ///< of a row, where it is fetched into the second-level cache
   const RowRun* scattered = nullptr;  ///< where rows are, if they are not evenly spaced
-  PrefetchPolicy::Pace pace = PrefetchPolicy::Pace::free;
 };
 
 /// The rows that a micro-kernel fetches while it takes some tokens.
 struct PrefetchCursor {
   const std::byte* row = nullptr;  ///< the next; null: none
   Index even = 0;                  ///< rows that are evenly spaced, the next one included
+  Index stride = 0;                ///< bytes from each of them to the next
+  Index near_bytes = 0;            ///< of a row, where it is fetched into the first-level cache
+  Index shift = 0;                 ///< a row is fetched for every 2^shift tokens
   Index token = 0;                 ///< of scattered rows
-  const PrefetchStep* step = nullptr;
+  const PrefetchDetails* details = nullptr;
 
   GQA_ALWAYS_INLINE PrefetchCursor() noexcept = default;
   /// From row number `first` of a run on.
-  GQA_ALWAYS_INLINE PrefetchCursor(const RowRun& run, Index first, const PrefetchStep& common) noexcept
-      : step(&common) {
+  GQA_ALWAYS_INLINE PrefetchCursor(const RowRun& run, Index first, const PrefetchDetails& more) noexcept
+      : stride(run.stride), near_bytes(run.row_bytes - more.far_bytes), details(&more) {
     if (run.offset == nullptr) {
       row = run.base + first * run.stride;
       even = run.rows() - first;
@@ -130,33 +129,33 @@ struct PrefetchCursor {
   }
   /// Leaves rows out, of evenly spaced ones or of one head's.
   GQA_ALWAYS_INLINE void skip(Index rows) noexcept {
-    if (step->scattered != nullptr) {
+    if (details->scattered != nullptr) {
       token += rows;
-      row = step->scattered->base + step->scattered->offset[token];
+      row = details->scattered->base + details->scattered->offset[token];
     } else {
-      row += rows * step->stride;
+      row += rows * stride;
       even -= rows;
     }
   }
   GQA_ALWAYS_INLINE void next() noexcept {
     if (--even > 0) {
-      row += step->stride;
-    } else if (step->scattered != nullptr && ++token < step->scattered->tokens) {
-      even = step->scattered->heads;
-      row = step->scattered->base + step->scattered->offset[token];
+      row += stride;
+    } else if (details->scattered != nullptr && ++token < details->scattered->tokens) {
+      even = details->scattered->heads;
+      row = details->scattered->base + details->scattered->offset[token];
     } else {
       row = nullptr;
     }
   }
   GQA_ALWAYS_INLINE void fetch() const noexcept {
-    for (Index line = 0; line < step->near_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
-    for (Index line = 0; line < step->far_bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
+    for (Index line = 0; line < near_bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
+    for (Index line = 0; line < details->far_bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
   }
-  GQA_ALWAYS_INLINE bool is_due(Index at) const noexcept { return (at & ((Index{1} << step->shift) - 1)) == 0; }
+  GQA_ALWAYS_INLINE bool is_due(Index at) const noexcept { return (at & ((Index{1} << shift) - 1)) == 0; }
   /// How many rows are due while `tokens` tokens go by, a power of two of them, `at` a multiple.
   GQA_ALWAYS_INLINE Index due(Index at, Index tokens) const noexcept {
     if (row == nullptr) return 0;
-    const Index rows = tokens >> step->shift;
+    const Index rows = tokens >> shift;
     return rows > 0 ? rows : is_due(at) ? 1 : 0;
   }
 };
@@ -178,7 +177,7 @@ class Prefetcher {
   GQA_ALWAYS_INLINE bool on() const noexcept { return policy_.on; }
   GQA_ALWAYS_INLINE Index heads() const noexcept { return heads_; }
   /// Of the rows that are fetched in this turn.
-  GQA_ALWAYS_INLINE Index row_bytes() const noexcept { return step_.near_bytes + step_.far_bytes; }
+  GQA_ALWAYS_INLINE Index row_bytes() const noexcept { return row_bytes_; }
   /// Rows that have been fetched and not used.
   GQA_ALWAYS_INLINE Index lead() const noexcept { return lead_; }
 
@@ -244,16 +243,16 @@ class Prefetcher {
     const Index slower = surplus_ > 0 ? 1 : 0;
     const Index rows = tokens >> slower;
     const Index most = strips < rows ? strips : rows;
-    const bool shared = policy_.shared && (step_.scattered == nullptr || heads_ == 1);
+    const bool shared = policy_.shared && (details_.scattered == nullptr || heads_ == 1);
     sharers_ = 0;
     while (shared && (Index{2} << sharers_) <= most && sharers_ < kMostShift) ++sharers_;
-    step_.shift = sharers_ + slower;
+    ahead_.shift = sharers_ + slower;
   }
   /// What strip number `strip` fetches while it takes `tokens`.
   GQA_ALWAYS_INLINE PrefetchCursor cursor(Index strip, Index tokens) const noexcept {
     PrefetchCursor mine = ahead_;
     if (strip == 0 || mine.row == nullptr) return mine;
-    const Index before = strip * (tokens >> step_.shift);
+    const Index before = strip * (tokens >> ahead_.shift);
     if ((strip >> sharers_) != 0 || before >= left_) mine.row = nullptr;
     else mine.skip(before);
     return mine;
@@ -261,7 +260,7 @@ class Prefetcher {
   /// All strips of a head have taken `tokens` tokens, of which `used` were there.
   GQA_ALWAYS_INLINE void end_turn(Index tokens, Index used) noexcept {
     if (!policy_.on) return;
-    const Index share = (tokens >> step_.shift) << sharers_;
+    const Index share = (tokens >> ahead_.shift) << sharers_;
     const Index rows = share < left_ ? share : left_;
     pass(rows);
     lead_ += rows - used;
@@ -277,10 +276,10 @@ class Prefetcher {
     const Index known = (now.rows() - at_) * now.row_bytes;
     const Index wanted = query_rows * policy_.softmax_bytes;
     const Index bytes = wanted < known ? wanted : known;
-    piece_.stride = piece_.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
     PrefetchCursor pieces;
-    pieces.step = &piece_;
-    pieces.even = bytes / piece_.stride;
+    pieces.details = &details_of_pieces_;
+    pieces.stride = pieces.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
+    pieces.even = bytes / pieces.stride;
     if (pieces.even > 0) pieces.row = now.base + at_ * now.stride;
     const Index rows = bytes / now.row_bytes;
     lead_ += rows;
@@ -331,11 +330,10 @@ class Prefetcher {
   /// A cursor over what is left of the run.
   GQA_ALWAYS_INLINE void begin_run() noexcept {
     const RowRun& now = run(run_);
-    step_.stride = now.stride;
-    (policy_.second_level ? step_.far_bytes : step_.near_bytes) = now.row_bytes;
-    step_.scattered = now.offset == nullptr ? nullptr : &now;
-    step_.pace = policy_.pace;
-    ahead_ = PrefetchCursor(now, at_, step_);
+    details_.far_bytes = policy_.second_level ? now.row_bytes : 0;
+    details_.scattered = now.offset == nullptr ? nullptr : &now;
+    row_bytes_ = now.row_bytes;
+    ahead_ = PrefetchCursor(now, at_, details_);
   }
   /// Fetches the next rows at once.
   GQA_ALWAYS_INLINE void fetch(Index rows) noexcept {
@@ -359,12 +357,13 @@ class Prefetcher {
   Index at_ = 0;    // and its number there
   Index lead_ = 0;  // rows
   // Of a turn:
-  PrefetchStep step_{};
+  PrefetchDetails details_{};
   PrefetchCursor ahead_{};
-  Index left_ = 0;     // rows of its run
+  Index left_ = 0;       // rows of its run
+  Index row_bytes_ = 0;  // of them
   Index surplus_ = 0;  // rows ahead of the distance: while there are any, a row is fetched for every second token
   Index sharers_ = 0;  // strips that fetch, as a power of two
-  PrefetchStep piece_{};  // of a softmax
+  PrefetchDetails details_of_pieces_{};
   // While a stage is planned:
   Index planning_bytes_ = 0;  // of a block
   Index owed_ = 0;            // bytes that were no whole row

@@ -10,7 +10,7 @@ GQA_KERNEL PrefetchCursor softmax_cursor(Prefetcher& prefetcher, Index rows) { r
 template <Index Usual = 0>
 GQA_OP void prefetch_row(PrefetchCursor& cursor) {
   if (cursor.row == nullptr) return;
-  if (Usual > 0 && cursor.step->near_bytes == Usual) {
+  if (Usual > 0 && cursor.near_bytes == Usual) {
     GQA_UNROLL
     for (Index line = 0; line < Usual; line += 64) __builtin_prefetch(cursor.row + line, 0, 3);
   } else {
@@ -22,7 +22,7 @@ GQA_OP void prefetch_row(PrefetchCursor& cursor) {
 template <Index Usual = 0>
 GQA_OP void prefetch_rows(PrefetchCursor& cursor, Index from, Index to) {
   if (cursor.row == nullptr) return;
-  const Index pace = Index{1} << cursor.step->shift;
+  const Index pace = Index{1} << cursor.shift;
   for (Index t = (from + pace - 1) & -pace; t < to; t += pace) prefetch_row<Usual>(cursor);
 }
 

@@ -74,7 +74,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
   PrefetchCursor ahead = part.prefetcher.cursor(part.strip, to - from);
-  Index stretch = ahead.row != nullptr ? part.fetched << ahead.step->shift : kBlock;  // tokens from fetching to fetching
+  Index stretch = ahead.row != nullptr ? part.fetched << ahead.shift : kBlock;  // tokens from fetching to fetching
   if (stretch < Product::kTokens) stretch = Product::kTokens;
   const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && part.stage.runs;
   const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
@@ -101,7 +101,7 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
     if constexpr (Values::kWaits && !Run) {
-      if (ahead.row != nullptr && ahead.step->pace == PrefetchPolicy::Pace::with_sums) {
+      if (ahead.row != nullptr && part.prefetcher.policy().pace == PrefetchPolicy::Pace::with_sums) {
         alignas(64) float sums[kLanes];
         store(sums, acc[0]);
         ahead.row = once_known(ahead.row, sums[0]);

@@ -73,6 +73,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
       if (R == 2) store_second<T>(to + kBlock, sums);
     }
+    if (waits && ahead.row != nullptr) ahead.row = once_known(ahead.row, *to);
     if (pace == PrefetchPolicy::Pace::loads_also) keys.base = once_known(keys.base, *to);
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
