@@ -99,17 +99,6 @@ struct RowTile {
   const VariantRows* variant_rows = nullptr;  ///< if the variant asks for any
 };
 
-/// Rows that will be read soon: row t at data + offset[t] bytes, for t in [first, last).
-struct Upcoming {
-  const std::byte* data = nullptr;
-  const Index* offset = nullptr;
-  Index first = 0;
-  Index last = 0;
-  Index head_stride = 0;  ///< bytes from a head's rows to the next head's
-  Index row_bytes = 0;
-  Index stride = 0;  ///< bytes from each row to the next, if that is the same for all; or 0
-};
-
 /// Where something of each token of a block lies: of token t at base + offset[t] bytes, and the next token's `stride` further, if that is
 /// the same for all; else 0.
 struct RowSpan {
@@ -150,7 +139,6 @@ struct Block {
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
   bool careful = false;                 ///< V holds a non-finite value in a token that some rows see and others do not
   const BlockScales* scales = nullptr;  ///< of keys and values that have them outside of rows; or none
-  Upcoming next_k{};  ///< of a stage's last block: the keys of this head that the task reads after it; or none
 
   GQA_ALWAYS_INLINE Block() noexcept = default;  // not emitted: units of other flags would share it
 };
@@ -201,54 +189,16 @@ GQA_ALWAYS_INLINE BlockRows<Codec> block_values(const Block& block) noexcept {
 struct Stage {
   const Block* units = nullptr;
   Index blocks = 0;
-  Index heads = 1;          ///< KV heads side by side; they share the tokens [first, last) of a block
-  Index k_head_stride = 0;  ///< bytes from a head's rows to the next head's
-  Index v_head_stride = 0;
-  Index k_row_bytes = 0;
-  Index v_row_bytes = 0;
-  bool streams = false;  ///< few rows are streamed through memory, many blocks a stage
-  /// Rows are asked for by their distance from those that are worked on, see Stream; several heads are dense.
-  bool asks = false;
-  /// Rows are asked for as work is done, see Ahead: they are not evenly spaced from block to block, or from head to head; or loads
-  /// are followed, and there is work enough to hide it.
-  bool prefetch = false;
-  Streaming streaming = Streaming::prefetched;
-  Index ahead = kBlock;     ///< tokens that rows are asked for ahead, see set_distances
-  bool long_turns = false;  ///< heads side by side take half a block in turn
-  Upcoming after{};         ///< what is read after the last values; or none
-  /// Tokens whose rows are asked for before any is read, besides `ahead`.
-  Index k_surplus = 0;
-  Index v_surplus = 0;
+  Index heads = 1;  ///< KV heads side by side; they share the tokens [first, last) of a block
+  bool runs =
+      false;  ///< few rows, many blocks: those that follow each other in memory are taken as one run, see run_of
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
-
-  /// Whether blocks that follow each other in memory are taken as one run, see run_of.
-  GQA_ALWAYS_INLINE bool runs() const noexcept { return streams && !prefetch; }
-  /// Whether streamed rows are touched right before they are used, unless the processor follows the loads that take them.
-  GQA_ALWAYS_INLINE bool touches() const noexcept { return streaming == Streaming::followed && streams; }
 };
-
-/// The keys and values of block b of a stage, of its first head.
-GQA_ALWAYS_INLINE Upcoming keys_of(const Stage& stage, Index b) noexcept {
-  const Block& block = stage.units[b * stage.heads];
-  return {block.k, block.k_offset, block.first, block.last, stage.k_head_stride, stage.k_row_bytes, block.k_stride};
-}
-GQA_ALWAYS_INLINE Upcoming values_of(const Stage& stage, Index b) noexcept {
-  const Block& block = stage.units[b * stage.heads];
-  return {block.v, block.v_offset, block.first, block.last, stage.v_head_stride, stage.v_row_bytes, block.v_stride};
-}
-/// What is read after them: the next block's keys, at last the first values; the next block's values, at last what comes after the
-/// stage.
-GQA_ALWAYS_INLINE Upcoming after_keys(const Stage& stage, Index b) noexcept {
-  return b + 1 < stage.blocks ? keys_of(stage, b + 1) : values_of(stage, 0);
-}
-GQA_ALWAYS_INLINE Upcoming after_values(const Stage& stage, Index b) noexcept {
-  return b + 1 < stage.blocks ? values_of(stage, b + 1) : stage.after;
-}
 
 /// How many blocks of a stage, from b on, are one run: whole, not careful, and their rows (keys or values) evenly spaced as if they
 /// were of one block. Kernels take a run of one head's at a time, where rows are streamed: what a block begins and ends with leaves
-/// memory idle. What is asked for goes through a run in one go in any case.
+/// memory idle.
 GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Block::*rows,
                                Index Block::*stride) noexcept {
   const Block* const first = stage.units + b * stage.heads;
@@ -256,7 +206,7 @@ GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Blo
     return block.first == 0 && block.last == kBlock && !block.careful;
   };
   Index run = 1;
-  if (!(stage.asks || stage.runs()) || first->*stride == 0 || !whole(*first)) return run;
+  if (!stage.runs || first->*stride == 0 || !whole(*first)) return run;
   for (; b + run < stage.blocks; ++run) {
     const Block& next = first[run * stage.heads];
     if (!whole(next) || next.*stride != first->*stride || next.*rows != first->*rows + run * kBlock * (first->*stride))
@@ -312,18 +262,6 @@ struct TensorRows {
     const RowPlace at(first_row + r, group);
     return data + at.token * token_stride + at.head * head_stride;
   }
-  /// Asks for `dim` elements of rows [first, last), where they follow each other: to be read (0) or written (1), into the first-level cache
-  /// (3) or the second (2).
-  template <int Written, int Level>
-  GQA_ALWAYS_INLINE void ask(Index first, Index last, Index dim) const noexcept {
-    asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-    const Index bytes = dim_stride == 1 ? dim * element_bytes(type) : 0;
-    for (Index r = first; r < last && bytes > 0; ++r) {
-      const std::byte* const from = row(r);
-      for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, Written, Level);
-      __builtin_prefetch(from + bytes - 1, Written, Level);
-    }
-  }
 };
 
 /// Where a tile's queries come from.
@@ -335,9 +273,9 @@ struct OutputTarget : TensorRows<std::byte> {
   Index lse_token_stride = 0;
 };
 
-class Lines;
+class Prefetcher;
 
-using SoftmaxKernel = void (*)(const RowTile&, const Block&, Lines*);
+using SoftmaxKernel = void (*)(const RowTile&, const Block&, Prefetcher&);
 
 /// Up to so many rows, keys and values of a codec are streamed: many blocks a stage.
 struct StreamRows {
@@ -350,8 +288,8 @@ struct StreamRows {
 
 /// A path's kernels for one codec. `scores` and `accumulate` take all units of a stage, in the order of memory.
 struct CodecKernels {
-  void (*scores)(const RowTile&, const Stage&) = nullptr;      ///< weights ← scaled q·k of the blocks
-  void (*accumulate)(const RowTile&, const Stage&) = nullptr;  ///< o ← alpha·o + weights·V, block by block
+  void (*scores)(const RowTile&, const Stage&, Prefetcher&) = nullptr;      ///< weights ← scaled q·k of the blocks
+  void (*accumulate)(const RowTile&, const Stage&, Prefetcher&) = nullptr;  ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite)(const Block&, Index value_dim) = nullptr;  ///< any NaN or infinity in V of [first, last)?
   StreamRows stream_rows{};
 };
@@ -363,11 +301,11 @@ struct Kernels {
   unsigned compiled = 0;                 ///< which codecs those are, as bits, see codec_bit
   void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
   void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
-  /// weights ← exp2(score − m); m, l, divisor, alpha. Asks for lines meanwhile, if there are any.
+  /// weights ← exp2(score − m); m, l, divisor, alpha
   SoftmaxKernel softmax = nullptr;
   void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
   void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / divisor; lse ← m + log l
-  Index (*short_turn)(Index head_dim) = nullptr;                      ///< for set_distances
+  Index (*few_rows_distance)(Index head_dim) = nullptr;               ///< see PrefetchFacts
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
   int bf16_terms = 0;         ///< as which inputs are taken, where the path's softmax depends on it
   Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gqa/detail/check.hpp"
+#include "gqa/detail/prefetch.hpp"
 
 namespace gqa::detail {
 
@@ -20,6 +21,7 @@ struct TaskScratch {
   float* constants = nullptr;               ///< per head, constant and row
   RowLookup* lookups = nullptr;             ///< per head, lookup and row
   std::uint64_t* visible = nullptr;         ///< per unit and row
+  RowRun* queue = nullptr;                  ///< Prefetcher
 };
 
 }  // namespace gqa::detail
@@ -84,6 +86,7 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   carve_state(carver, tile, heads, rows);
+  scratch.queue = carver.take<RowRun>(Prefetcher::room(plan.stage_blocks));
   return scratch;
 }
 

@@ -3,8 +3,8 @@
 /// The one task loop. Decode, verify, chunk and prefill, contiguous, ring and paged, every type and variant go through it.
 #pragma once
 
-#include "gqa/detail/asking.hpp"
 #include "gqa/detail/fold_total.hpp"
+#include "gqa/detail/prefetch.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/thread_setup.hpp"
 
@@ -50,6 +50,8 @@ class SequenceTasks {
         rows_(call, scratch_),
         total_(kernels_, plan) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
+    runs_ = streams_ && !addresses_.hops(call.streaming);
+    prefetcher_ = Prefetcher(choose_prefetch(prefetch_facts()), scratch_.queue, plan.stage_blocks);
     const VariantRef& variant = call.variant;
     scratch_.tile.scored = variant.softmax != nullptr;
     scratch_.tile.score_scale = scratch_.tile.scored ? call.scale : call.scale * kLog2E;
@@ -91,7 +93,7 @@ class SequenceTasks {
   void run(const Claim& claim) {
     if (!packed_) pack();
     claim_ = &claim;
-    asked_ = asked_ && claim.first == next_span_;
+    if (claim.first != next_span_) prefetcher_.restart();
     next_span_ = claim.first + claim.count;
     span_ = -1;
     if (claim.in_order) total_.resume(claim.first);
@@ -256,107 +258,95 @@ class SequenceTasks {
 
   /// The blocks in [begin, end): scores → variant → online softmax → accumulate, for each KV head of the task.
   void run_stage(Index begin, Index end) {
-    Stage stage;
-    stage.units = scratch_.units;
-    stage.heads = range_.heads;
-    stage.k_head_stride = addresses_.k_strides().head;
-    stage.v_head_stride = addresses_.v_strides().head;
-    stage.k_row_bytes = addresses_.k_row_bytes();
-    stage.v_row_bytes = addresses_.v_row_bytes();
-    stage.streams = streams_;
-    stage.streaming = call_.streaming;
-    const bool hops = addresses_.hops(call_.streaming);
-    stage.asks =
-        call_.streaming == Streaming::prefetched && !hops && (range_.heads == 1 || addresses_.dense(range_.heads));
-    stage.prefetch = !stage.asks && (!streams_ || hops);
-    stage.weight_floats = unit_weights(kernels_, range_.rows);
-    stage.alpha_floats = round_up(range_.rows, kLanes);
-    set_distances(stage, range_.rows, kernels_.short_turn(sequence_.kv.head_dim));
-    const bool asks = asks_between(stage);
-    Lines keys(stage, &Block::k, stage.k_row_bytes, plan_lines(end - begin, stage.k_row_bytes, asked_));
-    for (; begin < end; begin += kBlock) {
-      const std::uint64_t seen = seen_in(begin, stage.blocks);
-      const BlockAddress here = addresses_.block(begin, seen);
-      if (here.first >= here.last) continue;
-      if (plan_.scale_blocks > 0) find_scales(here, seen, stage.blocks);
-      add_block(here, stage.blocks++);
-      if (!asks) continue;
-      if (asked_ && stage.blocks == 1) keys.skip(stage.ahead);
-      ask_lines(keys.take(), keys.count());
-    }
+    const Stage stage = plan_stage(begin, end);
     if (stage.blocks == 0) return;
-    if (asks) stage.k_surplus = asked_ ? keys.tokens() : keys.tokens() - stage.ahead;
-    asked_ = link_blocks(stage, end < range_.hull.end ? address(end) : BlockAddress{});
-    const Upcoming after = stage.units[(stage.blocks - 1) * stage.heads].next_k;
-    kernels_.of(sequence_.kv.k_type).scores(scratch_.tile, stage);
+    kernels_.of(sequence_.kv.k_type).scores(scratch_.tile, stage, prefetcher_);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = span_of(stage, b);
       Stage part = stage;
       part.units += b * stage.heads;
       part.blocks = 0;
       while (b + part.blocks < stage.blocks && span_of(stage, b + part.blocks) == span) ++part.blocks;
-      part.after = b + part.blocks < stage.blocks ? values_of(stage, b + part.blocks) : after;
       go_on_to(span);
       RowTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
       b += part.blocks;
-      if (b == stage.blocks && end == range_.hull.end) ask_ends();
-      add_to_state(tile, part, asks);
+      add_to_state(tile, part);
     }
   }
 
-  /// Asks for what comes behind the last values: where outputs go, and the next heads' queries.
-  void ask_ends() const {
-    const Index next = range_.first_head + range_.heads;
-    for (Index head = range_.first_head; head < next; ++head)
-      rows_in(sequence_.out, head).ask<1, 3>(0, range_.rows, sequence_.out.dim);
-    if (plan_.tiles > 1) return;  // its next task has other rows
-    for (Index head = next; head < next + plan_.heads && head < call_.shape.kv_heads; ++head)
-      rows_in(sequence_.q, head).ask<0, 3>(0, range_.rows, sequence_.q.dim);
+  /// The blocks in [begin, end) of which a row sees something.
+  Stage plan_stage(Index begin, Index end) {
+    Stage stage;
+    stage.units = scratch_.units;
+    stage.heads = range_.heads;
+    stage.runs = runs_;
+    stage.weight_floats = unit_weights(kernels_, range_.rows);
+    stage.alpha_floats = round_up(range_.rows, kLanes);
+    prefetcher_.begin_stage(range_.heads, end - begin, k_row_bytes());
+    for (; begin < end; begin += kBlock) {
+      const std::uint64_t seen = seen_in(begin, stage.blocks);
+      const BlockAddress here = addresses_.block(begin, seen);
+      if (here.first >= here.last) continue;
+      if (plan_.scale_blocks > 0) find_scales(here, seen, stage.blocks);
+      add_block(here, stage.blocks++);
+      prefetcher_.append(keys_of(here), values_of(here));
+    }
+    if (stage.blocks == 0) return stage;
+    const BlockAddress after = end < range_.hull.end ? address(end) : BlockAddress{};
+    if (after.first < after.last) prefetcher_.append_next(keys_of(after));
+    prefetcher_.begin_reading();
+    return stage;
   }
 
   Index span_of(const Stage& stage, Index b) const noexcept {
     return stage.units[b * stage.heads].begin / kSpan - first_span_;
   }
 
-  /// Whether lines are asked for while a stage is planned, and during its softmax: memory need not be idle then.
-  bool asks_between(const Stage& stage) const noexcept {
-    if (!stage.asks || stage.heads == 1) return stage.asks && streams_;
-    return range_.rows < kGroupRows && addresses_.k_strides().head == stage.k_row_bytes &&
-           addresses_.v_strides().head == stage.v_row_bytes;
-  }
-  void add_to_state(const RowTile& tile, Stage& stage, bool asks) {
-    Lines values(stage, &Block::v, stage.v_row_bytes, softmax_lines(stage.heads * range_.rows));
-    if (asks) values.skip(stage.ahead);
+  void add_to_state(const RowTile& tile, const Stage& stage) {
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
         const RowTile unit = unit_tile(tile, stage, b, j);
-        softmax_(unit, block, asks ? &values : nullptr);
+        softmax_(unit, block, prefetcher_);
       }
     }
-    if (asks) stage.v_surplus = values.tokens();
-    kernels_.of(sequence_.kv.v_type).accumulate(tile, stage);
+    kernels_.of(sequence_.kv.v_type).accumulate(tile, stage, prefetcher_);
   }
 
-  /// As many lines as come while a block is planned, behind those that were asked for before, or if none were, of few blocks more, for
-  /// scores to begin with; no more than 32 KiB in all, or the first ones are gone from the first-level cache again.
-  static Index plan_lines(Index tokens, Index row_bytes, bool asked) noexcept {
-    const Index blocks = (tokens + kBlock - 1) / kBlock;
-    const Index most = ((Index{32} << 10) - (asked ? Stream::kAhead : 0)) / Lines::kBytes / blocks;
-    const Index usual = asked ? 12 : 16;
-    const Index bytes = tokens * row_bytes < Stream::kAhead ? tokens * row_bytes : Stream::kAhead;
-    const Index first = bytes / Lines::kBytes / blocks;
-    const Index wanted = asked || first < usual ? usual : first;
-    return wanted < most ? wanted : most;
+  Index k_row_bytes() const noexcept { return addresses_.k_row_bytes(); }
+  Index v_row_bytes() const noexcept { return addresses_.v_row_bytes(); }
+
+  /// What the sequence's prefetching is chosen by.
+  PrefetchFacts prefetch_facts() const noexcept {
+    PrefetchFacts facts{};
+    facts.streaming = call_.streaming;
+    facts.streams = streams_;
+    facts.runs = runs_;
+    facts.dense = addresses_.dense(plan_.heads) && !addresses_.hops(call_.streaming);
+    facts.packed =
+        facts.dense && addresses_.k_strides().head == k_row_bytes() && addresses_.v_strides().head == v_row_bytes();
+    facts.heads = plan_.heads;
+    facts.rows = plan_.tile_rows;
+    facts.row_bytes = k_row_bytes() > v_row_bytes() ? k_row_bytes() : v_row_bytes();
+    facts.few_rows_distance = kernels_.few_rows_distance(sequence_.kv.head_dim);
+    return facts;
   }
-  /// The same for a row's softmax: the fewer rows, the more for each.
-  static Index softmax_lines(Index rows) noexcept { return rows == 1 ? 32 : rows == 2 ? 20 : Lines::kUsual; }
-  static void ask_lines(const std::byte* first, Index count) noexcept {
-    asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-    for (Index line = 0; first != nullptr && line < count; ++line)
-      __builtin_prefetch(first + line * Lines::kBytes, 0, 3);
+  /// The keys and the values of a block, of all heads of the task.
+  RowRun keys_of(const BlockAddress& at) const noexcept {
+    return rows_of(at, k_rows(at, range_.first_head), at.k_offset, addresses_.k_strides(), k_row_bytes());
+  }
+  RowRun values_of(const BlockAddress& at) const noexcept {
+    return rows_of(at, v_rows(at, range_.first_head), at.v_offset, addresses_.v_strides(), v_row_bytes());
+  }
+  RowRun rows_of(const BlockAddress& at, const std::byte* base, const Index* offset, const ByteStrides& strides,
+                 Index row_bytes) const noexcept {
+    const Index tokens = at.last - at.first;
+    const bool even = at.uniform && (range_.heads == 1 || addresses_.dense(range_.heads));
+    if (!even) return {base, offset + at.first, tokens, range_.heads, strides.head, row_bytes};
+    const Index stride = range_.heads == 1 ? strides.token : strides.head;
+    return {base + at.first * strides.token, nullptr, tokens, range_.heads, stride, row_bytes};
   }
 
   /// The scales of the rows of a block, number b of a stage, where they lie outside of these.
@@ -389,18 +379,6 @@ class SequenceTasks {
       if (plan_.scale_blocks > 0) block.scales = scratch_.scales[b].head + j;
       block.careful = rows_differ && kernels_.of(sequence_.kv.v_type).nonfinite(block, call_.shape.value_dim);
     }
-  }
-
-  /// Tells the last units where their heads go on, `after` being the block behind the stage: kernels prefetch it. False if there is none.
-  bool link_blocks(const Stage& stage, const BlockAddress& after) {
-    if (after.first >= after.last) return false;
-    const Index stride = after.uniform ? addresses_.k_strides().token : 0;
-    for (Index j = 0; j < stage.heads; ++j) {
-      const std::byte* const rows = k_rows(after, range_.first_head + j);
-      scratch_.units[(stage.blocks - 1) * stage.heads + j].next_k = {
-          rows, after.k_offset, after.first, after.last, stage.k_head_stride, stage.k_row_bytes, stride};
-    }
-    return true;
   }
 
   /// Per row, of unit j of block b of the stage.
@@ -450,7 +428,9 @@ class SequenceTasks {
   FoldTotal total_;
   SoftmaxKernel softmax_ = nullptr;
   VariantRef::Refine visible_ = nullptr;  // the mask that is an expression
-  bool streams_ = false;                  // see Stage
+  bool streams_ = false;                  // few rows over many blocks whose rows follow each other
+  bool runs_ = false;                     // see Stage
+  Prefetcher prefetcher_{};
   TaskRange range_{};
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:
@@ -460,7 +440,6 @@ class SequenceTasks {
   const Claim* claim_ = nullptr;
   Index next_span_ = -1;  // behind the last claim of the fold
   Index span_ = -1;       // that is being computed; or none
-  bool asked_ = false;    // the first `ahead` keys of the next stage have been asked for
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -7,8 +7,8 @@
 //   add            acc + weight · values, lane by lane
 //
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
-// it took them from the cache (Copied). They say whether they are never for groups (kFewRows), whether what comes next is asked for
-// between steps (kLooksAhead), because there are few strips, or between strips, whether there are strips of every height (kAnyRows)
+// it took them from the cache (Copied). They say whether they are never for groups (kFewRows), whether fetches may have to wait for sums
+// (kWaits, see PrefetchPolicy::Pace), whether there are strips of every height (kAnyRows)
 // or, where many rows have few left over, of the highest and of one row, whether there are strips as wide as values, which may take a
 // run of blocks (kWhole), and whether they may be streamed (kStreams).
 
@@ -98,14 +98,12 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   const bool twice = may_be_twice && (!may_be_once || tile.value_dim > kRunDims);
   const Index high = twice ? R / 2 : R;
   const bool five = Product::kTokens > 1 && tile.rows == 5 && !twice;
-  part.asker.stream.share(five ? 1 : (tile.rows + high - 1) / high, Stream::kGrain);
+  part.prefetcher.share(five ? 1 : (tile.rows + high - 1) / high, kPrefetchGrain);
   if constexpr (Product::kTokens > 1 && may_be_once)
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
-  const Index few = tile.rows <= high    ? part.to - part.from
-                    : !part.stage.runs() ? part.few
-                                         : kTurnBytes / part.stage.v_row_bytes;
+  const Index few = tile.rows <= high ? part.to - part.from : !part.stage.runs ? part.few : kTurnBytes / part.row_bytes;
   for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
-    end = part.asker.stream.until(from, from + few < part.to ? from + few : part.to);
+    end = part.prefetcher.end_of_turn(from, from + few < part.to ? from + few : part.to);
     if constexpr (may_be_twice) {
       if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
     }
@@ -130,7 +128,7 @@ GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, co
 template <class Codec>
 struct Copied {
   static constexpr bool kFewRows = false;
-  static constexpr bool kLooksAhead = false;
+  static constexpr bool kWaits = false;
   static constexpr bool kWhole = false;
   static constexpr bool kStreams = false;
   Cached<Codec> cached;
@@ -178,8 +176,8 @@ template <class Codec, int ValueDim>
 GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  Stream& stream = part.asker.stream;
-  if (stream.asks()) stream.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim), to - from);
+  if (part.prefetcher.on())
+    part.prefetcher.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim), to - from);
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
@@ -204,58 +202,62 @@ GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part
 }
 
 // Whether outputs are taken in rows as wide as values: where these are streamed, and for more rows than one strip has, where values of
-// one token at a time leave registers to look ahead with.
+// one token at a time leave registers to prefetch with.
 template <class Codec>
 GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
   if (!Cached<Codec>::kWhole) return false;
-  if (stage.runs()) return tile.value_dim == kRunDims || (Cached<Codec>::kWholeTwice && tile.value_dim == 2 * kRunDims);
+  if (stage.runs) return tile.value_dim == kRunDims || (Cached<Codec>::kWholeTwice && tile.value_dim == 2 * kRunDims);
   const bool many = tile.rows > kOutputRows && tile.rows < kGroupRows;
   return many && Product::kTokens == 1 && kPlainRows<Codec> && tile.value_dim == kRunDims;
 }
 
-// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
-template <class Codec, int ValueDim>
-inline void accumulate(const RowTile& tile, const Stage& stage) {
+// How many tokens are taken in turn.
+struct Turns {
+  Index tokens;  // by a head, before the next head has its turn
+  Index few;     // by a strip, before the next strip has its turn
+  bool whole;    // by strips as wide as values, see whole_rows
+};
+template <class Codec>
+GQA_OP Turns output_turns(const RowTile& tile, const Stage& stage, const Prefetcher& prefetcher) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
-  const Index asked_bytes =
-      stage.asks && !stage.runs() ? stage.k_row_bytes : stage.v_row_bytes;  // of the next block's keys
-  Index asked = stage.heads > 1 ? 1 : Product::kTokens;
-  while (asked * asked_bytes < (stage.heads > 1 ? kEvenBytes : kAskedBytes) && asked < kMostAsked) asked *= 2;
+  const Index side_tokens = prefetcher.policy().side_tokens;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
-  const bool memory = stage.runs() && !(stage.asks && tile.rows > 2);  // is the limit
-  const Index few = stage.long_turns                                        ? kBlock / 2
+  const bool memory = stage.runs && !(prefetcher.on() && tile.rows > 2);  // is the limit
+  const Index few = side_tokens > 0                                         ? side_tokens
                     : memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens
                                                                             : alone;
-  const Index tokens = tile.rows >= kGroupRows || (stage.runs() && (whole || one_strip)) ? kBlock
-                       : stage.heads > 1 && tile.rows < 3                                ? kSideTokens<Codec>
-                                                                                         : few;
-  Upcoming after;  // what is read after the run of blocks
-  Asker asker;
-  for (Index b = 0, taken, run = 0; b < stage.blocks; b += taken, run -= taken) {
+  const Index tokens = tile.rows >= kGroupRows || (stage.runs && (whole || one_strip)) ? kBlock
+                       : stage.heads > 1 && tile.rows < 3                              ? kSideTokens<Codec>
+                                                                                       : few;
+  return {tokens, one_strip ? kBlock : few, whole};
+}
+// Rows that a strip fetches at once.
+GQA_OP Index fetched_rows(const Stage& stage, Index row_bytes) {
+  Index rows = stage.heads > 1 ? 1 : Product::kTokens;
+  while (rows * row_bytes < (stage.heads > 1 ? kEvenBytes : kFetchedBytes) && rows < kMostFetched) rows *= 2;
+  return rows;
+}
+
+// o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
+template <class Codec, int ValueDim>
+inline void accumulate(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  const Turns turns = output_turns<Codec>(tile, stage, prefetcher);
+  Part part{stage, prefetcher, KvType(Codec::type).row_bytes(tile.value_dim),
+            fetched_rows(stage, KvType(Codec::type).row_bytes(tile.value_dim))};
+  part.few = turns.few;
+  part.touch = prefetcher.policy().touch;
+  part.whole = turns.whole;
+  part.grouped = grouped_rows(tile.rows);
+  begin_turns(prefetcher);
+  for (Index b = 0, taken; b < stage.blocks; b += taken) {
     const Block& any = stage.units[b * stage.heads];
-    if (run == 0) {
-      run = run_of(stage, b, &Block::v, &Block::v_stride);
-      after = after_values(stage, b + run - 1);
-      asker.stream = stream_of(stage, values_of(stage, b), (run - 1) * kBlock + any.last - any.first, after,
-                               b == 0 ? stage.v_surplus : 0);
-    }
-    taken = whole && stage.runs() ? run : 1;
+    taken = turns.whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (taken - 1) * kBlock + any.last;
-    const Index steps = (any.last - any.first + Product::kTokens - 1) / Product::kTokens;
-    Ahead ahead(values_of(stage, b), after, stage, stage.heads * tile.rows * (tile.o_stride / kLanes) * steps,
-                stage.ahead);
-    if (stage.prefetch) asker.ahead = &ahead;
-    Part part{stage, asker, asked};
-    part.few = one_strip ? kBlock : few;
-    if (stage.prefetch) part.stretch = ahead.evenly() ? Product::kTokens : kAheadTokens;
-    part.touch = stage.touches();
-    part.whole = whole;
-    part.grouped = grouped_rows(tile.rows);
     part.begin = any.first;
     for (part.from = any.first; part.from < last; part.from = part.to) {
-      part.to = taken > 1 ? last : part.from / tokens * tokens + tokens;
-      part.to = asker.stream.until(part.from, part.to < last ? part.to : last);
+      part.to = taken > 1 ? last : part.from / turns.tokens * turns.tokens + turns.tokens;
+      part.to = prefetcher.end_of_turn(part.from, part.to < last ? part.to : last);
       for (Index j = 0; j < stage.heads; ++j) {
         part.reached = part.from;
         add_values<Codec, ValueDim>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);

@@ -151,12 +151,26 @@ GQA_OP void transpose(__m512i (&r)[kLanes]) {
 
 #include "gqa/detail/path/amx_terms.inl"
 
-// Asks for those of the tokens [t0, t1) that there are.
-GQA_OP void prefetch_rows(const Upcoming& rows, Index t0, Index t1, Index bytes) {
-  if (t0 < rows.first) t0 = rows.first;
-  if (t1 > rows.last) t1 = rows.last;
-  for (Index t = t0; t < t1; ++t)
-    for (Index line = 0; line < bytes; line += kRowBytes) avx512::prefetch(rows.data + rows.offset[t] + line);
+// What is fetched while a head takes a block, a turn of the Prefetcher: into the second-level cache.
+struct BlockAhead {
+  PrefetchCursor cursor{};
+  Index row_bytes = 0;
+  Index left = 0;  // rows
+  GQA_OP void fetch(Index rows) {
+    for (; rows > 0 && left > 0 && cursor.row != nullptr; --rows, --left) {
+      for (Index line = 0; line < row_bytes; line += kRowBytes) __builtin_prefetch(cursor.row + line, 0, 2);
+      cursor.next();
+    }
+  }
+};
+GQA_OP BlockAhead begin_block(Prefetcher& prefetcher, const Block& block) {
+  const Index tokens = block.last - block.first;
+  prefetcher.share(1, tokens);
+  BlockAhead ahead{prefetcher.cursor(0, tokens), prefetcher.row_bytes(), tokens};
+  return ahead;
+}
+GQA_OP void end_block(Prefetcher& prefetcher, const Block& block) {
+  avx512::end_turn(prefetcher, block.last - block.first, block.last - block.first);
 }
 
 // Staging: K of a block as bf16 rows, or V of it as interleaved tiles, one term behind the other; behind that O and l of one
@@ -179,19 +193,31 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 
 #include "gqa/detail/path/amx_accumulate.inl"
 
-// Units one by one: each asks for what the next stage reads.
+// Units one by one.
 template <class Codec, int Terms>
-inline void scores(const RowTile& tile, const Stage& stage) {
-  for (Index b = 0; b < stage.blocks; ++b)
-    for (Index j = 0; j < stage.heads; ++j)
-      score_block<Codec, Terms>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j]);
+inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  avx512::begin_turns(prefetcher);
+  for (Index b = 0; b < stage.blocks; ++b) {
+    for (Index j = 0; j < stage.heads; ++j) {
+      const Block& block = stage.units[b * stage.heads + j];
+      BlockAhead ahead = begin_block(prefetcher, block);
+      score_block<Codec, Terms>(unit_tile(tile, stage, b, j), block, ahead);
+      end_block(prefetcher, block);
+    }
+  }
 }
 template <class Codec, int Terms>
-inline void accumulate(const RowTile& tile, const Stage& stage) {
-  for (Index b = 0; b < stage.blocks; ++b)
-    for (Index j = 0; j < stage.heads; ++j)
-      accumulate_block<kTermsOf<Codec, Terms>, Terms>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j],
-                                                      &stage_values<Codec, Terms>);
+inline void accumulate(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  avx512::begin_turns(prefetcher);
+  for (Index b = 0; b < stage.blocks; ++b) {
+    for (Index j = 0; j < stage.heads; ++j) {
+      const Block& block = stage.units[b * stage.heads + j];
+      BlockAhead ahead = begin_block(prefetcher, block);
+      accumulate_block<kTermsOf<Codec, Terms>, Terms>(unit_tile(tile, stage, b, j), block, &stage_values<Codec, Terms>,
+                                                      ahead);
+      end_block(prefetcher, block);
+    }
+  }
 }
 
 // Terms == 1: inputs and weights are one bf16 each. Terms == 2: they are sums of two, but for keys and values that are stored as bf16.
@@ -212,7 +238,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax<Terms, avx512::PlainScore>,
       .merge = avx512::merge,
       .store = avx512::store,
-      .short_turn = avx512::short_turn,
+      .few_rows_distance = avx512::few_rows_distance,
       .staging_bytes = staging_bytes<Terms>,
       .bf16_terms = Terms,
       .weight_rows = kGroup,

@@ -68,14 +68,15 @@ GQA_OP void put_values(const Words<Terms>& even, const Words<Terms>& odd, std::b
 // V of half a block as operand B: staging[term][half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
 // `seen` is off are zeros.
 template <class Codec, int Terms>
-GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half) {
+GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half,
+                             BlockAhead& ahead) {
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const ValueTiles tiles = value_tiles(tile);
   const Index whole = tile.value_dim / kHalf * kHalf;
   const Index rest = tile.value_dim - whole;
   for (Index pair = 0; pair < kGroup; ++pair) {
     const Index t = half * kHalf + 2 * pair;
-    prefetch_rows(block.next_k, t, t + 2, KvType(Codec::type).row_bytes(tile.head_dim));
+    ahead.fetch(2);
     ValueRow<Codec, kTerms> a(block, seen, t);
     ValueRow<Codec, kTerms> b(block, seen, t + 1);
     std::byte* to = tiles.at(0, half, 0) + pair * kRowBytes;
@@ -261,13 +262,13 @@ GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index grou
 }
 
 // stage_values of some codec.
-using StageValues = void(const RowTile& tile, const Block& block, std::uint64_t seen, Index half);
+using StageValues = void(const RowTile& tile, const Block& block, std::uint64_t seen, Index half, BlockAhead& ahead);
 
 // A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the
 // same tokens.
 template <int ValueTerms, int Terms>
 GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
-                                 Index group, StageValues* stage) {
+                                 Index group, StageValues* stage, BlockAhead& ahead) {
   const std::uint64_t* visible = block.visible + group * kGroup;
   const Index count = rows_in_group(tile, group);
   for (std::uint32_t left = first_lanes(count); left != 0;) {
@@ -277,7 +278,7 @@ GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const 
       if (visible[r] == seen) rows |= 1u << r;
     left &= ~rows;
     for (Index half = 0; half < 2; ++half)
-      if (p.any[half]) stage(tile, block, seen, half);
+      if (p.any[half]) stage(tile, block, seen, half, ahead);
     output_some_rows<ValueTerms, Terms>(tile, p, v, group, rows);
   }
 }
@@ -285,14 +286,14 @@ GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order. The same for
 // every codec, once values are staged.
 template <int ValueTerms, int Terms>
-GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageValues* stage) {
+GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageValues* stage, BlockAhead& ahead) {
   const Index groups = group_count(tile);
   const Index o_bytes = tile.o_stride * Index{sizeof(float)};
   const ValueTiles v = value_tiles(tile);
   if (!block.careful) {
     const std::uint64_t below_last = block.last == kBlock ? ~std::uint64_t{0} : (std::uint64_t{1} << block.last) - 1u;
     const std::uint64_t inside = below_last & ~((std::uint64_t{1} << block.first) - 1u);
-    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half) stage(tile, block, inside, half);
+    for (Index half = block.first / kHalf; half * kHalf < block.last; ++half) stage(tile, block, inside, half, ahead);
   }
   for (Index group = 0; group < groups; ++group) {
     const GroupWeights p = group_weights(tile, block, group);
@@ -303,7 +304,7 @@ GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageV
     if (rows < kGroup) sum_some_rows<Terms>(tile, p, group, first_lanes(rows));
     else sum_weights<Terms>(p, tile.l + group * kGroup * kLanes);
     if (block.careful) {
-      output_carefully<ValueTerms, Terms>(tile, block, p, v, group, stage);
+      output_carefully<ValueTerms, Terms>(tile, block, p, v, group, stage, ahead);
     } else if (rows < kGroup) {
       output_some_rows<ValueTerms, Terms>(tile, p, v, group, first_lanes(rows));
     } else if (group + 1 < groups && rows_in_group(tile, group + 1) == kGroup && p.both()) {

@@ -122,24 +122,13 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
   return keys;
 }
 
-// Rows to ask for while half a block of scores is computed: some with each chunk of dims.
-struct ValuesAhead {
-  Upcoming rows;  // none: somebody else asks
-  Index token;    // where the half block starts
-  Index share;    // tokens a chunk
-  Index row_bytes;
-  GQA_OP void fetch(Index chunk) const {
-    prefetch_rows(rows, token + share * chunk, token + share * (chunk + 1), row_bytes);
-  }
-};
-
 // C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks by term, then the second's.
 template <int KeyTerms, int Terms>
 GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
-                                Index chunks, Index from, Index to, const ValuesAhead& ahead) {
+                                Index chunks, Index from, Index to, BlockAhead& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
-    ahead.fetch(c);
+    ahead.fetch((kHalf + chunks - 1) / chunks);
     GQA_UNROLL
     for (int i = 0; i < Pairs::count; ++i) {
       const Index of_k = Pairs::cache(i) * staged_term(stride[0]) + c * kRowBytes;
@@ -159,10 +148,10 @@ GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&st
 // C 0–1 += chunks [from, to) of 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
 GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
-                               Index chunks, Index from, Index to, const ValuesAhead& ahead) {
+                               Index chunks, Index from, Index to, BlockAhead& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
-    ahead.fetch(c);
+    ahead.fetch((kHalf + chunks - 1) / chunks);
     GQA_UNROLL
     for (int i = 0; i < Pairs::count; ++i) {
       const Index of_k = Pairs::cache(i) * staged_term(stride[0]) + c * kRowBytes;
@@ -177,8 +166,7 @@ GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&str
 
 // 32 tokens × 32 rows: scores[group][token][row] for two groups.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, const ValuesAhead& ahead,
-                                 float* out) {
+GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -195,8 +183,7 @@ GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index ch
 
 // 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, const ValuesAhead& ahead,
-                                float* out) {
+GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -209,11 +196,10 @@ GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chu
 
 // weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTiles (&keys)[2], Index value_bytes) {
+GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTiles (&keys)[2], BlockAhead& ahead) {
   const Index chunks = tile.q_stride / kHalf;
   const Index groups = group_count(tile);
   const auto* q = static_cast<const std::byte*>(tile.q);
-  ValuesAhead ahead{{block.v, block.v_offset, block.first, block.last}, 0, (kHalf + chunks - 1) / chunks, value_bytes};
   for (Index group = 0; group < groups; group += 2) {
     const bool two = group + 1 < groups;
     const GroupView view = group_view(tile, block, group);
@@ -225,18 +211,16 @@ GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTi
       const Index at = first_sees ? group : group + 1;
       const std::byte* queries = q + at * Terms * chunks * kTileBytes;
       float* out = tile.weights + at * kGroupFloats + half * kHalf * kGroup;
-      ahead.token = half * kHalf;
       if (first_sees && second_sees) score_two_groups<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
       else score_one_group<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
     }
-    ahead.rows.last = 0;  // asked for
   }
 }
 
 template <class Codec, int Terms>
-GQA_OP void score_block(const RowTile& tile, const Block& block) {
+GQA_OP void score_block(const RowTile& tile, const Block& block, BlockAhead& ahead) {
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
     keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);
-  score_tiles<kTermsOf<Codec, Terms>, Terms>(tile, block, keys, KvType(Codec::type).row_bytes(tile.value_dim));
+  score_tiles<kTermsOf<Codec, Terms>, Terms>(tile, block, keys, ahead);
 }

@@ -121,7 +121,7 @@ GQA_OP Vec maximum(float* scores, __m512i visible, Vec so_far) {
 // weights ← exp2(score − m) by terms, zero for hidden tokens; m and alpha follow. l is left to the products. A row
 // that has seen nothing keeps m = −∞. NaN scores do not enter m; they make their own weights NaN, and so the row.
 template <int Terms, class Score>
-inline void softmax(const RowTile& tile, const Block& block, Lines*) {
+inline void softmax(const RowTile& tile, const Block& block, Prefetcher&) {
   const Vec factor = avx512::set1(tile.scored ? 1.0f : score_factor(tile.score_scale));
   const Vec nothing = avx512::set1(avx512::kMinusInfinity);
   for (Index group = 0; group < group_count(tile); ++group) {

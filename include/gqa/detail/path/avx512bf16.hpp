@@ -28,8 +28,8 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
 using avx512::add;
-using avx512::ask_next;
-using avx512::ask_rows;
+using avx512::begin_turns;
+using avx512::end_turn;
 using avx512::join_units;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
@@ -44,10 +44,10 @@ using avx512::kScoreTile;
 using avx512::kStripParts;
 using avx512::kUnits;
 using avx512::load;
-using avx512::look_ahead;
 using avx512::mul;
 using avx512::once_known;
-using avx512::pass;
+using avx512::prefetch_row;
+using avx512::prefetch_rows;
 using avx512::reduce_halves;
 using avx512::reduce_pair;
 using avx512::reduce_pairs;
@@ -58,7 +58,6 @@ using avx512::store;
 using avx512::store_first;
 using avx512::store_quarter;
 using avx512::store_second;
-using avx512::stream_of;
 using avx512::touch_row;
 using avx512::Vec;
 using avx512::zero;
@@ -114,7 +113,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax<avx512::PlainScore>,
       .merge = avx512::merge,
       .store = store_outputs,
-      .short_turn = short_turn,
+      .few_rows_distance = few_rows_distance,
       .staging_bytes = staging_bytes,
       .has_divisor = true,
       .o_multiple = kLanes2,

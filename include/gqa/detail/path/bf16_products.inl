@@ -128,7 +128,7 @@ GQA_OP void interleave(__m512i even, __m512i odd, __m512bh* value) {
 template <class Codec>
 struct Cached {
   static constexpr bool kFewRows = false;
-  static constexpr bool kLooksAhead = true;
+  static constexpr bool kWaits = true;
   static constexpr bool kAnyRows = true;
   static constexpr bool kWhole = kReadable<Codec>;
   static constexpr bool kWholeTwice = kWhole;
@@ -164,7 +164,7 @@ struct Cached {
 // [pair of tokens][column / 32][first, second]
 struct Staged {
   static constexpr bool kFewRows = false;
-  static constexpr bool kLooksAhead = false;
+  static constexpr bool kWaits = false;
   static constexpr bool kAnyRows = false;
   static constexpr bool kWhole = false;
   static constexpr bool kStreams = false;
@@ -221,8 +221,8 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
 }
 
 template <int HeadDim>
-inline void score_pairs(const RowTile& tile, const Stage& stage) {
-  score_stage<Dot, HeadDim>(tile, stage);
+inline void score_pairs(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  score_stage<Dot, HeadDim>(tile, stage, prefetcher);
 }
 
 // weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
@@ -233,9 +233,9 @@ struct Narrowed {
   }
 };
 template <class Codec, int HeadDim>
-inline void scores(const RowTile& tile, const Stage& stage) {
-  if constexpr (Codec::type == ElementType::bf16) score_pairs<HeadDim>(tile, stage);
-  else score_staged<Narrowed<Codec>, score_pairs<HeadDim>>(tile, stage);
+inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  if constexpr (Codec::type == ElementType::bf16) score_pairs<HeadDim>(tile, stage, prefetcher);
+  else score_staged<Narrowed<Codec>, score_pairs<HeadDim>>(tile, stage, prefetcher);
 }
 
 // Outputs in their natural order, then as on the AVX-512 path.

@@ -43,7 +43,7 @@ GQA_OP Vec reduce_two(Vec a, Vec b) {
 }
 
 // A row by itself, as avx512::softmax_row: 64 scores → 32 pairs of weights.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask, Index lines) {
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = avx512::finite_base(set1(m_new));
@@ -51,7 +51,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
   GQA_UNROLL
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = avx512::exp2_nonpositive(avx512::sub(load(w + i * kLanes), base));
-    ask = avx512::ask_part(ask, lines);
+    prefetch_row<kSoftmaxPiece>(ahead);
   }
   const __m512bh first = _mm512_cvtne2ps_pbh(s[1], s[0]);
   const __m512bh second = _mm512_cvtne2ps_pbh(s[3], s[2]);
@@ -66,24 +66,25 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
 }
 // As avx512::softmax_rows.
 template <class Score>
-GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {
+GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
   float m_new = 0.0f;
-  const Index count = lines == nullptr ? 0 : lines->count();
+  PrefetchCursor ahead{};
+  if (prefetcher.policy().between) ahead = avx512::softmax_cursor(prefetcher, tile.rows - first);
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
     const float m_next = next < tile.rows ? avx512::row_maximum<Score>(tile, block, next) : 0.0f;
-    if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(), count);
+    if (next > first) softmax_row(tile, next - 1, m_new, ahead);
     m_new = m_next;
   }
 }
 
 template <class Score>
-inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
+inline void softmax(const RowTile& tile, const Block& block, Prefetcher& prefetcher) {
   const Index grouped = grouped_rows(tile.rows);
   for (Index row = 0; row < grouped; row += kLanes) {
     avx512::softmax_group<Score>(tile, block, row);
     const Vec sum = round_group(tile.weights + row * kBlock);
     store(tile.divisor + row, avx512::fma(load(tile.divisor + row), load(tile.alpha + row), sum));
   }
-  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, lines);
+  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, prefetcher);
 }

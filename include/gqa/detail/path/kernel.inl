@@ -35,9 +35,9 @@ struct Widened {
   }
 };
 template <class Codec, int HeadDim>
-inline void scores(const RowTile& tile, const Stage& stage) {
-  if constexpr (kReadable<Codec>) score_stage<Dot<Codec>, HeadDim>(tile, stage);
-  else score_staged<Widened<Codec>, scores<F32, HeadDim>>(tile, stage);
+inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  if constexpr (kReadable<Codec>) score_stage<Dot<Codec>, HeadDim>(tile, stage, prefetcher);
+  else score_staged<Widened<Codec>, scores<F32, HeadDim>>(tile, stage, prefetcher);
 }
 
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
@@ -56,7 +56,7 @@ constexpr Kernels common_kernels() {
       .softmax = softmax<PlainScore>,
       .merge = merge,
       .store = store,
-      .short_turn = short_turn,
+      .few_rows_distance = few_rows_distance,
       .staging_bytes = staging_bytes,
   };
 }

@@ -32,56 +32,51 @@ GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
   return weights;
 }
 
-// What is asked for at once, in bytes of a stream, or tokens between looking ahead. Where heads take a few tokens in turn, prefetching is
-// most of the time, and the evener it comes, the faster.
-inline constexpr Index kAskedBytes = 1024;
+// What is fetched at once, in bytes. Where heads take a few tokens in turn, prefetching is most of the time, and the evener it comes, the
+// faster.
+inline constexpr Index kFetchedBytes = 1024;
 inline constexpr Index kEvenBytes = 512;
-inline constexpr Index kMostAsked = 16;
-inline constexpr Index kAheadTokens = 4;
+inline constexpr Index kMostFetched = 16;  // rows
 
 inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
 
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
   const Stage& stage;
-  Asker& asker;
-  Index asked;                // rows of a stream at once, a power of two
-  Index stretch = kBlock;     // tokens from looking ahead to looking ahead, likewise
+  Prefetcher& prefetcher;
+  Index row_bytes;            // of a row of values
+  Index fetched;              // rows at once, a power of two
   mutable Index strip = 0;    // the next strip's number, of those that take these tokens
   mutable Index reached = 0;  // by all strips
-  Index begin = 0;  // the block's first token: alpha comes before it
+  Index begin = 0;            // the block's first token: alpha comes before it
   Index from = 0;
   Index to = 0;
   Index few = 0;       // tokens that a strip takes before the next strip has its turn
   Index grouped = 0;   // rows of the head that are in groups
-  bool touch = false;  // see Stage::touches
+  bool touch = false;  // see PrefetchPolicy
   bool whole = false;  // rows as wide as values, see whole_rows
 
   // All strips have taken the tokens before `end`.
   GQA_OP void next_turn(Index end) const {
     strip = 0;
-    if (asker.stream.asks()) pass(asker.stream, end - reached);
+    if (prefetcher.on()) end_turn(prefetcher, end - reached, end - reached);
     reached = end;
   }
 };
 
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
-// touches rows, unless its loads are followed: a handful, whole rows of several. Where rows are asked for, strips share that.
-template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
+// touches rows, unless its loads are followed: a handful, whole rows of several.
+template <int R, int C, class Values, int Held = C* Product::kVectors, bool Run = false>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
                          Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
-  Ahead* const ahead = part.asker.ahead;
-  if constexpr (!Values::kLooksAhead)
-    if (ahead != nullptr) ahead->done(R * N * (steps(to) - (from >> kStepShift)));
-  Index stretch = Values::kLooksAhead ? part.stretch : kBlock;
-  Asked asked = part.asker.stream.part(part.strip, to - from);
-  if (asked.row != nullptr) stretch = part.asked << asked.shift;
+  PrefetchCursor ahead = part.prefetcher.cursor(part.strip, to - from);
+  Index stretch = ahead.row != nullptr ? part.fetched << ahead.shift : kBlock;  // tokens from fetching to fetching
   if (stretch < Product::kTokens) stretch = Product::kTokens;
-  const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && !part.stage.prefetch;
+  const bool followed = R > 1 && N <= 8 && tile.value_dim == C * Product::kDims && part.stage.runs;
   const bool touch = Values::kStreams && part.touch && part.strip == 0 && !followed;
   ++part.strip;
   float* o[R];
@@ -105,16 +100,14 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
   for (Index end; from < to; from = end) {
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
-    if constexpr (Values::kLooksAhead && !Run) {  // heads in turn ask step by step, not for a strip's rows at once
-      if (part.asker.stream.heads > 1) {
+    if constexpr (Values::kWaits && !Run) {
+      if (ahead.row != nullptr && part.prefetcher.policy().pace == PrefetchPolicy::Pace::with_sums) {
         alignas(64) float sums[kLanes];
         store(sums, acc[0]);
-        asked.row = once_known(asked.row, sums[0]);
+        ahead.row = once_known(ahead.row, sums[0]);
       }
     }
-    ask_rows(asked, from, end);
-    if constexpr (Values::kLooksAhead)
-      if (ahead != nullptr) ahead->done(R * N * (steps(end) - (from >> kStepShift)));
+    prefetch_rows(ahead, from, end);
     if ((from & (kBlock - 1)) == 0 || from == part.begin) {
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {

@@ -70,16 +70,15 @@ inline constexpr bool kStaged = !kPlainRows<Codec>;  // widened once for many ro
 template <class Codec>
 inline constexpr Index kDirectRows = kGroupRows - 1;
 
-// Evenly spaced rows, from the first token that is added. Where strips are narrow there are so many that it is enough to look ahead
-// between them.
-template <class Codec, bool LooksAhead = (kHeldQueries > 0)>
+// Evenly spaced rows, from the first token that is added; of the cache, or staged.
+template <class Codec, bool OfCache = (kHeldQueries > 0)>
 struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
-  static constexpr bool kLooksAhead = LooksAhead;
-  static constexpr bool kAnyRows = LooksAhead || kHeldQueries == 0;
-  static constexpr bool kWhole = LooksAhead && kReadable<Codec>;
-  static constexpr bool kWholeTwice = LooksAhead && kPlainRows<Codec>;  // others are widened, and gain nothing by it
-  static constexpr bool kStreams = LooksAhead || kHeldQueries == 0;
+  static constexpr bool kWaits = OfCache;
+  static constexpr bool kAnyRows = OfCache || kHeldQueries == 0;
+  static constexpr bool kWhole = OfCache && kReadable<Codec>;
+  static constexpr bool kWholeTwice = OfCache && kPlainRows<Codec>;  // others are widened, and gain nothing by it
+  static constexpr bool kStreams = OfCache || kHeldQueries == 0;
   const std::byte* row;
   Index stride;
   GQA_OP void operator()(Index column, Index count, Vec* value) const {

@@ -9,7 +9,7 @@
 
 #include <cstring>
 
-#include "gqa/detail/asking.hpp"
+#include "gqa/detail/prefetch.hpp"
 
 #if GQA_DETAIL_X86
 // GCC 12 reports the undefined operands that its own AVX-512 intrinsics are made of.

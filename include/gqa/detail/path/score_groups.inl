@@ -40,17 +40,18 @@ GQA_OP void lane_sums(const std::byte* q, const std::byte* const (&k)[T], Index 
 }
 
 // A group of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those sums wait in memory, because registers are
-// for what is being added; then i + 2, i + 1. What is due is asked for in between, not all at once.
+// for what is being added; then i + 2, i + 1. What is due is fetched in between, not all at once.
 template <class Dot, int T>
-GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Index steps, Asked asked, Vec (&sum)[T]) {
+GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Index steps, PrefetchCursor& ahead,
+                        Index due, Vec (&sum)[T]) {
   constexpr int N = T * kUnits;
   constexpr int kWaiting = kUnitLanes / 4;
   static_assert(kWaiting == 2 || kWaiting == 4);
-  static_assert(T % kWaiting == 0, "so many rows at a time are asked for");
+  static_assert(T % kWaiting == 0, "so many rows at a time are fetched");
   alignas(64) float waiting[kWaiting][N][kLanes];
   GQA_NO_UNROLL
   for (Index i = 0; i < kWaiting; ++i) {
-    for (int n = 0; n < T / kWaiting; ++n) ask_next(asked);
+    for (int n = 0; n < T / kWaiting && due > 0; ++n, --due) prefetch_row(ahead);
     Vec a[N], b[N];
     lane_sums<Dot, T>(q, k, i, steps, a);
     lane_sums<Dot, T>(q, k, i + kWaiting, steps, b);
@@ -73,9 +74,10 @@ GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Inde
 // Up to kRowGroups groups of rows from `row` on, over the tokens of the block, T at a time of one group after the other:
 // [group][token][row].
 template <class Dot, int T>
-GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const Block& block, const Asker& asker) {
+GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const Block& block,
+                             const Prefetcher& prefetcher) {
   const Index begin = block.first / kTileTokens * kTileTokens;
-  Asked asked = asker.stream.part(row / (kRowGroups * kLanes), round_up(block.last - begin, kTileTokens));
+  PrefetchCursor ahead = prefetcher.cursor(row / (kRowGroups * kLanes), block.last - begin);
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* const q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   constexpr Index step_bytes = kUnits * Dot::kUnitBytes;
@@ -84,7 +86,6 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const
     const bool even = evenly_spaced(block, t0, kTileTokens);
     const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
     for (int s = 0; s < kTileTokens; s += T) {
-      if (asker.ahead != nullptr) asker.ahead->done(groups * kLanes * T);
       const std::byte* k[T];
       if (even) {
         GQA_UNROLL
@@ -93,11 +94,11 @@ GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const
         GQA_UNROLL
         for (int t = 0; t < T; ++t) k[t] = block.k + key_offset(block, t0 + s + t);
       }
-      Asked due = asked.due(s, T);
+      Index due = ahead.due(s, T);
       float* to = tile.weights + row * kBlock + (t0 + s) * kLanes;
-      for (Index g = 0; g < (kRowGroups > 1 ? groups : 1); ++g, to += kLanes * kBlock, due.row = nullptr) {
+      for (Index g = 0; g < (kRowGroups > 1 ? groups : 1); ++g, to += kLanes * kBlock, due = 0) {
         Vec sum[T];
-        score_group<Dot, T>(q + g * kLanes * row_bytes, k, steps, due, sum);
+        score_group<Dot, T>(q + g * kLanes * row_bytes, k, steps, ahead, due, sum);
         GQA_UNROLL
         for (int t = 0; t < T; ++t) store(to + t * kLanes, Dot::finish(sum[t], tile));
       }

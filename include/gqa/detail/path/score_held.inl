@@ -15,8 +15,8 @@ GQA_OP void store_four(float* to, const Sums& sums, bool last) {
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
 // over lanes T tokens at a time.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
-                           Index strip) {
+GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+                           const Prefetcher& prefetcher, Index strip) {
   constexpr Index T = kSideTokens<typename Dot::Key>;
   static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
@@ -28,22 +28,19 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
     const Index r = i / N + 1 < R || last ? i / N : i / N - 1;
     query[i] = Dot::query(q + (r * tile.q_stride + i % N * Dot::kDims) * Dot::kQueryBytes);
   }
-  Asked asked = asker.stream.part(strip, tokens);
-  Ahead* const ahead = asker.ahead;
-  const bool evenly = ahead != nullptr && ahead->evenly();
-  const bool paced = asker.stream.heads > 1 && asked.bytes >= kPacedBytes;
+  PrefetchCursor ahead = prefetcher.cursor(strip, tokens);
+  const PrefetchPolicy::Pace pace = prefetcher.policy().pace;
+  const bool waits = pace == PrefetchPolicy::Pace::with_sums && prefetcher.row_bytes() >= kPacedBytes;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
     constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
     alignas(64) float left[T + F][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
-      if (asked.is_due(s + t)) {
-        if (paced && t > 0) asked.row = once_known(asked.row, left[t - 1][0]);
-        if (paced) ask_next(asked);
-        else ask_next<key_bytes<Dot>(N * Dot::kDims)>(asked);
+      if (ahead.row != nullptr && ahead.is_due(s + t)) {
+        if (waits && t > 0) ahead.row = once_known(ahead.row, left[t - 1][0]);
+        prefetch_row<key_bytes<Dot>(N * Dot::kDims)>(ahead);
       }
-      if (evenly) ahead->done(R);
       typename Dot::Sum acc[R];
       GQA_UNROLL
       for (int r = 0; r < R; ++r) acc[r] = zero();
@@ -59,7 +56,6 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       else store(left[t], reduce_pair(acc[0], acc[1]));
       if constexpr (R == 5) store(left[F + t], acc[4]);
     }
-    if (ahead != nullptr && !evenly) ahead->done(R * T);
     // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
     if constexpr (R >= 4) {
       GQA_UNROLL
@@ -77,7 +73,8 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
       if (R == 2) store_second<T>(to + kBlock, sums);
     }
-    if (ahead != nullptr && ahead->heads > 1) keys.base = once_known(keys.base, *to);
+    if (waits && ahead.row != nullptr) ahead.row = once_known(ahead.row, *to);
+    if (pace == PrefetchPolicy::Pace::loads_also) keys.base = once_known(keys.base, *to);
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
@@ -86,11 +83,11 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
 // The same, T tokens at a time, each vector of a query read once for all of them: a fifth less arithmetic, and too many load instructions
 // for a processor's prefetching.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
-                            Index strip) {
+GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+                            const Prefetcher& prefetcher, Index strip) {
   constexpr int T = kScoreTile / R;
   static_assert(R == 4 && T == 4, "sums of four rows and four tokens are added over lanes together");
-  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0 && Stream::kGrain % T == 0,
+  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0 && kPrefetchGrain % T == 0,
                 "`tokens` is a multiple of T");
   const bool last = row + R <= tile.rows;
   const std::byte* q[R];
@@ -99,10 +96,10 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
     const Index at = r + 1 < R || last ? row + r : row + r - 1;
     q[r] = static_cast<const std::byte*>(tile.q) + at * tile.q_stride * Dot::kQueryBytes;
   }
-  Asked asked = asker.stream.part(strip, tokens);
+  PrefetchCursor ahead = prefetcher.cursor(strip, tokens);
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T, keys.base += T * keys.stride) {
-    ask_rows<key_bytes<Dot>(N * Dot::kDims)>(asked, s, s + T);
+    prefetch_rows<key_bytes<Dot>(N * Dot::kDims)>(ahead, s, s + T);
     typename Dot::Sum acc[R * T];
     GQA_UNROLL
     for (int i = 0; i < R * T; ++i) acc[i] = zero();
@@ -125,39 +122,42 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
   }
 }
-// Whether that is used for `rows` rows, where keys are asked for: for several strips, all but the first of which read the first-level
+// Whether that is used for `rows` rows, where keys are prefetched: for several strips, all but the first of which read the first-level
 // cache, or for one whose rows are so short that there is something to be gained. Not for keys in f32, which memory limits.
 template <class Dot>
 inline constexpr bool kTiles = !kPlainRows<typename Dot::Key>;
-GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Stream& stream) {
-  return stream.asks() && (rows > kScoreRows || (tile.head_dim <= 128 && stream.heads == 1));
+GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Prefetcher& prefetcher) {
+  return prefetcher.on() && (rows > kScoreRows || (tile.head_dim <= 128 && prefetcher.heads() == 1));
 }
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, const Asker& asker,
-                              Index strip = 0) {
+GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+                              const Prefetcher& prefetcher, Index strip = 0) {
   if constexpr (R == 4 && kFiveRows<Dot, N>)
-    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, asker, strip);
+    if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, prefetcher, strip);
   constexpr int least = R < 4 ? R : R - 1;  // three rows are faster as four than as two and one
   if constexpr (R == 4 && kTiles<Dot>) {
-    if (in_tiles(tile, tile.rows - row, asker.stream))
-      for (; row + least <= tile.rows; row += R) score_tiles<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
+    if (in_tiles(tile, tile.rows - row, prefetcher))
+      for (; row + least <= tile.rows; row += R)
+        score_tiles<Dot, R, N>(tile, row, keys, t0, tokens, prefetcher, strip++);
   }
-  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, asker, strip++);
-  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, asker, strip);
+  for (; row + least <= tile.rows; row += R) score_held<Dot, R, N>(tile, row, keys, t0, tokens, prefetcher, strip++);
+  if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, prefetcher, strip);
 }
 template <class Dot, int R, int N>
-GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens, Asker& asker) {
+GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+                            Prefetcher& prefetcher) {
   const Index rows = tile.rows - row;
   const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);
   const Index few = strips == 1 || tokens < kStripTokens ? tokens : kStripTokens;
-  const bool asks = asker.stream.asks();
-  if (asks) asker.stream.share(strips, few);
   for (Index count; tokens > 0; t0 += count, tokens -= count, keys.base += count * keys.stride) {
     count = few < tokens ? few : tokens;
-    if (asks) count = asker.stream.until(0, count);
-    score_strips_held<Dot, R, N>(tile, row, keys, t0, count, asker);
-    if (asks) pass(asker.stream, count);
+    if (prefetcher.on()) {
+      count = prefetcher.end_of_turn(0, count);
+      prefetcher.share(strips, count);
+    }
+    score_strips_held<Dot, R, N>(tile, row, keys, t0, count, prefetcher);
+    if (prefetcher.on()) end_turn(prefetcher, count, count);
   }
 }

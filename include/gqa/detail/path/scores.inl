@@ -31,10 +31,9 @@ GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 ||
 // Tokens that the heads of a task take in turn, a quarter or half of a tile: their sums are added over lanes together.
 template <class Codec>
 inline constexpr Index kSideTokens = kPlainRows<Codec> ? 4 : 8;
-// Those that are asked for ahead: one turn, at least, of one or two rows.
-inline Index short_turn(Index head_dim) { return held(head_dim) ? kTileTokens / 2 : kTileTokens; }
-// Rows, in bytes, from which on those of heads in turn are asked for no sooner than what went before is worked on: a burst of
-// prefetch instructions fills what other loads wait in.
+// Those that are prefetched ahead where there are one or two rows: one turn, at least.
+inline Index few_rows_distance(Index head_dim) { return held(head_dim) ? kTileTokens / 2 : kTileTokens; }
+// Rows, in bytes, from which on fetches of keys wait for sums, see PrefetchPolicy::Pace: shorter ones are soon there.
 inline constexpr Index kPacedBytes = 256;
 // Whether five rows are one strip: the registers of a path whose products are of pairs have room for N vectors of each.
 template <class Dot, int N>
@@ -85,6 +84,11 @@ GQA_OP ScatteredRows scattered_rows(const Block& block, Index t0, Index bytes, b
     if (touch) touch_row(block.k + rows.offset[t], bytes);
   }
   return rows;
+}
+
+// How many of the tokens [from, to) the block has.
+GQA_OP Index tokens_of(const Block& block, Index from, Index to) {
+  return (to < block.last ? to : block.last) - (from > block.first ? from : block.first);
 }
 
 // The strips of `rows`, of R of them, then of fewer: powers of two.
@@ -159,16 +163,16 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
 
 // R rows × kTileTokens tokens, T tokens at a time: R · T accumulators, reduced together.
 template <class Dot, int R>
-GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, const Asker& asker,
-                            Index strip) {
+GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0,
+                            const Prefetcher& prefetcher, Index strip) {
   using Strip = typename StripOf<Dot, R>::Type;
   constexpr int parts = StripOf<Dot, R>::kParts;
   constexpr int T = kScoreTile * parts / kStripParts / R;
-  Asked asked = asker.stream.part(strip, kTileTokens);
+  PrefetchCursor ahead = prefetcher.cursor(strip, kTileTokens);
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
   for (int s = 0; s < kTileTokens; s += T) {
-    ask_rows(asked, s, s + T);
+    prefetch_rows(ahead, s, s + T);
     Vec acc[R * T];
     if constexpr (parts == 1) {
       strip_sums<Dot, Strip, R, T>(q, q_bytes, tile.head_dim, keys, s, 0, acc);
@@ -187,21 +191,20 @@ GQA_KERNEL void score_strip(const RowTile& tile, Index row, const ScatteredRows&
     alignas(64) float sums[R * T];
     reduce_tile(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
-    if (asker.ahead != nullptr) look_ahead(*asker.ahead, R * T);
   }
 }
 
 #include "gqa/detail/path/score_held.inl"
 
 template <class Dot, int R>
-GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0, const Asker& asker,
-                         Index strip = 0) {
-  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, asker, strip++);
-  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, asker, strip);
+GQA_OP void score_strips(const RowTile& tile, Index row, const ScatteredRows& keys, Index t0,
+                         const Prefetcher& prefetcher, Index strip = 0) {
+  for (; row + R <= tile.rows; row += R) score_strip<Dot, R>(tile, row, keys, t0, prefetcher, strip++);
+  if constexpr (R > 1) score_strips<Dot, R / 2>(tile, row, keys, t0, prefetcher, strip);
 }
 template <class Dot, int HeadDim>
-GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens, const Stage& stage,
-                       Asker& asker) {
+GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index t0, Index tokens,
+                       Prefetcher& prefetcher) {
   if constexpr (kHeldQueries > 0 && HeadDim != kOtherDim) {
     if (evenly_spaced(block, t0, tokens)) {
       constexpr int N = 128 / Dot::kDims;  // vectors of a query of 128 dims
@@ -209,19 +212,20 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       const EvenRows keys{block.k + t0 * block.k_stride, block.k_stride};
       constexpr int half = kHeldQueries / N / 2 < kScoreRows ? kHeldQueries / N / 2 : kScoreRows;
       if constexpr (may_be(HeadDim, 128))
-        if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, asker);
+        if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, prefetcher);
       if constexpr (may_be(HeadDim, 64))
-        if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, asker);
+        if (tile.head_dim == 64)
+          return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, prefetcher);
       if constexpr (may_be(HeadDim, 256))
-        if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, asker);
+        if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, prefetcher);
     }
   }
   const Index bytes = key_bytes<Dot>(tile.head_dim);
-  asker.stream.share(count_strips<kScoreRows>(tile.rows - row), kTileTokens);
+  if (prefetcher.on()) prefetcher.share(count_strips<kScoreRows>(tile.rows - row), kTileTokens);
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
     if (t + kTileTokens <= block.first) continue;
-    score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, stage.touches()), t, asker);
-    if (asker.stream.asks()) pass(asker.stream, kTileTokens);
+    score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, prefetcher.policy().touch), t, prefetcher);
+    if (prefetcher.on()) end_turn(prefetcher, kTileTokens, tokens_of(block, t, t + kTileTokens));
   }
 }
 
@@ -229,71 +233,62 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
 
 // One unit of groups.
 template <class Dot>
-GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped, Asker& asker) {
+GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped, Prefetcher& prefetcher) {
   Index offsets[kBlock];
   const Block block = Dot::group_block(tile, unit, offsets);
   constexpr Index rows = kRowGroups * kLanes;
-  asker.stream.share((grouped + rows - 1) / rows, kTileTokens);
+  if (prefetcher.on()) prefetcher.share((grouped + rows - 1) / rows, kTileTokens);
   for (Index row = 0; row < grouped; row += rows) {
     const Index groups = grouped - row < rows ? (grouped - row) / kLanes : kRowGroups;
-    score_groups<typename Dot::Grouped, kRowTokens>(tile, row, groups, block, asker);
+    score_groups<typename Dot::Grouped, kRowTokens>(tile, row, groups, block, prefetcher);
   }
+  if (prefetcher.on())
+    end_turn(prefetcher, block.last - block.first / kTileTokens * kTileTokens, block.last - block.first);
 }
 
 // One unit without groups: keys are widened once, instead of for every row.
 template <class Dot, int HeadDim>
-GQA_OP void score_widened(const RowTile& tile, const Block& unit, const Stage& stage, Asker& asker) {
+GQA_OP void score_widened(const RowTile& tile, const Block& unit, Prefetcher& prefetcher) {
   Index offsets[kBlock];
   const Block block = Dot::group_block(tile, unit, offsets);
-  score_rows<typename Dot::Grouped, HeadDim>(tile, 0, block, 0, kBlock, stage, asker);
+  score_rows<typename Dot::Grouped, HeadDim>(tile, 0, block, 0, kBlock, prefetcher);
 }
 
 // weights[row][t] ← q[row] · k[t] for every unit of the stage. One head's strips take a block at a time, or a run; else all
 // heads take a few tokens before they go on, as memory lies. Groups, who compute more than they read, take a block either way.
 template <class Dot, int HeadDim>
-GQA_OP void score_stage(const RowTile& tile, const Stage& stage) {
+GQA_OP void score_stage(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   const Index grouped = grouped_rows(tile.rows);
   const bool widened = kRowTokens == 0 && !Dot::kPlainKeys && tile.rows > kWidenRows;
-  Upcoming after;  // what is read after the run of blocks
-  Asker asker;
-  for (Index b = 0, taken, run = 0; b < stage.blocks; b += taken, run -= taken) {
+  const Index side_tokens = prefetcher.policy().side_tokens;
+  Prefetcher none;  // for rows beside groups, who have fetched all
+  begin_turns(prefetcher);
+  for (Index b = 0, taken; b < stage.blocks; b += taken) {
     const Block& any = stage.units[b * stage.heads];
-    if (run == 0) {
-      run = run_of(stage, b, &Block::k, &Block::k_stride);
-      after = after_keys(stage, b + run - 1);
-      asker.stream = stream_of(stage, keys_of(stage, b), (run - 1) * kBlock + any.last - any.first, after,
-                               b == 0 ? stage.k_surplus : 0);
-    }
-    taken = stage.runs() && held(tile.head_dim) ? run : 1;
-    Ahead ahead(keys_of(stage, b), after, stage, stage.heads * tile.rows * (any.last - any.first), stage.ahead);
-    if (stage.prefetch) asker.ahead = &ahead;
+    taken = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
     const auto unit_of = [&](Index j) -> const Block& { return stage.units[b * stage.heads + j]; };
     for (Index j = 0; j < stage.heads && (grouped > 0 || widened); ++j) {
-      if constexpr (kRowTokens > 0) {
-        score_grouped<Dot>(unit_tile(tile, stage, b, j), unit_of(j), grouped, asker);
-        if (asker.stream.asks()) pass(asker.stream, any.last - any.first);
-      } else {
-        score_widened<Dot, HeadDim>(unit_tile(tile, stage, b, j), unit_of(j), stage, asker);
-      }
+      if constexpr (kRowTokens > 0) score_grouped<Dot>(unit_tile(tile, stage, b, j), unit_of(j), grouped, prefetcher);
+      else score_widened<Dot, HeadDim>(unit_tile(tile, stage, b, j), unit_of(j), prefetcher);
     }
     if (grouped >= tile.rows || widened) continue;
-    if (grouped > 0) asker.stream = {};  // all is asked for
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);
     const bool in_turn = stage.heads > 1 && any.k_stride != 0 && held(tile.head_dim);
-    const Index tokens = at_once            ? taken * kBlock
-                         : stage.long_turns ? kBlock / 2
-                         : in_turn          ? kSideTokens<typename Dot::Key>
-                                            : kTileTokens;
+    const Index tokens = at_once           ? taken * kBlock
+                         : side_tokens > 0 ? side_tokens
+                         : in_turn         ? kSideTokens<typename Dot::Key>
+                                           : kTileTokens;
     for (Index t0 = any.first / kTileTokens * kTileTokens; t0 < any.last; t0 += tokens) {
       for (Index j = 0; j < stage.heads; ++j)
-        score_rows<Dot, HeadDim>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens, stage, asker);
+        score_rows<Dot, HeadDim>(unit_tile(tile, stage, b, j), grouped, unit_of(j), t0, tokens,
+                                 grouped > 0 ? none : prefetcher);
     }
   }
 }
 
 // The same for keys that are not read where they are: Keys::block puts those of a unit in staging, and Scores are what is read from there.
-template <class Keys, void (*Scores)(const RowTile&, const Stage&)>
-GQA_OP void score_staged(const RowTile& tile, const Stage& stage) {
+template <class Keys, void (*Scores)(const RowTile&, const Stage&, Prefetcher&)>
+GQA_OP void score_staged(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   for (Index b = 0; b < stage.blocks; ++b) {
     for (Index j = 0; j < stage.heads; ++j) {
       Index offset[kBlock];
@@ -302,11 +297,8 @@ GQA_OP void score_staged(const RowTile& tile, const Stage& stage) {
       Stage one = stage;
       one.units = &staged;
       one.blocks = one.heads = 1;
-      one.streams = false;  // keys are at hand
-      one.long_turns = false;
-      one.ahead = kBlock;
-      one.k_surplus = 0;
-      Scores(unit, one);
+      one.runs = false;  // keys are at hand
+      Scores(unit, one, prefetcher);
     }
   }
 }

@@ -51,13 +51,6 @@ GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
   }
   return reduce_max(running);
 }
-// Asks for the part of so many lines from `ask` on that goes with one vector of a row's weights, unless it is null. Returns what is next.
-GQA_OP const std::byte* ask_part(const std::byte* ask, Index lines) {
-  constexpr Index kPart = Lines::kBytes * kLanes / kBlock;  // of a line
-  if (ask == nullptr) return ask;
-  ask_bytes<Lines::kUsual * kPart>(ask, lines * kPart);
-  return ask + lines * kPart;
-}
 // What the older sums of a row are multiplied by: 2^(m_old − m_new).
 GQA_OP float rescaling(float m_old, float m_new, const Vec& base) {
   if (m_new == m_old) return 1.0f;
@@ -65,8 +58,8 @@ GQA_OP float rescaling(float m_old, float m_new, const Vec& base) {
   store(lanes, exp2_nonpositive(sub(set1(m_old), base)));
   return lanes[0];
 }
-// The row's weights; asks for so many lines from `ask` on, evenly, unless it is null.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::byte* ask, Index lines) {
+// The row's weights; rows are prefetched meanwhile, evenly.
+GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
@@ -75,7 +68,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
   for (int i = 0; i < kBlock / kLanes; ++i) {
     s[i] = exp2_nonpositive(sub(load(w + i * kLanes), base));
     store(w + i * kLanes, s[i]);
-    ask = ask_part(ask, lines);
+    prefetch_row<kSoftmaxPiece>(ahead);
   }
   const float sum = reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
   const float alpha = rescaling(m_old, m_new, base);
@@ -85,13 +78,14 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, const std::
 }
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
 template <class Score>
-GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Lines* lines) {
+GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
   float m_new = 0.0f;
-  const Index count = lines == nullptr ? 0 : lines->count();
+  PrefetchCursor ahead{};
+  if (prefetcher.policy().between) ahead = softmax_cursor(prefetcher, tile.rows - first);
   GQA_NO_UNROLL
   for (Index next = first; next <= tile.rows; ++next) {
     const float m_next = next < tile.rows ? row_maximum<Score>(tile, block, next) : 0.0f;
-    if (next > first) softmax_row(tile, next - 1, m_new, lines == nullptr ? nullptr : lines->take(), count);
+    if (next > first) softmax_row(tile, next - 1, m_new, ahead);
     m_new = m_next;
   }
 }
@@ -187,11 +181,11 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
 }
 
 // weights ← exp2(score − m) with 0 for hidden tokens; m, l and alpha follow. A row that has seen nothing keeps m = −∞, l = 0.
-// NaN scores do not enter m; they make their own weights NaN, and so the row. Rows that are not in groups ask for lines.
+// NaN scores do not enter m; they make their own weights NaN, and so the row. Rows of K and V are prefetched beside rows that are not in groups.
 template <class Score>
-inline void softmax(const RowTile& tile, const Block& block, Lines* lines) {
+inline void softmax(const RowTile& tile, const Block& block, Prefetcher& prefetcher) {
   const Index grouped = grouped_rows(tile.rows);
   if constexpr (kRowTokens > 0)
     for (Index row = 0; row < grouped; row += kLanes) softmax_group<Score>(tile, block, row);
-  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, lines);
+  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, prefetcher);
 }

@@ -131,7 +131,8 @@ inline void store(const RowTile& tile, const OutputTarget& target) {
     if (target.data != nullptr) store_output(tile, target, row, tile.has_divisor ? tile.divisor[row] : l);
     if (target.lse != nullptr) {
       const RowPlace at(target.first_row + row, target.group);
-      constexpr double kLog2 = static_cast<double>(0x1.62e42fefa39efp-1L);  // the suffix: for -fsingle-precision-constant
+      constexpr double kLog2 =
+          static_cast<double>(0x1.62e42fefa39efp-1L);  // the suffix: for -fsingle-precision-constant
       const double scaled = rounded_product(static_cast<double>(tile.m[row]) * kLog2);
       const double log_l = l == 0.0f ? 0.0 : __builtin_log(static_cast<double>(l));
       target.lse[at.token * target.lse_token_stride + at.head] = static_cast<float>(scaled + log_l);
