@@ -77,10 +77,15 @@ inline void check_rope(const RopeOptions& options) {
     fail("options.divisors.size()", static_cast<Index>(options.divisors.size()),
          "options.dims / 2 = " + to_text(options.dims / 2));
   Index pairs = 0;
+  Index sections = 0;
   for (const Index section : options.sections) {
-    if (section < 0) fail("options.sections", section, "0 or more pairs each");
+    if (section < 0 || section > options.dims / 2)
+      fail("options.sections", section, "0 to options.dims / 2 = " + to_text(options.dims / 2) + " pairs each");
     pairs += section;
+    if (section > 0) ++sections;
   }
+  if (sections > options.axes())
+    fail("options.sections", sections, "sections with pairs, one behind the other, before those of 0");
   if (pairs != 0 && pairs != options.dims / 2)
     fail("options.sections", pairs, "options.dims / 2 = " + to_text(options.dims / 2) + " pairs in all");
 }
