@@ -25,11 +25,13 @@ struct RowContext : QueryContext {
 
 /// What a variant's check is told of a sequence.
 struct SequenceContext {
-  Index sequence = 0;     ///< its index in the batch
-  Index query_heads = 0;  ///< Hq
-  Index kv_heads = 0;     ///< Hkv
-  Index queries = 0;      ///< n_q
-  Index kv_length = 0;    ///< n_kv
+  Index sequence = 0;        ///< its index in the batch
+  Index query_heads = 0;     ///< Hq
+  Index kv_heads = 0;        ///< Hkv
+  Index queries = 0;         ///< n_q
+  Index kv_length = 0;       ///< n_kv
+  Index first_position = 0;  ///< the least position of a query
+  Index last_position = 0;   ///< and the largest
 };
 
 /// The parts of a score expression. A variant's `score(s, row, k)` or `visible(row, k)` is called once for each query row of a call, with
