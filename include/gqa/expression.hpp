@@ -196,6 +196,10 @@ requires Operands<A, B> GQA_ALWAYS_INLINE constexpr auto operator>(const A& a, c
 template <class A, class B>
 requires Operands<A, B> GQA_ALWAYS_INLINE constexpr auto operator>=(const A& a, const B& b) noexcept { return b <= a; }
 
+#if !defined(__clang__)  // -Weffc++ says what the next line does
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Weffc++"
+#endif
 /// Of conditions. Both sides are evaluated.
 template <Condition A, Condition B>
 GQA_ALWAYS_INLINE constexpr auto operator&&(const A& a, const B& b) noexcept {
@@ -205,6 +209,9 @@ template <Condition A, Condition B>
 GQA_ALWAYS_INLINE constexpr auto operator||(const A& a, const B& b) noexcept {
   return Binary<Or, A, B>(a, b);
 }
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 template <Condition A>
 GQA_ALWAYS_INLINE constexpr auto operator!(const A& a) noexcept {
   return Unary<Not, A>(a);

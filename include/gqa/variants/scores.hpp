@@ -77,7 +77,10 @@ struct DistanceBias {
     Index far = distance;
     if (bidirectional) {
       buckets /= 2;
-      if (distance < 0) bucket = buckets, far = -distance;
+      if (distance < 0) {
+        bucket = buckets;
+        far = -distance;
+      }
     } else if (distance < 0) {
       far = 0;
     }
