@@ -214,6 +214,57 @@ TEST_P(Rows, AVariantIsToldWhichSequenceAndQueryTokenItServes) {
   }
 }
 
+/// A window of 100, and a bias of positions, also where they are no floats.
+struct FarPositions : gqa::CausalWindow {
+  float base;
+  explicit FarPositions(float start) : CausalWindow{100}, base(start) {}
+  auto score(auto s, const RowContext&, auto k) const { return s + 0.01f * (k - base); }
+};
+
+TEST_P(Rows, PositionsAreRoundedOnceWhateverTheLanesAre) {
+  const Problem p = make_problem({4, 2, 16, 16, 20, 256}, 169);
+  const Types types = cache_of(type());
+  const Tensor q(p.q, types.q);
+  const StoredCaches kv = store_cache(p.kv, types.k, types.v, ring_place(256));
+  for (const int bits : {24, 27, 28, 29, 31}) {  // from 2^28 on multiples of 16 are no floats
+    const KvCacheView far = first_tokens(kv.view(), (Index{1} << bits) + 150);
+    const FarPositions variant(std::ldexp(1.0f, bits));
+    const Result whole = attend(q.const_view(), far, {path()}, variant);
+    for (Index token = 0; token < 20; ++token) {
+      const Index position[] = {far.length - 20 + token};
+      ASSERT_TRUE(
+          same_bits(whole.slice(token, 1), attend(q.const_view().slice(token, 1), far, {path()}, variant, position)))
+          << bits << " bits, token " << token;
+    }
+  }
+}
+
+/// Two masks, of which one is an expression, and a sink that is left out of the log-sum-exp.
+struct TwoMasks : gqa::Causal {
+  bool is_visible(Index, Index key_position, Index) const { return key_position % 3 != 0; }
+  auto visible(const RowContext& row, auto k) const { return row.position - k < 40 || k < 5; }
+  float sink(const RowContext& row) const { return static_cast<float>(row.query_head); }
+  bool sink_in_lse() const { return false; }
+};
+
+TEST_P(Rows, TheReferenceHasBothMasksAndLeavesSinksOut) {
+  const Problem p = make_problem({4, 2, 16, 16, 30, 30}, 170);  // the first token sees nothing
+  const Types types = cache_of(type());
+  const Tensor q(p.q, types.q);
+  const StoredCaches kv = store_cache(p.kv, types.k, types.v, {});
+  const Result result = attend(q.const_view(), kv.view(), {path()}, TwoMasks{});
+  const ReferenceResult reference = reference_attention(q.const_view(), kv.view(), TwoMasks{});
+  const double most = has_f32_arithmetic_only(path()) ? 1e-4 : 0.05;
+  for (Index row = 0; row < 30 * 4; ++row) {
+    for (Index d = 0; d < 16; ++d)
+      EXPECT_NEAR(static_cast<double>(result.at(row / 4, row % 4, d)), reference.out(row, d), most);
+    const double lse = static_cast<double>(result.lse_at(row / 4, row % 4));
+    if (row < 4) EXPECT_EQ(lse, reference.lse[row]);
+    else EXPECT_NEAR(lse, reference.lse[row], most);
+  }
+  EXPECT_EQ(reference.lse[0], -INFINITY);
+}
+
 INSTANTIATE_TEST_SUITE_P(EveryPath, Rows, Rows::cases(), Rows::name);
 
 }  // namespace

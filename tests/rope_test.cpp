@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <complex>
+#include <functional>
+#include <limits>
 
 #include "support/random.hpp"
 
@@ -212,6 +214,11 @@ TEST(Rope, WhatIsWrongIsNamed) {
   expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::longrope, .original_positions = 4}, 1); },
                  "options.divisors.size()");
   expect_refused([] { Rope({.dims = 32, .sections = {8, 9}}, 1); }, "options.sections");
+  expect_refused([] { Rope({.dims = 32, .sections = {8, 0, 8}}, 1); }, "options.sections");
+  constexpr Index huge = Index{1} << 62;  // four times that is 2^64
+  expect_refused([] { Rope({.dims = 32, .sections = {huge, huge, huge, huge}}, 1); }, "options.sections");
+  expect_refused([] { Rope({.dims = huge}, 1); }, "options.dims");
+  expect_refused([&] { rope.shift(rows, std::numeric_limits<Index>::max()); }, "by");
   expect_refused([] { Rope({.dims = 32}, -1); }, "positions");
   expect_refused([&] { rope(rows, 9); }, "first_position");
   expect_refused([&] { rope(rows, -1); }, "first_position");

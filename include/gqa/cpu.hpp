@@ -53,6 +53,7 @@ GQA_ALWAYS_INLINE constexpr Arithmetic path_arithmetic(Path path) noexcept {
     return Arithmetic::arithmetic;
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
+    default: break;
   }
   return Arithmetic::f32;
 }
@@ -86,6 +87,7 @@ GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
     return #name;
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
+    default: break;
   }
   return "unknown";
 }
@@ -187,13 +189,11 @@ inline const CpuFeatures& features() noexcept {
 }
 
 inline bool has_path([[maybe_unused]] const CpuFeatures& has, Path path) noexcept {
-  switch (path) {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
-  GQA_DETAIL_FOR_##architecture(case Path::name : return test;)
+  GQA_DETAIL_FOR_##architecture(if (path == Path::name) return test;)
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
-    default: return false;
-  }
+  return false;
 }
 
 inline Path best_path(const CpuFeatures& has, Path limit) noexcept {
@@ -209,6 +209,7 @@ inline const char* path_reason(Path path) noexcept {
     return reason;
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
+    default: break;
   }
   return "";
 }

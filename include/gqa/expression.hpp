@@ -25,11 +25,13 @@ struct RowContext : QueryContext {
 
 /// What a variant's check is told of a sequence.
 struct SequenceContext {
-  Index sequence = 0;     ///< its index in the batch
-  Index query_heads = 0;  ///< Hq
-  Index kv_heads = 0;     ///< Hkv
-  Index queries = 0;      ///< n_q
-  Index kv_length = 0;    ///< n_kv
+  Index sequence = 0;        ///< its index in the batch
+  Index query_heads = 0;     ///< Hq
+  Index kv_heads = 0;        ///< Hkv
+  Index queries = 0;         ///< n_q
+  Index kv_length = 0;       ///< n_kv
+  Index first_position = 0;  ///< the least position of a query
+  Index last_position = 0;   ///< and the largest
 };
 
 /// The parts of a score expression. A variant's `score(s, row, k)` or `visible(row, k)` is called once for each query row of a call, with
@@ -194,6 +196,10 @@ requires Operands<A, B> GQA_ALWAYS_INLINE constexpr auto operator>(const A& a, c
 template <class A, class B>
 requires Operands<A, B> GQA_ALWAYS_INLINE constexpr auto operator>=(const A& a, const B& b) noexcept { return b <= a; }
 
+#if !defined(__clang__)  // -Weffc++ says what the next line does
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Weffc++"
+#endif
 /// Of conditions. Both sides are evaluated.
 template <Condition A, Condition B>
 GQA_ALWAYS_INLINE constexpr auto operator&&(const A& a, const B& b) noexcept {
@@ -203,6 +209,9 @@ template <Condition A, Condition B>
 GQA_ALWAYS_INLINE constexpr auto operator||(const A& a, const B& b) noexcept {
   return Binary<Or, A, B>(a, b);
 }
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 template <Condition A>
 GQA_ALWAYS_INLINE constexpr auto operator!(const A& a) noexcept {
   return Unary<Not, A>(a);

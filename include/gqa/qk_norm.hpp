@@ -75,6 +75,7 @@ GQA_ALWAYS_INLINE void rms_norm(const TensorView& rows, const RmsNormOptions& op
     case ElementType::f32: detail::norm_rows<float>(rows, weights, offset, options.epsilon); break;
     case ElementType::bf16: detail::norm_rows<bf16>(rows, weights, offset, options.epsilon); break;
     case ElementType::f16: detail::norm_rows<f16>(rows, weights, offset, options.epsilon); break;
+    default: break;
   }
 }
 

@@ -99,11 +99,13 @@ double reference_score(const V& variant, double product, const RowContext& row, 
   else return product;
 }
 
-/// Whether the variant's mask lets a row see a key.
+/// Whether the variant's masks let a row see a key: composed ones may have two, of which one is an expression.
 template <Variant V>
 bool reference_visible(const V& variant, const RowContext& row, Index key_position) {
-  if constexpr (MaskExpression<V>) return tree_value(variant.visible(row, expression::Key{}), 0.0, key_position);
-  else if constexpr (MaskOfWords<V>)
+  if constexpr (MaskExpression<V>) {
+    if (!tree_value(variant.visible(row, expression::Key{}), 0.0, key_position)) return false;
+  }
+  if constexpr (MaskOfWords<V>)
     return ((variant.visible_bits(row, key_position / 64 * 64) >> (key_position % 64)) & 1u) != 0;
   else if constexpr (MaskOfContext<V>) return variant.is_visible(row, key_position);
   else if constexpr (MaskOfPair<V>) return variant.is_visible(row.position, key_position, row.query_head);
@@ -116,6 +118,10 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
   constexpr double infinity = std::numeric_limits<double>::infinity();
   reference_check(q, kv, positions);
   if constexpr (requires { variant.check(); }) variant.check();
+  if constexpr (requires { variant.check(SequenceContext{}); })
+    variant.check(sequence_context(sequence, q.heads, kv.kv_heads, q.tokens, kv.length, positions));
+  bool sink_in_lse = true;
+  if constexpr (SinkVariant<V> && SaysSinkInLse<V>) sink_in_lse = variant.sink_in_lse();
   const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim)));
   const Index group = q.heads / kv.kv_heads;
   ReferenceResult result{Eigen::MatrixXd::Zero(q.tokens * q.heads, kv.value_dim),
@@ -139,7 +145,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
         if (reference_visible(variant, context, t)) visible.push_back(t);
       }
       const Index row = token * q.heads + head;
-      result.lse[row] = sink;
+      if (sink_in_lse) result.lse[row] = sink;
       if (visible.empty()) continue;
 
       const Eigen::VectorXd query =
@@ -160,9 +166,10 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       if (std::isinf(largest) && largest < 0.0) continue;  // all is scored −∞: nothing is attended to
       const double max = sink > largest ? sink : largest;
       const Eigen::VectorXd weight = (score.array() - max).exp();
-      const double sum = weight.sum() + std::exp(sink - max);
-      result.out.row(row) = (values * weight / sum).transpose();
-      result.lse[row] = max + std::log(sum);
+      const double of_sink = std::exp(sink - max);
+      result.out.row(row) = (values * weight / (weight.sum() + of_sink)).transpose();
+      result.lse[row] = sink_in_lse ? max + std::log(weight.sum() + of_sink)
+                                    : largest + std::log((score.array() - largest).exp().sum());
     }
   }
   return result;
@@ -177,7 +184,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
 ///
 /// in double precision throughout (a variant's score functor sees a float unless it takes and returns double; expressions are evaluated in
 /// double, but for the numbers that they capture). Rows for which nothing is visible, or everything is scored −∞, give zeros and the sink as
-/// lse, or −∞.
+/// lse, or −∞. A sink that the variant leaves out of the log-sum-exp is not in lse.
 /// @param q         n_q × Hq × D
 /// @param kv        n_kv tokens × Hkv × (D, Dv); Hkv divides Hq
 /// @param variant   what is visible, and how scores change

@@ -22,7 +22,8 @@ class Rope {
   /// @throws ArgumentError if an option is not as RopeOptions says, or positions < 0
   GQA_ALWAYS_INLINE Rope(const RopeOptions& options, Index positions) : options_(options) {
     if (positions < 0 || positions > (Index{1} << 32)) detail::fail("positions", positions, "0 to 2^32");
-    frequencies_.resize(static_cast<std::size_t>(options.dims > 0 ? options.dims / 2 : 0));
+    detail::check_rope(options);
+    frequencies_.resize(static_cast<std::size_t>(options.dims / 2));
     detail::fill_frequencies(options, frequencies_);
     factor_ = detail::attention_factor(options);
     table_.resize(static_cast<std::size_t>(positions * options.dims));
@@ -65,9 +66,10 @@ class Rope {
   }
 
   /// Rows that have been turned for some position, moved by `by` positions, in place: keys of a cache whose tokens before them have gone.
-  /// @throws ArgumentError if rows are too narrow
+  /// @throws ArgumentError if rows are too narrow, or `by` is not −2^32 to 2^32
   GQA_ALWAYS_INLINE void shift(const TensorView& rows, Index by) const {
     check(rows);
+    if (by < -(Index{1} << 32) || by > (Index{1} << 32)) detail::fail("by", by, "-2^32 to 2^32 positions");
     std::vector<float> turns(static_cast<std::size_t>(options_.dims));
     detail::fill_turns(frequencies_, by, 1, 1.0, turns.data());
     for (Index token = 0; token < rows.tokens; ++token)

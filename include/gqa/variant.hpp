@@ -89,7 +89,7 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, I
 /// | | `void check(const SequenceContext& sequence)`: or if they do not fit a sequence of the call; called for each |
 ///
 /// A member with one of these names that has another form, that is private, or whose constraints are not met is refused at compile time, and
-/// so are two forms of one stage.
+/// so are two forms of one stage, but for `visible` beside another form of the mask: then a row sees what both let it see.
 ///
 /// What is promised of their use:
 /// - Nothing outside the ranges is read, also no entry of a page table; blocks of 64 tokens outside them cost nothing, and blocks in which
@@ -195,7 +195,7 @@ using VisibleSize = typename VisibleTreeOf<V>::Sizes;
 
 /// Variant that refines its ranges.
 template <class V>
-concept MaskingVariant = Variant<V> && (detail::PlainMask<V> || detail::MaskExpression<V>);
+concept MaskingVariant = Variant<V> &&(detail::PlainMask<V> || detail::MaskExpression<V>);
 
 /// Variant that changes scores.
 template <class V>

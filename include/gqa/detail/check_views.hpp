@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
+#include "gqa/expression.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 
@@ -244,6 +246,18 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;
+}
+
+/// What a variant's check is told: extents that have been checked, and positions, which may be empty.
+inline SequenceContext sequence_context(Index sequence, Index query_heads, Index kv_heads, Index queries,
+                                        Index kv_length, std::span<const Index> positions) noexcept {
+  SequenceContext context{sequence, query_heads, kv_heads, queries, kv_length, kv_length - queries, kv_length - 1};
+  if (!positions.empty()) context.first_position = context.last_position = positions.front();
+  for (const Index position : positions) {
+    if (position < context.first_position) context.first_position = position;
+    if (position > context.last_position) context.last_position = position;
+  }
+  return context;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -77,10 +77,15 @@ inline void check_rope(const RopeOptions& options) {
     fail("options.divisors.size()", static_cast<Index>(options.divisors.size()),
          "options.dims / 2 = " + to_text(options.dims / 2));
   Index pairs = 0;
+  Index sections = 0;
   for (const Index section : options.sections) {
-    if (section < 0) fail("options.sections", section, "0 or more pairs each");
+    if (section < 0 || section > options.dims / 2)
+      fail("options.sections", section, "0 to options.dims / 2 = " + to_text(options.dims / 2) + " pairs each");
     pairs += section;
+    if (section > 0) ++sections;
   }
+  if (sections > options.axes())
+    fail("options.sections", sections, "sections with pairs, one behind the other, before those of 0");
   if (pairs != 0 && pairs != options.dims / 2)
     fail("options.sections", pairs, "options.dims / 2 = " + to_text(options.dims / 2) + " pairs in all");
 }
@@ -94,10 +99,13 @@ inline double yarn_ramp(const RopeOptions& options, Index i) noexcept {
   };
   double low = pair_of(options.beta_fast);
   double high = pair_of(options.beta_slow);
-  if (options.truncate) low = std::floor(low), high = std::ceil(high);
+  if (options.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
   low = low < 0.0 ? 0.0 : low;
   high = high > dims - 1.0 ? dims - 1.0 : high;
-  if (low == high) high += 0.001;
+  if (!(low < high) && !(high < low)) high += 0.001;
   const double ramp = (static_cast<double>(i) - low) / (high - low);
   return ramp < 0.0 ? 0.0 : ramp > 1.0 ? 1.0 : ramp;
 }
@@ -124,7 +132,8 @@ inline void fill_frequencies(const RopeOptions& options, std::span<double> frequ
     frequency = std::pow(base, -2.0 * static_cast<double>(i) / dims);
     switch (options.scaling) {
       case RopeScaling::none: [[fallthrough]];
-      case RopeScaling::ntk: break;
+      case RopeScaling::ntk: [[fallthrough]];
+      default: break;
       case RopeScaling::linear: frequency /= options.factor; break;
       case RopeScaling::yarn: {
         const double ramp = yarn_ramp(options, i);

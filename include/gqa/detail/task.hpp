@@ -196,7 +196,7 @@ class SequenceTasks {
       const RowTile of_head = head_tile(state, j);
       for (Index row = 0; row < range_.rows; ++row) {
         const float sink = kLog2E * call_.variant.sink(call_.variant.variant, context_of(range_.first_head + j, row));
-        const bool none = sink == -__builtin_inff();
+        const bool none = sink < -0x1.fffffep127f;  // -infinity
         of_head.m[row] = sink;
         of_head.l[row * of_head.l_stride] = none ? 0.0f : 1.0f;
         if (of_head.has_divisor) of_head.divisor[row] = none ? 0.0f : 1.0f;

@@ -12,7 +12,7 @@ namespace gqa::detail {
 /// Whether V has a member of a name, of whatever kind and access: then the name is ambiguous in a class that has another one of another
 /// base. Of a final class only a public one that is not overloaded is found.
 struct OptionalMembers {
-  int is_visible, visible_bits, visible, score, sink, check;
+  int visible_range, is_visible, visible_bits, visible, score, sink, sink_in_lse, check;
 };
 template <class V>
 struct WithOptionalMembers : V, OptionalMembers {};
@@ -28,17 +28,22 @@ struct WithOptionalMembers : V, OptionalMembers {};
         &WithOptionalMembers<V>::name;                       \
       };                                                     \
   }
+GQA_DETAIL_HAS_MEMBER(visible_range)
 GQA_DETAIL_HAS_MEMBER(is_visible)
 GQA_DETAIL_HAS_MEMBER(visible_bits)
 GQA_DETAIL_HAS_MEMBER(visible)
 GQA_DETAIL_HAS_MEMBER(score)
 GQA_DETAIL_HAS_MEMBER(sink)
+GQA_DETAIL_HAS_MEMBER(sink_in_lse)
 GQA_DETAIL_HAS_MEMBER(check)
 #undef GQA_DETAIL_HAS_MEMBER
 
 /// Says in sentences which member of a variant has a form that would not be called.
 template <class V>
 consteval void check_members() {
+  static_assert(!has_visible_range<V>() || RangesOfContext<V> || RangesOfPosition<V>,
+                "The variant's visible_range cannot be called: it must be public, and take (gqa::Index query_position, "
+                "gqa::Index kv_length) const, or (const gqa::QueryContext& query, gqa::Index kv_length) const");
   static_assert(!has_is_visible<V>() || MaskOfPair<V> || MaskOfContext<V>,
                 "The variant's is_visible cannot be called: it must be public, bool is_visible(gqa::Index "
                 "query_position, gqa::Index key_position, gqa::Index query_head) const, or bool is_visible(const "
@@ -49,8 +54,8 @@ consteval void check_members() {
   static_assert(!has_visible<V>() || MaskExpression<V>,
                 "The variant's visible cannot be called: it must be public, auto visible(const gqa::RowContext& row, "
                 "auto k) const, and return a condition of gqa::expression");
-  static_assert(int{MaskOfWords<V>} + int{MaskOfPair<V> || MaskOfContext<V>} <= 1,
-                "The variant has several masks: it must have one of is_visible and visible_bits");
+  static_assert(int{MaskOfWords<V>} + int{MaskOfPair<V>} + int{MaskOfContext<V>} <= 1,
+                "The variant has several masks: it must have one of is_visible and visible_bits, in one form");
   static_assert(
       !has_score<V>() || Scores<V>,
       "The variant's score cannot be called: it must be public, float score(float score, gqa::Index "
@@ -61,6 +66,8 @@ consteval void check_members() {
                 "The variant has several scores: it must have one form of score");
   static_assert(!has_sink<V>() || HasSink<V>,
                 "The variant's sink cannot be called: it must be public, float sink(const gqa::RowContext& row) const");
+  static_assert(!has_sink_in_lse<V>() || SaysSinkInLse<V>,
+                "The variant's sink_in_lse cannot be called: it must be public, bool sink_in_lse() const");
   static_assert(
       !has_check<V>() || requires(const V& variant) { variant.check(); } ||
           requires(const V& variant, const SequenceContext& sequence) { variant.check(sequence); },

@@ -3,6 +3,7 @@
 /// A number for each (sequence, query head, query token, key position), of which any may be left out: masks and biases as frameworks have them.
 #pragma once
 
+#include "gqa/detail/checked.hpp"
 #include "gqa/error.hpp"
 #include "gqa/expression.hpp"
 
@@ -34,7 +35,8 @@ struct BroadcastView {
         heads(head_count),
         queries(query_count),
         keys(key_count),
-        strides{head_count * query_count * key_count, query_count * key_count, key_count, 1} {}
+        strides{detail::product(head_count, query_count, key_count), detail::product(query_count, key_count), key_count,
+                1} {}
   /// Elements with any strides.
   GQA_ALWAYS_INLINE constexpr BroadcastView(const T* first, Index sequence_count, Index head_count, Index query_count,
                                             Index key_count, Strides steps) noexcept
@@ -64,6 +66,16 @@ struct BroadcastView {
       detail::fail(given("queries"), queries, "1, or q.tokens = " + detail::to_text(sequence.queries));
     if (keys < sequence.kv_length)
       detail::fail(given("keys"), keys, "kv.length = " + detail::to_text(sequence.kv_length) + " or more");
+    const auto check_stride = [&](const char* member, Index steps, Index stride) {
+      constexpr Index most = Index{1} << 48;
+      const detail::Checked offset = detail::Checked(steps) * stride;
+      if (!offset.at_most(most) || offset.value() < -most)
+        detail::fail(given(member), stride, "a stride whose offsets fit in 48 bits");
+    };
+    if (sequences != 1) check_stride("strides.sequence", sequence.sequence, strides.sequence);
+    check_stride("strides.head", heads - 1, strides.head);
+    check_stride("strides.query", queries - 1, strides.query);
+    check_stride("strides.key", sequence.kv_length + 63, strides.key);  // masks look at whole blocks
   }
 };
 

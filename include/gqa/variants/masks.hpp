@@ -70,8 +70,12 @@ struct DilatedWindow {
   GQA_ALWAYS_INLINE constexpr std::uint64_t visible_bits(const RowContext& row, Index block_begin) const noexcept {
     std::uint64_t bits = 0;
     if (row.position < 0) return bits;
-    for (Index t = row.position % step - block_begin % step; t < 64; t += step)
-      if (t >= 0) bits |= std::uint64_t{1} << t;
+    Index t = row.position % step - block_begin % step;
+    if (t < 0) t += step;
+    for (; t < 64; t += step) {
+      bits |= std::uint64_t{1} << t;
+      if (step >= 64) break;  // and t + step may be no number
+    }
     return bits;
   }
 };
@@ -107,7 +111,7 @@ struct BlockSparse {
   }
   GQA_ALWAYS_INLINE constexpr PositionRange visible_range(Index query_position, Index kv_length) const noexcept {
     const Index b = query_position / query_block;
-    if (query_position < 0 || b + 1 >= static_cast<Index>(offsets.size())) return {};
+    if (query_position < 0 || b >= static_cast<Index>(offsets.size()) - 1) return {};
     const Index first = offsets[static_cast<std::size_t>(b)];
     const Index last = offsets[static_cast<std::size_t>(b + 1)];
     if (first == last) return {};

@@ -21,8 +21,9 @@ struct TwoSidedWindow {
   }
   GQA_ALWAYS_INLINE constexpr PositionRange visible_range(Index query_position, Index kv_length) const noexcept {
     const Index begin = query_position > before ? query_position - before : 0;
-    const Index left = kv_length - query_position;  // positions from the query's own on
-    return {begin, left > after ? query_position + after + 1 : kv_length};
+    if (query_position < 0 && after < -(query_position + 1)) return {};  // what is behind it ends before position 0
+    const Index left = kv_length - after;                                // positions whose windows end within the cache
+    return {begin, query_position < left ? query_position + after + 1 : kv_length};
   }
 };
 

@@ -5,6 +5,7 @@
 
 #include <span>
 
+#include "gqa/detail/checked.hpp"
 #include "gqa/variant.hpp"
 #include "gqa/variants/broadcast_view.hpp"
 
@@ -76,7 +77,10 @@ struct DistanceBias {
     Index far = distance;
     if (bidirectional) {
       buckets /= 2;
-      if (distance < 0) bucket = buckets, far = -distance;
+      if (distance < 0) {
+        bucket = buckets;
+        far = -distance;
+      }
     } else if (distance < 0) {
       far = 0;
     }
@@ -88,14 +92,24 @@ struct DistanceBias {
     return bucket + (logarithmic < buckets ? logarithmic : buckets - 1);
   }
   /// bias[h][n − least] ← table[t5_bucket(n)][h], `table` being T5's weights, buckets × heads.
+  /// @throws ArgumentError if the sizes do not fit, there are fewer than 2 buckets to a side, or max_distance has no place behind the half of
+  ///         them that are exact
   static GQA_ALWAYS_INLINE void fill_t5(std::span<const float> table, Index heads, bool bidirectional, Index buckets,
                                         Index max_distance, Index least, Index distances, std::span<float> bias) {
-    if (static_cast<Index>(table.size()) != buckets * heads)
-      detail::fail("table.size()", static_cast<Index>(table.size()),
-                   "buckets * heads = " + detail::to_text(buckets * heads));
-    if (static_cast<Index>(bias.size()) != heads * distances)
-      detail::fail("bias.size()", static_cast<Index>(bias.size()),
-                   "heads * distances = " + detail::to_text(heads * distances));
+    const Index sides = bidirectional ? 2 : 1;
+    if (heads < 1) detail::fail("heads", heads, "1 or more");
+    if (buckets < 2 * sides) detail::fail("buckets", buckets, detail::to_text(2 * sides) + " or more");
+    if (max_distance <= buckets / sides / 2)
+      detail::fail("max_distance", max_distance,
+                   "more than the exact buckets, " + detail::to_text(buckets / sides / 2));
+    const auto check_size = [](const char* name, std::size_t given, const char* what, Index wanted) {
+      if (static_cast<Index>(given) != wanted)
+        detail::fail(name, static_cast<Index>(given), what + detail::to_text(wanted));
+    };
+    check_size("table.size()", table.size(), "buckets * heads = ", detail::product(buckets, heads));
+    check_size("bias.size()", bias.size(), "heads * distances = ", detail::product(heads, distances));
+    if (!(detail::Checked(least) + distances).fits() || least < -detail::kTooLarge)
+      detail::fail("least", least, "distances that are numbers");
     for (Index n = 0; n < distances; ++n) {
       const Index bucket = t5_bucket(n + least, bidirectional, buckets, max_distance);
       for (Index head = 0; head < heads; ++head)
@@ -103,18 +117,23 @@ struct DistanceBias {
     }
   }
 
-  /// @throws ArgumentError unless there are biases for each query head, and for each distance of the last n_q positions to all keys
+  /// @throws ArgumentError unless there are biases for each query head, and for each distance of the queries' positions to all keys
   GQA_ALWAYS_INLINE void check(const SequenceContext& sequence) const {
-    if (static_cast<Index>(bias.size()) != sequence.query_heads * distances)
+    using detail::Checked;
+    const Index biases = detail::product(sequence.query_heads, distances);
+    if (static_cast<Index>(bias.size()) != biases)
       detail::fail("variant.bias.size()", static_cast<Index>(bias.size()),
-                   "query heads * distances = " + detail::to_text(sequence.query_heads * distances));
-    if (least > 0 || least > 1 - sequence.queries)
-      detail::fail(
-          "variant.least", least,
-          "1 - q.tokens = " + detail::to_text(1 - sequence.queries) + " or less, the distance to the last key");
-    if (least + distances < sequence.kv_length)
+                   "query heads * distances = " + detail::to_text(biases));
+    const Index behind = sequence.kv_length - 1;  // the last key; positions may be any numbers
+    if (least > 0 || !(Checked(least) + behind).at_most(sequence.first_position))
+      detail::fail("variant.least", least,
+                   "0 or less, and no more than the distance from the last key, " + detail::to_text(behind) +
+                       ", to the first query, " + detail::to_text(sequence.first_position));
+    if ((Checked(distances) + least).at_most(sequence.last_position))
       detail::fail("variant.distances", distances,
-                   "kv.length - least = " + detail::to_text(sequence.kv_length - least) + " or more");
+                   "last query position - least + 1 = " +
+                       detail::to_text((Checked(sequence.last_position) - least + 1).value_or(detail::kTooLarge)) +
+                       " or more");
   }
   GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto k) const {
     // At position k: bias[head][position − k − least].
@@ -145,7 +164,9 @@ struct PositionTemperature {
     if (floor_scale < 1) detail::fail("variant.floor_scale", floor_scale, "1 or more positions");
   }
   GQA_ALWAYS_INLINE auto score(auto s, const RowContext& row, auto) const {
-    const auto steps = static_cast<double>((row.position + 1) / floor_scale);
+    const Index last = row.position / floor_scale;  // position + 1 may be no number; below 0 nothing is scaled
+    const bool ends = row.position % floor_scale == floor_scale - 1;
+    const double steps = row.position < 0 ? 0.0 : static_cast<double>(last) + (ends ? 1.0 : 0.0);
     return static_cast<float>(1.0 + static_cast<double>(strength) * __builtin_log1p(steps)) * s;
   }
 };

@@ -40,8 +40,11 @@ struct TokenLanes {
   Vec score;
 
   GQA_OP Vec key() const {
-    alignas(64) constexpr float lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return add(set1(static_cast<float>(begin + t0)), load(lane));
+    alignas(64) float lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (begin + t0 < Index{1} << 28) return add(set1(static_cast<float>(begin + t0)), load(lane));
+    // A multiple of 16 need not be a float any more: rounded once, as RowLanes has it.
+    for (Index i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(begin + t0 + i);
+    return load(lane);
   }
   template <int I>
   GQA_OP Vec constant() const {

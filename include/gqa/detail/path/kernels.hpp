@@ -17,37 +17,33 @@ namespace gqa::detail::inline GQA_ABI {
 /// of avx512.
 template <unsigned Types, int HeadDim, int ValueDim>
 inline const Kernels& kernels_for(Path path, int bf16_terms) noexcept {
-  switch (path) {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
-  GQA_DETAIL_FOR_##architecture(case Path::name : return name::kernels_of<Types, HeadDim, ValueDim>(bf16_terms);)
+  GQA_DETAIL_FOR_##architecture(if (path == Path::name) return name::kernels_of<Types, HeadDim, ValueDim>(bf16_terms);)
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
-    default: return portable::kernels_of<Types, HeadDim, ValueDim>(bf16_terms);
-  }
+  return portable::kernels_of<Types, HeadDim, ValueDim>(bf16_terms);
 }
 
 /// The softmax of scores that a variant changes, compiled for the path of `kernels`.
 template <class V>
 inline SoftmaxKernel softmax_on(const Kernels& kernels) noexcept {
-  switch (kernels.path) {
+  const Path path = kernels.path;
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
-  GQA_DETAIL_FOR_##architecture(case Path::name : return name::variant_softmax<V>(kernels);)
+  GQA_DETAIL_FOR_##architecture(if (path == Path::name) return name::variant_softmax<V>(kernels);)
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
-    default: return portable::variant_softmax<V>(kernels);
-  }
+  return portable::variant_softmax<V>(kernels);
 }
 
 /// A variant's mask that is an expression, likewise.
 template <class V>
 inline auto visible_on(const Kernels& kernels) noexcept {
-  switch (kernels.path) {
+  const Path path = kernels.path;
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
-  GQA_DETAIL_FOR_##architecture(case Path::name : return &name::visible_tokens<V>;)
+  GQA_DETAIL_FOR_##architecture(if (path == Path::name) return &name::visible_tokens<V>;)
 #include "gqa/detail/path/paths.def"
 #undef GQA_DETAIL_PATH
-    default: return &portable::visible_tokens<V>;
-  }
+  return &portable::visible_tokens<V>;
 }
 
 }  // namespace gqa::detail::inline GQA_ABI
