@@ -214,6 +214,19 @@ TEST(Rope, WhatIsWrongIsNamed) {
   expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::longrope, .original_positions = 4}, 1); },
                  "options.divisors.size()");
   expect_refused([] { Rope({.dims = 32, .sections = {8, 9}}, 1); }, "options.sections");
+  expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::yarn, .original_positions = 4, .beta_fast = NAN}, 1); },
+                 "options.beta_fast");
+  const std::vector<double> zeros(16);
+  expect_refused(
+      [&] {
+        Rope({.dims = 32,
+              .scaling = RopeScaling::longrope,
+              .original_positions = 4,
+              .divisors = zeros,
+              .max_positions = 8.0},
+             1);
+      },
+      "options.divisors");
   expect_refused([] { Rope({.dims = 32, .sections = {8, 0, 8}}, 1); }, "options.sections");
   constexpr Index huge = Index{1} << 62;  // four times that is 2^64
   expect_refused([] { Rope({.dims = 32, .sections = {huge, huge, huge, huge}}, 1); }, "options.sections");

@@ -68,6 +68,18 @@ inline void check_rope(const RopeOptions& options) {
     fail("options.dims", options.dims, "an even number, 0 to 2^20");
   positive("options.base", options.base);
   positive("options.factor", options.factor);
+  if (options.scaling == RopeScaling::yarn) {
+    positive("options.beta_fast", options.beta_fast);
+    positive("options.beta_slow", options.beta_slow);
+  }
+  if (options.scaling == RopeScaling::llama3) {
+    positive("options.low_freq_factor", options.low_freq_factor);
+    positive("options.high_freq_factor", options.high_freq_factor);
+  }
+  if (options.scaling == RopeScaling::longrope) {
+    positive("options.max_positions", options.max_positions);
+    for (const double divisor : options.divisors) positive("options.divisors", divisor);
+  }
   if (options.scaling == RopeScaling::yarn || options.scaling == RopeScaling::llama3 ||
       options.scaling == RopeScaling::longrope) {
     if (options.original_positions < 1) fail("options.original_positions", options.original_positions, "1 or more");

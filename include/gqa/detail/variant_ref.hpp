@@ -63,7 +63,7 @@ std::uint64_t refine_candidates(const VariantRows& rows, Index row, Index block_
 }
 
 template <Variant V>
-VariantRef variant_ref(const V& variant) noexcept {
+VariantRef variant_ref(const V& variant) {
   check_members<V>();
   VariantRef ref;
   ref.variant = &variant;
