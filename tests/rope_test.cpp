@@ -211,8 +211,9 @@ TEST(Rope, WhatIsWrongIsNamed) {
   expect_refused([] { Rope({.dims = 31}, 1); }, "options.dims");
   expect_refused([] { Rope({.dims = 32, .base = 0.0}, 1); }, "options.base");
   expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::yarn}, 1); }, "options.original_positions");
-  expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::longrope, .original_positions = 4}, 1); },
-                 "options.divisors.size()");
+  expect_refused(
+      [] { Rope({.dims = 32, .scaling = RopeScaling::longrope, .original_positions = 4, .max_positions = 8.0}, 1); },
+      "options.divisors.size()");
   expect_refused([] { Rope({.dims = 32, .sections = {8, 9}}, 1); }, "options.sections");
   expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::yarn, .original_positions = 4, .beta_fast = NAN}, 1); },
                  "options.beta_fast");

@@ -77,7 +77,7 @@ inline void check_rope(const RopeOptions& options) {
     positive("options.high_freq_factor", options.high_freq_factor);
   }
   if (options.scaling == RopeScaling::longrope) {
-    positive("options.max_positions", options.max_positions);
+    if (!(options.attention_factor > 0.0)) positive("options.max_positions", options.max_positions);
     for (const double divisor : options.divisors) positive("options.divisors", divisor);
   }
   if (options.scaling == RopeScaling::yarn || options.scaling == RopeScaling::llama3 ||
