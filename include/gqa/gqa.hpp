@@ -6,6 +6,7 @@
 #pragma once
 
 #include "gqa/attention.hpp"
+#include "gqa/codec.hpp"
 #include "gqa/cpu.hpp"
 #include "gqa/element.hpp"
 #include "gqa/error.hpp"
@@ -13,6 +14,7 @@
 #include "gqa/heads.hpp"
 #include "gqa/kv_cache.hpp"
 #include "gqa/kv_cache_view.hpp"
+#include "gqa/kv_type.hpp"
 #include "gqa/options.hpp"
 #include "gqa/tensor_view.hpp"
 #include "gqa/variant.hpp"

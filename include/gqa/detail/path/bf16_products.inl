@@ -51,10 +51,14 @@ GQA_OP Block narrow_keys(const RowTile& tile, const Block& block, Index (&offset
   const BlockRows<Codec> rows = block_keys<Codec>(block);
   for (Index t = block.first; t < block.last; ++t) {
     offset[t] = t * stride;
-    const RowOf<Codec> row = rows(t);
-    for (Index d = 0; d < tile.head_dim; d += kLanes2) {
-      const Index count = tile.head_dim - d < kLanes2 ? tile.head_dim - d : kLanes2;
-      _mm512_storeu_si512(tile.staging + offset[t] + d * 2, narrow_pairs<Codec>(row, d, count));
+    if constexpr (KvType(Codec::type).is_element()) {
+      pack_pairs<Codec>(rows(t), 1, tile.head_dim, tile.staging + offset[t]);
+    } else {
+      const RowOf<Codec> row = rows(t);
+      for (Index d = 0; d < tile.head_dim; d += kLanes2) {
+        const Index count = tile.head_dim - d < kLanes2 ? tile.head_dim - d : kLanes2;
+        _mm512_storeu_si512(tile.staging + offset[t] + d * 2, narrow_pairs<Codec>(row, d, count));
+      }
     }
   }
   Block narrow = block;
@@ -194,7 +198,9 @@ GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
 template <class Codec>
 GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
   if (t < block.first || t >= block.last || ((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
-  return narrow_pairs<Codec>(block_values<Codec>(block)(t), column, count);
+  const RowOf<Codec> row = block_values<Codec>(block)(t);
+  if constexpr (KvType(Codec::type).is_element()) return narrow_pairs<Codec>(row + column * Codec::bytes, 0, count);
+  else return narrow_pairs<Codec>(row, column, count);
 }
 
 // Pairs of tokens from the one that `from` belongs to.

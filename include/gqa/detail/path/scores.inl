@@ -137,13 +137,13 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
     GQA_UNROLL
     for (int t = 0; t < G; ++t) k[t] = keys(s + g + t);
     GQA_STRIP_LOOP
-    for (Index d = 0; d < whole; d += Dot::kDims) {
+    for (Index d = first; d < first + whole; d += Dot::kDims) {
       typename Strip::Operand query[R];
       GQA_UNROLL
-      for (int r = 0; r < R; ++r) query[r] = Strip::query(q + r * q_bytes + (first + d) * Dot::kQueryBytes);
+      for (int r = 0; r < R; ++r) query[r] = Strip::query(q + r * q_bytes + d * Dot::kQueryBytes);
       GQA_UNROLL
       for (int t = 0; t < G; ++t) {
-        const auto key = Strip::key(k[t], first + d);
+        const auto key = Strip::key(k[t], d);
         GQA_UNROLL
         for (int r = 0; r < R; ++r) acc[r * T + g + t] = Strip::add(query[r], key, acc[r * T + g + t]);
       }
