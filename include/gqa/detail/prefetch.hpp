@@ -211,14 +211,18 @@ class Prefetcher {
     has_next_ = true;
     *next_ = keys;
   }
-  /// All is appended. Of what comes first, rows that have not been fetched by now are not fetched any more.
+  /// All is appended. Keys so near that they have to be there by now are not fetched any more.
   GQA_ALWAYS_INLINE void begin_reading() noexcept {
     if (!policy_.on) return;
     reading_ = true;
-    const Index missing = policy_.distance * heads_ - lead_;
-    if (missing <= 0) return;
-    pass(missing);
-    lead_ += missing;
+    pass(0);
+    for (Index missing = policy_.distance * heads_ - lead_; missing > 0 && run_ < key_runs_;) {
+      const Index left = keys_[run_].rows() - at_;
+      const Index rows = missing < left ? missing : left;
+      pass(rows);
+      lead_ += rows;
+      missing -= rows;
+    }
   }
 
   /// Before a kernel's first turn.
@@ -280,8 +284,8 @@ class Prefetcher {
     pieces.details = &details_of_pieces_;
     pieces.stride = pieces.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
     pieces.even = bytes / pieces.stride;
-    if (pieces.even > 0) pieces.row = now.base + at_ * now.stride;
-    const Index rows = bytes / now.row_bytes;
+    const Index rows = pieces.even * pieces.stride / now.row_bytes;
+    if (rows > 0) pieces.row = now.base + at_ * now.stride;
     lead_ += rows;
     pass(rows);
     return pieces;

@@ -235,7 +235,8 @@ GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped,
     const Index groups = grouped - row < rows ? (grouped - row) / kLanes : kRowGroups;
     score_groups<typename Dot::Grouped, kRowTokens>(tile, row, groups, block, prefetcher);
   }
-  if (prefetcher.on()) end_turn(prefetcher, block.last - block.first / kTileTokens * kTileTokens, block.last - block.first);
+  const Index tokens = round_up(block.last - block.first / kTileTokens * kTileTokens, kTileTokens);
+  if (prefetcher.on()) end_turn(prefetcher, tokens, block.last - block.first);
 }
 
 // One unit without groups: keys are widened once, instead of for every row.
