@@ -135,6 +135,167 @@ std::pair<Lines, Lines> lines_fetched(Path path, const Step& step, const V& vari
   return {std::move(k), std::move(v)};
 }
 
+// Rows of 64 bytes, a line each, at numbers that say where they were: keys from 0 on, values from 1000 on, the next keys from 2000 on.
+class Queue : public testing::Test {
+ protected:
+  static constexpr Index kRow = 64;
+  Queue() : memory_(3000 * kRow) {}
+
+  detail::PrefetchPolicy policy(Index distance) const {
+    detail::PrefetchPolicy policy{};
+    policy.on = true;
+    policy.distance = distance;
+    policy.limit = distance + 256;
+    return policy;
+  }
+  detail::RowRun run(Index first, Index tokens, Index heads = 1) const {
+    return {memory_.data() + first * kRow, nullptr, tokens, heads, kRow, kRow};
+  }
+  // What a call fetches at once, by number.
+  template <class F>
+  std::vector<Index> fetched(const F& f) const {
+    std::vector<const void*> lines;
+    order = &lines;
+    f();
+    order = nullptr;
+    std::vector<Index> rows;
+    for (const void* line : lines) rows.push_back((static_cast<const std::byte*>(line) - memory_.data()) / kRow);
+    return rows;
+  }
+  // What the strips of a turn fetch, strip by strip; and how far ahead that ever is.
+  std::vector<Index> turn(detail::Prefetcher& prefetcher, Index strips, Index tokens) const {
+    prefetcher.share(strips, tokens);
+    std::vector<Index> rows = fetched([&] {
+      for (Index strip = 0; strip < strips; ++strip) {
+        detail::PrefetchCursor cursor = prefetcher.cursor(strip, tokens);
+        for (Index t = 0; t < tokens; ++t) {
+          if (cursor.row == nullptr || !cursor.is_due(t)) continue;
+          cursor.fetch();
+          cursor.next();
+        }
+      }
+    });
+    for (const Index row : fetched([&] { prefetcher.end_turn(tokens, tokens); })) rows.push_back(row);
+    return rows;
+  }
+  static std::vector<Index> numbers(Index first, Index last) {
+    std::vector<Index> all;
+    for (; first < last; ++first) all.push_back(first);
+    return all;
+  }
+
+  std::vector<std::byte> memory_;
+  detail::RowRun room_[detail::Prefetcher::room(4)];
+};
+
+TEST_F(Queue, RowsAreFetchedInTheOrderOfReadingEachOnce) {
+  detail::Prefetcher prefetcher(policy(16), room_, 4);
+  prefetcher.begin_stage(1, 128, kRow);
+  prefetcher.append(run(0, 64), run(1000, 64));
+  prefetcher.append(run(64, 64), run(1100, 64));  // keys go on, values do not
+  prefetcher.append_next(run(2000, 64));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  std::vector<Index> rows;
+  for (Index token = 0; token < 256;) {
+    const Index end = prefetcher.end_of_turn(token, 256);
+    for (const Index row : turn(prefetcher, 1, end - token)) rows.push_back(row);
+    token = end;
+    EXPECT_EQ(prefetcher.lead(), 16);
+  }
+  std::vector<Index> expected = numbers(16, 128);  // the first ones are read too soon
+  for (const auto& [first, last] : {std::pair<Index, Index>{1000, 1064}, {1100, 1164}, {2000, 2016}})
+    for (const Index row : numbers(first, last)) expected.push_back(row);
+  EXPECT_EQ(rows, expected);
+}
+
+TEST_F(Queue, StripsShareARowForEachToken) {
+  detail::PrefetchPolicy shared = policy(16);
+  shared.shared = true;
+  detail::Prefetcher prefetcher(shared, room_, 4);
+  prefetcher.begin_stage(1, 64, kRow);
+  prefetcher.append(run(0, 64), run(1000, 64));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  for (const Index strips : {1, 2, 3}) {
+    const Index first = 16 * strips;
+    EXPECT_EQ(turn(prefetcher, strips, 16), numbers(first, first + 16)) << strips;
+  }
+}
+
+// Where a run ends within a turn, the next one's rows follow when the turn is over.
+TEST_F(Queue, NoRowIsLeftOutWhereARunEnds) {
+  detail::Prefetcher prefetcher(policy(16), room_, 4);
+  prefetcher.begin_stage(1, 64, kRow);
+  prefetcher.append(run(0, 37), run(1000, 37));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  EXPECT_EQ(prefetcher.end_of_turn(0, 64), 32);  // 21 rows are left: whole grains
+  std::vector<Index> expected = numbers(16, 37);
+  for (const Index row : numbers(1000, 1011)) expected.push_back(row);
+  EXPECT_EQ(turn(prefetcher, 1, 32), expected);
+  EXPECT_EQ(prefetcher.lead(), 16);
+}
+
+TEST_F(Queue, WhatIsAheadOfTheDistanceIsUsedUpAtHalfThePace) {
+  detail::PrefetchPolicy between = policy(16);
+  between.between = true;
+  detail::Prefetcher prefetcher(between, room_, 4);
+  prefetcher.begin_stage(1, 512, kRow);
+  std::vector<Index> planned;
+  for (Index first = 0; first < 512; first += 64)
+    for (const Index row : fetched([&] { prefetcher.append(run(first, 64), run(1000 + first, 64)); }))
+      planned.push_back(row);
+  EXPECT_EQ(planned, numbers(0, static_cast<Index>(planned.size())));
+  const Index lead = prefetcher.lead();
+  ASSERT_EQ(lead, static_cast<Index>(planned.size()));
+  ASSERT_GE(lead, 32);
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  ASSERT_LT(lead, 504);
+  EXPECT_EQ(turn(prefetcher, 1, 16), numbers(lead, lead + 8));
+  EXPECT_EQ(prefetcher.lead(), lead - 8);
+}
+
+TEST_F(Queue, ScatteredRowsOfSeveralHeadsAreFetchedTokenByToken) {
+  const Index offset[] = {40 * kRow, 8 * kRow, 24 * kRow, 0};
+  detail::Prefetcher prefetcher(policy(1), room_, 4);
+  prefetcher.begin_stage(2, 64, kRow);
+  prefetcher.append({memory_.data(), offset, 4, 2, 3 * kRow, kRow}, run(1000, 4, 2));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  EXPECT_EQ(turn(prefetcher, 3, 4), (std::vector<Index>{8, 11, 24, 27}));  // of one head, and one strip
+  EXPECT_EQ(turn(prefetcher, 3, 4), (std::vector<Index>{0, 3, 1000, 1001}));
+}
+
+TEST_F(Queue, AStageGoesOnWhereTheLastOneEnded) {
+  detail::Prefetcher prefetcher(policy(16), room_, 4);
+  prefetcher.begin_stage(1, 64, kRow);
+  prefetcher.append(run(0, 32), run(1000, 32));
+  prefetcher.append_next(run(2000, 64));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  for (int i = 0; i < 4; ++i) turn(prefetcher, 1, 16);
+  prefetcher.begin_stage(1, 64, kRow);
+  prefetcher.append(run(2000, 64), run(1000, 64));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  EXPECT_EQ(turn(prefetcher, 1, 16), numbers(2016, 2032));
+  prefetcher.restart();  // elsewhere
+  prefetcher.begin_stage(1, 64, kRow);
+  prefetcher.append(run(0, 64), run(1000, 64));
+  EXPECT_EQ(prefetcher.lead(), 0);
+}
+
+TEST_F(Queue, NothingIsFetchedWhereLoadsAreFollowed) {
+  detail::Prefetcher prefetcher;
+  prefetcher.begin_stage(1, 64, kRow);
+  prefetcher.append(run(0, 64), run(1000, 64));
+  prefetcher.begin_reading();
+  prefetcher.begin_turns();
+  EXPECT_TRUE(turn(prefetcher, 2, 64).empty());
+}
+
 class Prefetching : public testing::TestWithParam<Path> {};
 
 // One span of one KV head: its first keys are read as they come, of its other rows none may be left out.

@@ -326,10 +326,11 @@ class Prefetcher {
   GQA_ALWAYS_INLINE Index runs() const noexcept {
     return reading_ ? key_runs_ + value_runs_ + (has_next_ ? 1 : 0) : key_runs_;
   }
-  /// The next rows are others' business.
+  /// Goes on in the queue. While it grows, its last run may, too.
   GQA_ALWAYS_INLINE void pass(Index rows) noexcept {
     at_ += rows;
-    for (; run_ < runs() && at_ >= run(run_).rows(); ++run_) at_ -= run(run_).rows();
+    for (const Index last = reading_ ? runs() : runs() - 1; run_ < last && at_ >= run(run_).rows(); ++run_)
+      at_ -= run(run_).rows();
   }
   /// A cursor over what is left of the run.
   GQA_ALWAYS_INLINE void begin_run() noexcept {
@@ -342,7 +343,7 @@ class Prefetcher {
   /// Fetches the next rows at once.
   GQA_ALWAYS_INLINE void fetch(Index rows) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-    for (pass(0); rows > 0 && run_ < runs(); pass(0)) {
+    for (pass(0); rows > 0 && run_ < runs() && at_ < run(run_).rows(); pass(0)) {
       begin_run();
       for (; rows > 0 && ahead_.row != nullptr; ahead_.next(), --rows, ++at_, ++lead_) ahead_.fetch();
     }
