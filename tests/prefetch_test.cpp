@@ -313,7 +313,8 @@ TEST_P(Prefetching, EveryRowOfADecodeStepIsFetched) {
           const Count of_keys = count_tokens(k, detail::kBlock, tokens, step.k_stride(), step.k_bytes());
           const Count of_values = count_tokens(v, 0, tokens, step.v_stride(), step.v_bytes());
           EXPECT_EQ(of_keys.missed, 0);
-          EXPECT_LE(of_values.missed, step.v_bytes() % static_cast<Index>(kLineBytes) == 0 ? 0 : 1);  // the last one's last line
+          EXPECT_LE(of_values.missed,
+                    step.v_bytes() % static_cast<Index>(kLineBytes) == 0 ? 0 : 1);  // the last one's last line
           EXPECT_LE(std::max(of_keys.most, of_values.most), 4);
           EXPECT_EQ(fetched_behind(k, tokens * step.k_stride()), 0);
           EXPECT_EQ(fetched_behind(v, tokens * step.v_stride()), 0);

@@ -111,8 +111,9 @@ struct Block {
 struct Stage {
   const Block* units = nullptr;
   Index blocks = 0;
-  Index heads = 1;          ///< KV heads side by side; they share the tokens [first, last) of a block
-  bool runs = false;        ///< few rows, many blocks: those that follow each other in memory are taken as one run, see run_of
+  Index heads = 1;  ///< KV heads side by side; they share the tokens [first, last) of a block
+  bool runs =
+      false;  ///< few rows, many blocks: those that follow each other in memory are taken as one run, see run_of
   Index weight_floats = 0;  ///< from a unit's weights to the next one's
   Index alpha_floats = 0;   ///< from a unit's alpha to the next one's
 };
@@ -202,8 +203,8 @@ class Prefetcher;
 /// per element type; the others take one head's tile.
 struct Kernels {
   Path path = Path::portable;
-  void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
-  void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
+  void (*pack)(const RowTile&, const QuerySource&) = nullptr;         ///< tile.q ← queries, scaled
+  void (*begin)(const RowTile&) = nullptr;                            ///< state ← that of no tokens: (−∞, 0, 0)
   void (*scores[3])(const RowTile&, const Stage&, Prefetcher&) = {};  ///< weights ← scaled q·k of the blocks
   /// weights ← exp2(score − m); m, l, divisor, alpha
   void (*softmax)(const RowTile&, const Block&, Prefetcher&) = nullptr;

@@ -38,13 +38,14 @@ struct PrefetchPolicy {
   };
   bool on = false;            ///< false: the processor follows the loads
   bool second_level = false;  ///< into the second-level cache, not the first
-  bool touch = false;         ///< rows are touched right before they are used, unless their loads are followed, see touch_row
-  bool shared = false;        ///< the strips of a turn share the fetching; or the first strip does it
-  bool between = false;       ///< rows are fetched while a stage is planned, and during its softmax
+  bool touch = false;   ///< rows are touched right before they are used, unless their loads are followed, see touch_row
+  bool shared = false;  ///< the strips of a turn share the fetching; or the first strip does it
+  bool between = false;  ///< rows are fetched while a stage is planned, and during its softmax
   Pace pace = Pace::free;
-  Index distance = 0;       ///< tokens that reading keeps ahead
-  Index limit = 0;          ///< tokens ahead at most, where rows are fetched between reading, too
-  Index side_tokens = 0;    ///< tokens that each of several heads takes before the next one does; 0: the path's own choice
+  Index distance = 0;  ///< tokens that reading keeps ahead
+  Index limit = 0;     ///< tokens ahead at most, where rows are fetched between reading, too
+  Index side_tokens =
+      0;  ///< tokens that each of several heads takes before the next one does; 0: the path's own choice
   Index softmax_bytes = 0;  ///< fetched during the softmax of a row and block, if `between`
 };
 
@@ -56,15 +57,15 @@ struct PrefetchFacts {
   bool dense = false;    ///< the rows of a task's heads, and those of its tokens, are evenly spaced together
   bool packed = false;   ///< and there is nothing between them
   Index heads = 1;
-  Index rows = 0;       ///< query rows of a head
-  Index row_bytes = 0;  ///< of the wider of keys and values
+  Index rows = 0;                    ///< query rows of a head
+  Index row_bytes = 0;               ///< of the wider of keys and values
   Index few_rows_distance = kBlock;  ///< Kernels::few_rows_distance
 };
 
 inline constexpr Index kStreamedBytes = 8192;  ///< of one head's rows that are fetched ahead
 inline constexpr Index kSoftmaxPieces = kBlock / kLanes;
-inline constexpr Index kSoftmaxPiece = 192;    ///< bytes of a piece where there are several query rows
-inline constexpr Index kPrefetchGrain = 16;    ///< tokens: as many at least go by at one pace, of one run
+inline constexpr Index kSoftmaxPiece = 192;  ///< bytes of a piece where there are several query rows
+inline constexpr Index kPrefetchGrain = 16;  ///< tokens: as many at least go by at one pace, of one run
 
 /// Where one head's rows are streamed, some KiB ahead; where heads take a few tokens in turn, those of a turn at least; else a block, because
 /// several strips take the same tokens. Turns are long where there is arithmetic enough to make their beginnings dear.
@@ -78,18 +79,22 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
   policy.touch = !prefetched && facts.streams;
   policy.shared = !facts.runs;
   policy.between = prefetched && (facts.heads == 1 ? facts.runs : few && facts.packed);
-  policy.softmax_bytes = facts.heads * facts.rows == 1 ? 2048 : facts.heads * facts.rows == 2 ? 1280 : kSoftmaxPiece * kSoftmaxPieces;
+  policy.softmax_bytes = facts.heads * facts.rows == 1   ? 2048
+                         : facts.heads * facts.rows == 2 ? 1280
+                                                         : kSoftmaxPiece * kSoftmaxPieces;
   policy.distance = kBlock;
   if (facts.heads == 1 && facts.runs) {
     const Index tokens = kStreamedBytes / facts.row_bytes / kPrefetchGrain * kPrefetchGrain;
-    policy.distance = tokens <= 0 ? kPrefetchGrain : tokens < kBlock ? tokens : kBlock;  // a block of the next keys is known
+    policy.distance = tokens <= 0       ? kPrefetchGrain
+                      : tokens < kBlock ? tokens
+                                        : kBlock;  // a block of the next keys is known
   } else if (facts.heads > 1) {
     const bool even = prefetched && facts.dense;
     const bool half = even && few && facts.rows >= 3 && facts.heads * facts.row_bytes * kBlock / 2 <= long_bytes;
     policy.pace = prefetched ? PrefetchPolicy::Pace::with_sums : PrefetchPolicy::Pace::loads_also;
     policy.side_tokens = half ? kBlock / 2 : 0;
     if (few)
-      policy.distance = half || facts.heads == 2    ? kBlock / 2
+      policy.distance = half || facts.heads == 2   ? kBlock / 2
                         : !even || facts.rows >= 3 ? kBlock / 4
                                                    : facts.few_rows_distance;
   }
@@ -366,8 +371,8 @@ class Prefetcher {
   PrefetchCursor ahead_{};
   Index left_ = 0;       // rows of its run
   Index row_bytes_ = 0;  // of them
-  Index surplus_ = 0;  // rows ahead of the distance: while there are any, a row is fetched for every second token
-  Index sharers_ = 0;  // strips that fetch, as a power of two
+  Index surplus_ = 0;    // rows ahead of the distance: while there are any, a row is fetched for every second token
+  Index sharers_ = 0;    // strips that fetch, as a power of two
   PrefetchDetails details_of_pieces_{};
   // While a stage is planned:
   Index planning_bytes_ = 0;  // of a block

@@ -101,9 +101,7 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   part.prefetcher.share(five ? 1 : (tile.rows + high - 1) / high, kPrefetchGrain);
   if constexpr (Product::kTokens > 1 && may_be_once)
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
-  const Index few = tile.rows <= high    ? part.to - part.from
-                    : !part.stage.runs ? part.few
-                                       : kTurnBytes / part.row_bytes;
+  const Index few = tile.rows <= high ? part.to - part.from : !part.stage.runs ? part.few : kTurnBytes / part.row_bytes;
   for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
     end = part.prefetcher.end_of_turn(from, from + few < part.to ? from + few : part.to);
     if constexpr (may_be_twice) {

@@ -59,7 +59,8 @@ GQA_OP void put_values(const Words<Terms>& even, const Words<Terms>& odd, std::b
 // V of half a block as operand B: staging[term][half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
 // `seen` is off are zeros.
 template <class Codec, int Terms>
-GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half, BlockAhead& ahead) {
+GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half,
+                             BlockAhead& ahead) {
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const ValueTiles tiles = value_tiles(tile);
   const Index whole = tile.value_dim / kHalf * kHalf;

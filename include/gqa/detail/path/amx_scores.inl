@@ -165,8 +165,7 @@ GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&str
 
 // 32 tokens × 32 rows: scores[group][token][row] for two groups.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead,
-                                 float* out) {
+GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -183,8 +182,7 @@ GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index ch
 
 // 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead,
-                                float* out) {
+GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);

@@ -48,7 +48,7 @@ struct Part {
   Index fetched;              // rows at once, a power of two
   mutable Index strip = 0;    // the next strip's number, of those that take these tokens
   mutable Index reached = 0;  // by all strips
-  Index begin = 0;  // the block's first token: alpha comes before it
+  Index begin = 0;            // the block's first token: alpha comes before it
   Index from = 0;
   Index to = 0;
   Index few = 0;       // tokens that a strip takes before the next strip has its turn
@@ -64,10 +64,52 @@ struct Part {
   }
 };
 
+// R rows of N vectors of outputs, of which `Held` are held in registers and those behind them lie at o: times alpha.
+template <int R, int N, int Held>
+GQA_OP void rescale_sums(Vec (&acc)[R * Held], float* const (&o)[R], const float* alpha) {
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Vec factor = set1(alpha[r]);
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
+    GQA_UNROLL
+    for (int n = Held; n < N; ++n) {
+      float* const sum = o[r] + n * kLanes;
+      store(sum, mul(load(sum), factor));
+    }
+  }
+}
+
+// The inner loop: R rows × C steps of dims += weights · values of a step of tokens, S steps of dims loaded at once.
+template <int R, int C, int S, int Held, class Values>
+GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const Weights<R>& weights, const Values& values,
+                     Index column, Index width) {
+  constexpr int N = C * Product::kVectors;
+  GQA_UNROLL
+  for (int c = 0; c < N; c += S * Product::kVectors) {
+    Product::Operand value[S * Product::kVectors];
+    if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
+    else values(column, width, value);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const auto weight = Product::weight(weights.of(r));
+      GQA_UNROLL
+      for (int i = 0; i < S * Product::kVectors; ++i) {
+        if (c + i < Held) {
+          acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
+        } else {
+          float* const sum = o[r] + (c + i) * kLanes;
+          store(sum, Product::add(weight, value[i], load(sum)));
+        }
+      }
+    }
+  }
+}
+
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
 // touches rows, unless its loads are followed: a handful, whole rows of several.
-template <int R, int C, class Values, int Held = C * Product::kVectors, bool Run = false>
+template <int R, int C, class Values, int Held = C* Product::kVectors, bool Run = false>
 GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
                          Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
@@ -109,41 +151,13 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     }
     prefetch_rows(ahead, from, end);
     if ((from & (kBlock - 1)) == 0 || from == part.begin) {
-      GQA_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Vec factor = set1(alpha[r]);
-        GQA_UNROLL
-        for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
-        GQA_UNROLL
-        for (int n = Held; n < N; ++n) {
-          float* const sum = o[r] + n * kLanes;
-          store(sum, mul(load(sum), factor));
-        }
-      }
+      rescale_sums<R, N, Held>(acc, o, alpha);
     }
     for (Index step = from >> kStepShift; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if constexpr (Values::kStreams) {
         if (touch) values.touch(tile.value_dim);
       }
-      GQA_UNROLL
-      for (int c = 0; c < N; c += S * Product::kVectors) {
-        Product::Operand value[S * Product::kVectors];
-        if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
-        else values(column, width, value);
-        GQA_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const auto weight = Product::weight(weights.of(r));
-          GQA_UNROLL
-          for (int i = 0; i < S * Product::kVectors; ++i) {
-            if (c + i < Held) {
-              acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
-            } else {
-              float* const sum = o[r] + (c + i) * kLanes;
-              store(sum, Product::add(weight, value[i], load(sum)));
-            }
-          }
-        }
-      }
+      add_step<R, C, S, Held>(acc, o, weights, values, column, width);
     }
     if constexpr (Run) {
       if ((end & (kBlock - 1)) != 0) continue;

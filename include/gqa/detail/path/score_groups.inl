@@ -42,8 +42,8 @@ GQA_OP void lane_sums(const std::byte* q, const std::byte* const (&k)[T], Index 
 // A group of 16 rows × T tokens. The tree of reduce_add: lanes i and i + 8, then i + 4; those sums wait in memory, because registers are
 // for what is being added; then i + 2, i + 1. What is due is fetched in between, not all at once.
 template <class Dot, int T>
-GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Index steps, PrefetchCursor& ahead, Index due,
-                        Vec (&sum)[T]) {
+GQA_OP void score_group(const std::byte* q, const std::byte* const (&k)[T], Index steps, PrefetchCursor& ahead,
+                        Index due, Vec (&sum)[T]) {
   constexpr int N = T * kUnits;
   constexpr int kWaiting = kUnitLanes / 4;
   static_assert(kWaiting == 2 || kWaiting == 4);

@@ -208,7 +208,8 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
       if constexpr (may_be(HeadDim, 128))
         if (tile.head_dim == 128) return score_rows_held<Dot, R, N>(tile, row, keys, t0, tokens, prefetcher);
       if constexpr (may_be(HeadDim, 64))
-        if (tile.head_dim == 64) return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, prefetcher);
+        if (tile.head_dim == 64)
+          return score_rows_held<Dot, kScoreRows, N / 2>(tile, row, keys, t0, tokens, prefetcher);
       if constexpr (may_be(HeadDim, 256))
         if (tile.head_dim == 256) return score_rows_held<Dot, half, N * 2>(tile, row, keys, t0, tokens, prefetcher);
     }
