@@ -162,8 +162,8 @@ class Queue : public testing::Test {
     for (const void* line : lines) rows.push_back((static_cast<const std::byte*>(line) - memory_.data()) / kRow);
     return rows;
   }
-  // What the strips of a turn fetch, strip by strip; and how far ahead that ever is.
-  std::vector<Index> turn(detail::Prefetcher& prefetcher, Index strips, Index tokens) const {
+  // What the strips of a stretch fetch, strip by strip; and how far ahead that ever is.
+  std::vector<Index> stretch(detail::Prefetcher& prefetcher, Index strips, Index tokens) const {
     prefetcher.share(strips, tokens);
     std::vector<Index> rows = fetched([&] {
       for (Index strip = 0; strip < strips; ++strip) {
@@ -175,7 +175,7 @@ class Queue : public testing::Test {
         }
       }
     });
-    for (const Index row : fetched([&] { prefetcher.end_turn(tokens, tokens); })) rows.push_back(row);
+    for (const Index row : fetched([&] { prefetcher.end_stretch(tokens, tokens); })) rows.push_back(row);
     return rows;
   }
   static std::vector<Index> numbers(Index first, Index last) {
@@ -195,11 +195,11 @@ TEST_F(Queue, RowsAreFetchedInTheOrderOfReadingEachOnce) {
   prefetcher.append(run(64, 64), run(1100, 64));  // keys go on, values do not
   prefetcher.append_next(run(2000, 64));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
+  prefetcher.begin_stretches();
   std::vector<Index> rows;
   for (Index token = 0; token < 256;) {
-    const Index end = prefetcher.end_of_turn(token, 256);
-    for (const Index row : turn(prefetcher, 1, end - token)) rows.push_back(row);
+    const Index end = prefetcher.end_of_stretch(token, 256);
+    for (const Index row : stretch(prefetcher, 1, end - token)) rows.push_back(row);
     token = end;
     EXPECT_EQ(prefetcher.lead(), 16);
   }
@@ -216,24 +216,24 @@ TEST_F(Queue, StripsShareARowForEachToken) {
   prefetcher.begin_stage(1, 64, kRow);
   prefetcher.append(run(0, 64), run(1000, 64));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
+  prefetcher.begin_stretches();
   for (const Index strips : {1, 2, 3}) {
     const Index first = 16 * strips;
-    EXPECT_EQ(turn(prefetcher, strips, 16), numbers(first, first + 16)) << strips;
+    EXPECT_EQ(stretch(prefetcher, strips, 16), numbers(first, first + 16)) << strips;
   }
 }
 
-// Where a run ends within a turn, the next one's rows follow when the turn is over.
+// Where a run ends within a stretch, the next one's rows follow when the stretch is over.
 TEST_F(Queue, NoRowIsLeftOutWhereARunEnds) {
   detail::Prefetcher prefetcher(policy(16), room_, 4);
   prefetcher.begin_stage(1, 64, kRow);
   prefetcher.append(run(0, 37), run(1000, 37));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
-  EXPECT_EQ(prefetcher.end_of_turn(0, 64), 32);  // 21 rows are left: whole grains
+  prefetcher.begin_stretches();
+  EXPECT_EQ(prefetcher.end_of_stretch(0, 64), 32);  // 21 rows are left: whole grains
   std::vector<Index> expected = numbers(16, 37);
   for (const Index row : numbers(1000, 1011)) expected.push_back(row);
-  EXPECT_EQ(turn(prefetcher, 1, 32), expected);
+  EXPECT_EQ(stretch(prefetcher, 1, 32), expected);
   EXPECT_EQ(prefetcher.lead(), 16);
 }
 
@@ -251,9 +251,9 @@ TEST_F(Queue, WhatIsAheadOfTheDistanceIsUsedUpAtHalfThePace) {
   ASSERT_EQ(lead, static_cast<Index>(planned.size()));
   ASSERT_GE(lead, 32);
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
+  prefetcher.begin_stretches();
   ASSERT_LT(lead, 504);
-  EXPECT_EQ(turn(prefetcher, 1, 16), numbers(lead, lead + 8));
+  EXPECT_EQ(stretch(prefetcher, 1, 16), numbers(lead, lead + 8));
   EXPECT_EQ(prefetcher.lead(), lead - 8);
 }
 
@@ -263,9 +263,9 @@ TEST_F(Queue, ScatteredRowsOfSeveralHeadsAreFetchedTokenByToken) {
   prefetcher.begin_stage(2, 64, kRow);
   prefetcher.append({memory_.data(), offset, 4, 2, 3 * kRow, kRow}, run(1000, 4, 2));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
-  EXPECT_EQ(turn(prefetcher, 3, 4), (std::vector<Index>{8, 11, 24, 27}));  // of one head, and one strip
-  EXPECT_EQ(turn(prefetcher, 3, 4), (std::vector<Index>{0, 3, 1000, 1001}));
+  prefetcher.begin_stretches();
+  EXPECT_EQ(stretch(prefetcher, 3, 4), (std::vector<Index>{8, 11, 24, 27}));  // of one head, and one strip
+  EXPECT_EQ(stretch(prefetcher, 3, 4), (std::vector<Index>{0, 3, 1000, 1001}));
 }
 
 TEST_F(Queue, AStageGoesOnWhereTheLastOneEnded) {
@@ -274,13 +274,13 @@ TEST_F(Queue, AStageGoesOnWhereTheLastOneEnded) {
   prefetcher.append(run(0, 32), run(1000, 32));
   prefetcher.append_next(run(2000, 64));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
-  for (int i = 0; i < 4; ++i) turn(prefetcher, 1, 16);
+  prefetcher.begin_stretches();
+  for (int i = 0; i < 4; ++i) stretch(prefetcher, 1, 16);
   prefetcher.begin_stage(1, 64, kRow);
   prefetcher.append(run(2000, 64), run(1000, 64));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
-  EXPECT_EQ(turn(prefetcher, 1, 16), numbers(2016, 2032));
+  prefetcher.begin_stretches();
+  EXPECT_EQ(stretch(prefetcher, 1, 16), numbers(2016, 2032));
   prefetcher.restart();  // elsewhere
   prefetcher.begin_stage(1, 64, kRow);
   prefetcher.append(run(0, 64), run(1000, 64));
@@ -292,8 +292,8 @@ TEST_F(Queue, NothingIsFetchedWhereLoadsAreFollowed) {
   prefetcher.begin_stage(1, 64, kRow);
   prefetcher.append(run(0, 64), run(1000, 64));
   prefetcher.begin_reading();
-  prefetcher.begin_turns();
-  EXPECT_TRUE(turn(prefetcher, 2, 64).empty());
+  prefetcher.begin_stretches();
+  EXPECT_TRUE(stretch(prefetcher, 2, 64).empty());
 }
 
 class Prefetching : public testing::TestWithParam<Path> {};

@@ -30,7 +30,7 @@ struct BlockAddress {
   const Index* v_offset = nullptr;
   bool uniform = false;  ///< offset[t] = t · token stride
   Index begin = 0;       ///< the block's first position, a multiple of kBlock
-  Index first = 0;       ///< tokens of the block that are asked for
+  Index first = 0;       ///< tokens of the block that are wanted
   Index last = 0;
 };
 
@@ -130,7 +130,7 @@ class AddressBook {
         k_.token == kv_.head_dim * element_bytes(kv_.k_type) && v_.token == kv_.value_dim * element_bytes(kv_.v_type);
     return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
   }
-  /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are asked for in
+  /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are prefetched in
   /// equal steps from block to block.
   bool hops(Streaming streaming) const noexcept {
     constexpr Index run = Index{32} << 10;

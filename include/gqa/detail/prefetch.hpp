@@ -39,7 +39,7 @@ struct PrefetchPolicy {
   bool on = false;            ///< false: the processor follows the loads
   bool second_level = false;  ///< into the second-level cache, not the first
   bool touch = false;   ///< rows are touched right before they are used, unless their loads are followed, see touch_row
-  bool shared = false;  ///< the strips of a turn share the fetching; or the first strip does it
+  bool shared = false;  ///< the strips of a head share the fetching; or the first strip does it
   bool between = false;  ///< rows are fetched while a stage is planned, and during its softmax
   Pace pace = Pace::free;
   Index distance = 0;  ///< tokens that reading keeps ahead
@@ -68,7 +68,7 @@ inline constexpr Index kSoftmaxPiece = 192;  ///< bytes of a piece where there a
 inline constexpr Index kPrefetchGrain = 16;  ///< tokens: as many at least go by at one pace, of one run
 
 /// Where one head's rows are streamed, some KiB ahead; where heads take a few tokens in turn, those of a turn at least; else a block, because
-/// several strips take the same tokens. Turns are long where there is arithmetic enough to make their beginnings dear.
+/// several strips take the same tokens. Stretches are long where there is arithmetic enough to make their beginnings dear.
 GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noexcept {
   constexpr Index long_bytes = Index{128} << 10;  // that all heads take in turn, at most
   const bool prefetched = facts.streaming == Streaming::prefetched;
@@ -167,8 +167,8 @@ struct PrefetchCursor {
 
 /// The queue of rows that a worker reads, and how far they have been fetched.
 ///
-/// The task appends a stage's blocks as it plans them. Kernels take tokens in turns: every strip of every head takes the same ones before any
-/// goes on. Rows of one run are fetched in a turn, at one pace.
+/// The task appends a stage's blocks as it plans them. Kernels take tokens in stretches: every strip of every head takes the same ones
+/// before any goes on. Rows of one run are fetched in a stretch, at one pace.
 class Prefetcher {
  public:
   /// Runs that there must be room for, for stages of so many blocks.
@@ -181,7 +181,7 @@ class Prefetcher {
   GQA_ALWAYS_INLINE const PrefetchPolicy& policy() const noexcept { return policy_; }
   GQA_ALWAYS_INLINE bool on() const noexcept { return policy_.on; }
   GQA_ALWAYS_INLINE Index heads() const noexcept { return heads_; }
-  /// Of the rows that are fetched in this turn.
+  /// Of the rows that are fetched in this stretch.
   GQA_ALWAYS_INLINE Index row_bytes() const noexcept { return row_bytes_; }
   /// Rows that have been fetched and not used.
   GQA_ALWAYS_INLINE Index lead() const noexcept { return lead_; }
@@ -230,26 +230,26 @@ class Prefetcher {
     }
   }
 
-  /// Before a kernel's first turn.
-  GQA_ALWAYS_INLINE void begin_turns() noexcept {
+  /// Before a kernel's first stretch.
+  GQA_ALWAYS_INLINE void begin_stretches() noexcept {
     if (!policy_.on) return;
     pass(0);
     left_ = run_ < runs() ? run(run_).rows() - at_ : 0;
     if (left_ > 0) begin_run();
     else ahead_.row = nullptr;
-    surplus_ = lead_ - policy_.distance * heads_;
-    surplus_ = surplus_ > 0 ? surplus_ - surplus_ % (heads_ * kPrefetchGrain / 2) : 0;
+    excess_ = lead_ - policy_.distance * heads_;
+    excess_ = excess_ > 0 ? excess_ - excess_ % (heads_ * kPrefetchGrain / 2) : 0;
   }
-  /// Where a turn from token `first` to `last` has to end, for the sake of one run and one pace.
-  GQA_ALWAYS_INLINE Index end_of_turn(Index first, Index last) const noexcept {
+  /// Where a stretch from token `first` to `last` has to end, for the sake of one run and one pace.
+  GQA_ALWAYS_INLINE Index end_of_stretch(Index first, Index last) const noexcept {
     if (ahead_.row == nullptr) return last;
-    const Index rows = surplus_ == 0 ? left_ : 2 * (surplus_ < left_ ? surplus_ : left_);
+    const Index rows = excess_ == 0 ? left_ : 2 * (excess_ < left_ ? excess_ : left_);
     const Index end = round_up(first + (heads_ == 1 ? rows : (rows + heads_ - 1) / heads_), kPrefetchGrain);
     return end < last ? end : last;
   }
   /// So many strips of a head, one after the other, take the same tokens, so many at least, and share the fetching.
   GQA_ALWAYS_INLINE void share(Index strips, Index tokens) noexcept {
-    const Index slower = surplus_ > 0 ? 1 : 0;
+    const Index slower = excess_ > 0 ? 1 : 0;
     const Index rows = tokens >> slower;
     const Index most = strips < rows ? strips : rows;
     const bool shared = policy_.shared && (details_.scattered == nullptr || heads_ == 1);
@@ -267,14 +267,14 @@ class Prefetcher {
     return mine;
   }
   /// All strips of a head have taken `tokens` tokens, of which `used` were there.
-  GQA_ALWAYS_INLINE void end_turn(Index tokens, Index used) noexcept {
+  GQA_ALWAYS_INLINE void end_stretch(Index tokens, Index used) noexcept {
     if (!policy_.on) return;
     const Index share = (tokens >> ahead_.shift) << sharers_;
     const Index rows = share < left_ ? share : left_;
     pass(rows);
     lead_ += rows - used;
     if (lead_ < policy_.distance * heads_) fetch(policy_.distance * heads_ - lead_);  // where a run has ended
-    begin_turns();
+    begin_stretches();
   }
   /// The rows to fetch during a block's softmax of so many query rows, in pieces, kSoftmaxPieces for each query row: they follow each other in
   /// memory where `between` is set, and are evenly spread that way.
@@ -366,12 +366,12 @@ class Prefetcher {
   Index run_ = 0;   // the next row to fetch: the run it is in,
   Index at_ = 0;    // and its number there
   Index lead_ = 0;  // rows
-  // Of a turn:
+  // Of a stretch:
   PrefetchDetails details_{};
   PrefetchCursor ahead_{};
   Index left_ = 0;       // rows of its run
   Index row_bytes_ = 0;  // of them
-  Index surplus_ = 0;    // rows ahead of the distance: while there are any, a row is fetched for every second token
+  Index excess_ = 0;     // rows ahead of the distance: while there are any, a row is fetched for every second token
   Index sharers_ = 0;    // strips that fetch, as a power of two
   PrefetchDetails details_of_pieces_{};
   // While a stage is planned:

@@ -57,9 +57,9 @@ struct Part {
   bool whole = false;  // rows as wide as values, see whole_rows
 
   // All strips have taken the tokens before `end`.
-  GQA_OP void next_turn(Index end) const {
+  GQA_OP void end_stretch_at(Index end) const {
     strip = 0;
-    if (prefetcher.on()) end_turn(prefetcher, end - reached, end - reached);
+    if (prefetcher.on()) end_stretch(prefetcher, end - reached, end - reached);
     reached = end;
   }
 };

@@ -160,10 +160,10 @@ GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index
   for (Index count; tokens > 0; t0 += count, tokens -= count, keys.base += count * keys.stride) {
     count = few < tokens ? few : tokens;
     if (prefetcher.on()) {
-      count = prefetcher.end_of_turn(0, count);
+      count = prefetcher.end_of_stretch(0, count);
       prefetcher.share(strips, count);
     }
     score_strips_held<Dot, R, N>(tile, row, keys, t0, count, prefetcher);
-    if (prefetcher.on()) end_turn(prefetcher, count, count);
+    if (prefetcher.on()) end_stretch(prefetcher, count, count);
   }
 }
