@@ -172,7 +172,7 @@ struct PrefetchCursor {
 class Prefetcher {
  public:
   /// Runs that there must be room for, for stages of so many blocks.
-  static constexpr Index room(Index stage_blocks) noexcept { return 2 * stage_blocks + 1; }
+  GQA_ALWAYS_INLINE static constexpr Index room(Index stage_blocks) noexcept { return 2 * stage_blocks + 1; }
 
   GQA_ALWAYS_INLINE Prefetcher() noexcept = default;  // of nothing
   GQA_ALWAYS_INLINE Prefetcher(const PrefetchPolicy& policy, RowRun* room, Index stage_blocks) noexcept

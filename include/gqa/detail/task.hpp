@@ -189,7 +189,7 @@ class SequenceTasks {
     for (Index j = 0; j < range_.heads; ++j) kernels_.merge(head_tile(total_, j), head_tile(from, j));
   }
 
-  /// Where the state of a claimed span is computed. In order, that of the first span is the total, the others take stretches.
+  /// Where the state of a claimed span is computed. In order, that of the first span is the total, the others take turns.
   RowTile state_of(Index span) const noexcept {
     if (!claim_->in_order) return deposited(claim_->deposits[span - claim_->first]);
     return span == 0 ? total_ : scratch_.tile;

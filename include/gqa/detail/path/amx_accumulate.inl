@@ -20,7 +20,7 @@ struct ValueRow {
 };
 
 // Two rows of 32 values → two rows of operand B, 16 columns each: the even and the odd columns' pairs, then these two
-// by stretches.
+// by turns.
 struct Interleaved {
   __m512i low;
   __m512i high;

@@ -79,7 +79,7 @@ GQA_OP __m512i pack_upper_halves(__m512i low, __m512i high) {
   return _mm512_permutex2var_epi16(low, at, high);
 }
 
-// The upper halves of two registers, by stretches.
+// The upper halves of two registers, by turns.
 GQA_OP __m512i pair_upper_halves(__m512i even, __m512i odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd);
 }
