@@ -110,7 +110,7 @@ struct CpuFeatures {
   bool follows_loads = false;  ///< see Streaming::followed
 };
 
-/// How keys and values come out of memory in time. It decides what is asked for, and how long stages are; it changes no bit of a result.
+/// How keys and values come out of memory in time. It decides what is prefetched, and how long stages are; it changes no bit of a result.
 enum class Streaming : std::uint8_t {
   prefetched,  ///< by prefetch instructions, some KiB ahead of the loads
   followed  ///< by loads in equal steps, which the processor follows: AMD's up to Zen 4, where prefetch instructions bring less

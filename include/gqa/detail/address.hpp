@@ -30,7 +30,7 @@ struct BlockAddress {
   const Index* v_offset = nullptr;
   bool uniform = false;  ///< offset[t] = t · token stride
   Index begin = 0;       ///< the block's first position, a multiple of kBlock
-  Index first = 0;       ///< tokens of the block that are asked for
+  Index first = 0;       ///< tokens of the block that are wanted
   Index last = 0;
 };
 
@@ -133,7 +133,7 @@ class AddressBook {
     const bool packed = k_.token == k_row_bytes_ && v_.token == v_row_bytes_;
     return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
   }
-  /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are asked for in
+  /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are prefetched in
   /// equal steps from block to block.
   bool hops(Streaming streaming) const noexcept {
     constexpr Index run = Index{32} << 10;

@@ -30,7 +30,7 @@ struct SequencePlan {
   Index heads = 1;         ///< KV heads that a fold has side by side: several where they are adjacent in memory
   Index head_groups = 0;
   bool has_super_spans = false;  ///< a fold may see several: its total has a second state, of the one in progress
-  Index scale_blocks = 0;  ///< blocks of a stage whose rows have scales outside of them: all, or none
+  Index scale_blocks = 0;        ///< blocks of a stage whose rows have scales outside of them: all, or none
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.

@@ -38,13 +38,14 @@ struct PrefetchPolicy {
   };
   bool on = false;            ///< false: the processor follows the loads
   bool second_level = false;  ///< into the second-level cache, not the first
-  bool touch = false;         ///< rows are touched right before they are used, unless their loads are followed, see touch_row
-  bool shared = false;        ///< the strips of a turn share the fetching; or the first strip does it
-  bool between = false;       ///< rows are fetched while a stage is planned, and during its softmax
+  bool touch = false;   ///< rows are touched right before they are used, unless their loads are followed, see touch_row
+  bool shared = false;  ///< the strips of a head share the fetching; or the first strip does it
+  bool between = false;  ///< rows are fetched while a stage is planned, and during its softmax
   Pace pace = Pace::free;
-  Index distance = 0;       ///< tokens that reading keeps ahead
-  Index limit = 0;          ///< tokens ahead at most, where rows are fetched between reading, too
-  Index side_tokens = 0;    ///< tokens that each of several heads takes before the next one does; 0: the path's own choice
+  Index distance = 0;  ///< tokens that reading keeps ahead
+  Index limit = 0;     ///< tokens ahead at most, where rows are fetched between reading, too
+  Index side_tokens =
+      0;  ///< tokens that each of several heads takes before the next one does; 0: the path's own choice
   Index softmax_bytes = 0;  ///< fetched during the softmax of a row and block, if `between`
 };
 
@@ -56,18 +57,18 @@ struct PrefetchFacts {
   bool dense = false;    ///< the rows of a task's heads, and those of its tokens, are evenly spaced together
   bool packed = false;   ///< and there is nothing between them
   Index heads = 1;
-  Index rows = 0;       ///< query rows of a head
-  Index row_bytes = 0;  ///< of the wider of keys and values
+  Index rows = 0;                    ///< query rows of a head
+  Index row_bytes = 0;               ///< of the wider of keys and values
   Index few_rows_distance = kBlock;  ///< Kernels::few_rows_distance
 };
 
 inline constexpr Index kStreamedBytes = 8192;  ///< of one head's rows that are fetched ahead
 inline constexpr Index kSoftmaxPieces = kBlock / kLanes;
-inline constexpr Index kSoftmaxPiece = 192;    ///< bytes of a piece where there are several query rows
-inline constexpr Index kPrefetchGrain = 16;    ///< tokens: as many at least go by at one pace, of one run
+inline constexpr Index kSoftmaxPiece = 192;  ///< bytes of a piece where there are several query rows
+inline constexpr Index kPrefetchGrain = 16;  ///< tokens: as many at least go by at one pace, of one run
 
 /// Where one head's rows are streamed, some KiB ahead; where heads take a few tokens in turn, those of a turn at least; else a block, because
-/// several strips take the same tokens. Turns are long where there is arithmetic enough to make their beginnings dear.
+/// several strips take the same tokens. Stretches are long where there is arithmetic enough to make their beginnings dear.
 GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noexcept {
   constexpr Index long_bytes = Index{128} << 10;  // that all heads take in turn, at most
   const bool prefetched = facts.streaming == Streaming::prefetched;
@@ -78,18 +79,22 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
   policy.touch = !prefetched && facts.streams;
   policy.shared = !facts.runs;
   policy.between = prefetched && (facts.heads == 1 ? facts.runs : few && facts.packed);
-  policy.softmax_bytes = facts.heads * facts.rows == 1 ? 2048 : facts.heads * facts.rows == 2 ? 1280 : kSoftmaxPiece * kSoftmaxPieces;
+  policy.softmax_bytes = facts.heads * facts.rows == 1   ? 2048
+                         : facts.heads * facts.rows == 2 ? 1280
+                                                         : kSoftmaxPiece * kSoftmaxPieces;
   policy.distance = kBlock;
   if (facts.heads == 1 && facts.runs) {
     const Index tokens = kStreamedBytes / facts.row_bytes / kPrefetchGrain * kPrefetchGrain;
-    policy.distance = tokens <= 0 ? kPrefetchGrain : tokens < kBlock ? tokens : kBlock;  // a block of the next keys is known
+    policy.distance = tokens <= 0       ? kPrefetchGrain
+                      : tokens < kBlock ? tokens
+                                        : kBlock;  // a block of the next keys is known
   } else if (facts.heads > 1) {
     const bool even = prefetched && facts.dense;
     const bool half = even && few && facts.rows >= 3 && facts.heads * facts.row_bytes * kBlock / 2 <= long_bytes;
     policy.pace = prefetched ? PrefetchPolicy::Pace::with_sums : PrefetchPolicy::Pace::loads_also;
     policy.side_tokens = half ? kBlock / 2 : 0;
     if (few)
-      policy.distance = half || facts.heads == 2    ? kBlock / 2
+      policy.distance = half || facts.heads == 2   ? kBlock / 2
                         : !even || facts.rows >= 3 ? kBlock / 4
                                                    : facts.few_rows_distance;
   }
@@ -162,12 +167,12 @@ struct PrefetchCursor {
 
 /// The queue of rows that a worker reads, and how far they have been fetched.
 ///
-/// The task appends a stage's blocks as it plans them. Kernels take tokens in turns: every strip of every head takes the same ones before any
-/// goes on. Rows of one run are fetched in a turn, at one pace.
+/// The task appends a stage's blocks as it plans them. Kernels take tokens in stretches: every strip of every head takes the same ones
+/// before any goes on. Rows of one run are fetched in a stretch, at one pace.
 class Prefetcher {
  public:
   /// Runs that there must be room for, for stages of so many blocks.
-  static constexpr Index room(Index stage_blocks) noexcept { return 2 * stage_blocks + 1; }
+  GQA_ALWAYS_INLINE static constexpr Index room(Index stage_blocks) noexcept { return 2 * stage_blocks + 1; }
 
   GQA_ALWAYS_INLINE Prefetcher() noexcept = default;  // of nothing
   GQA_ALWAYS_INLINE Prefetcher(const PrefetchPolicy& policy, RowRun* room, Index stage_blocks) noexcept
@@ -176,7 +181,7 @@ class Prefetcher {
   GQA_ALWAYS_INLINE const PrefetchPolicy& policy() const noexcept { return policy_; }
   GQA_ALWAYS_INLINE bool on() const noexcept { return policy_.on; }
   GQA_ALWAYS_INLINE Index heads() const noexcept { return heads_; }
-  /// Of the rows that are fetched in this turn.
+  /// Of the rows that are fetched in this stretch.
   GQA_ALWAYS_INLINE Index row_bytes() const noexcept { return row_bytes_; }
   /// Rows that have been fetched and not used.
   GQA_ALWAYS_INLINE Index lead() const noexcept { return lead_; }
@@ -211,36 +216,40 @@ class Prefetcher {
     has_next_ = true;
     *next_ = keys;
   }
-  /// All is appended. Of what comes first, rows that have not been fetched by now are not fetched any more.
+  /// All is appended. Keys so near that they have to be there by now are not fetched any more.
   GQA_ALWAYS_INLINE void begin_reading() noexcept {
     if (!policy_.on) return;
     reading_ = true;
-    const Index missing = policy_.distance * heads_ - lead_;
-    if (missing <= 0) return;
-    pass(missing);
-    lead_ += missing;
+    pass(0);
+    for (Index missing = policy_.distance * heads_ - lead_; missing > 0 && run_ < key_runs_;) {
+      const Index left = keys_[run_].rows() - at_;
+      const Index rows = missing < left ? missing : left;
+      pass(rows);
+      lead_ += rows;
+      missing -= rows;
+    }
   }
 
-  /// Before a kernel's first turn.
-  GQA_ALWAYS_INLINE void begin_turns() noexcept {
+  /// Before a kernel's first stretch.
+  GQA_ALWAYS_INLINE void begin_stretches() noexcept {
     if (!policy_.on) return;
     pass(0);
     left_ = run_ < runs() ? run(run_).rows() - at_ : 0;
     if (left_ > 0) begin_run();
     else ahead_.row = nullptr;
-    surplus_ = lead_ - policy_.distance * heads_;
-    surplus_ = surplus_ > 0 ? surplus_ - surplus_ % (heads_ * kPrefetchGrain / 2) : 0;
+    excess_ = lead_ - policy_.distance * heads_;
+    excess_ = excess_ > 0 ? excess_ - excess_ % (heads_ * kPrefetchGrain / 2) : 0;
   }
-  /// Where a turn from token `first` to `last` has to end, for the sake of one run and one pace.
-  GQA_ALWAYS_INLINE Index end_of_turn(Index first, Index last) const noexcept {
+  /// Where a stretch from token `first` to `last` has to end, for the sake of one run and one pace.
+  GQA_ALWAYS_INLINE Index end_of_stretch(Index first, Index last) const noexcept {
     if (ahead_.row == nullptr) return last;
-    const Index rows = surplus_ == 0 ? left_ : 2 * (surplus_ < left_ ? surplus_ : left_);
+    const Index rows = excess_ == 0 ? left_ : 2 * (excess_ < left_ ? excess_ : left_);
     const Index end = round_up(first + (heads_ == 1 ? rows : (rows + heads_ - 1) / heads_), kPrefetchGrain);
     return end < last ? end : last;
   }
   /// So many strips of a head, one after the other, take the same tokens, so many at least, and share the fetching.
   GQA_ALWAYS_INLINE void share(Index strips, Index tokens) noexcept {
-    const Index slower = surplus_ > 0 ? 1 : 0;
+    const Index slower = excess_ > 0 ? 1 : 0;
     const Index rows = tokens >> slower;
     const Index most = strips < rows ? strips : rows;
     const bool shared = policy_.shared && (details_.scattered == nullptr || heads_ == 1);
@@ -258,14 +267,14 @@ class Prefetcher {
     return mine;
   }
   /// All strips of a head have taken `tokens` tokens, of which `used` were there.
-  GQA_ALWAYS_INLINE void end_turn(Index tokens, Index used) noexcept {
+  GQA_ALWAYS_INLINE void end_stretch(Index tokens, Index used) noexcept {
     if (!policy_.on) return;
     const Index share = (tokens >> ahead_.shift) << sharers_;
     const Index rows = share < left_ ? share : left_;
     pass(rows);
     lead_ += rows - used;
     if (lead_ < policy_.distance * heads_) fetch(policy_.distance * heads_ - lead_);  // where a run has ended
-    begin_turns();
+    begin_stretches();
   }
   /// The rows to fetch during a block's softmax of so many query rows, in pieces, kSoftmaxPieces for each query row: they follow each other in
   /// memory where `between` is set, and are evenly spread that way.
@@ -280,8 +289,8 @@ class Prefetcher {
     pieces.details = &details_of_pieces_;
     pieces.stride = pieces.near_bytes = policy_.softmax_bytes / kSoftmaxPieces;
     pieces.even = bytes / pieces.stride;
-    if (pieces.even > 0) pieces.row = now.base + at_ * now.stride;
-    const Index rows = bytes / now.row_bytes;
+    const Index rows = pieces.even * pieces.stride / now.row_bytes;
+    if (rows > 0) pieces.row = now.base + at_ * now.stride;
     lead_ += rows;
     pass(rows);
     return pieces;
@@ -322,10 +331,11 @@ class Prefetcher {
   GQA_ALWAYS_INLINE Index runs() const noexcept {
     return reading_ ? key_runs_ + value_runs_ + (has_next_ ? 1 : 0) : key_runs_;
   }
-  /// The next rows are others' business.
+  /// Goes on in the queue. While it grows, its last run may, too.
   GQA_ALWAYS_INLINE void pass(Index rows) noexcept {
     at_ += rows;
-    for (; run_ < runs() && at_ >= run(run_).rows(); ++run_) at_ -= run(run_).rows();
+    for (const Index last = reading_ ? runs() : runs() - 1; run_ < last && at_ >= run(run_).rows(); ++run_)
+      at_ -= run(run_).rows();
   }
   /// A cursor over what is left of the run.
   GQA_ALWAYS_INLINE void begin_run() noexcept {
@@ -338,7 +348,7 @@ class Prefetcher {
   /// Fetches the next rows at once.
   GQA_ALWAYS_INLINE void fetch(Index rows) noexcept {
     asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
-    for (pass(0); rows > 0 && run_ < runs(); pass(0)) {
+    for (pass(0); rows > 0 && run_ < runs() && at_ < run(run_).rows(); pass(0)) {
       begin_run();
       for (; rows > 0 && ahead_.row != nullptr; ahead_.next(), --rows, ++at_, ++lead_) ahead_.fetch();
     }
@@ -356,13 +366,13 @@ class Prefetcher {
   Index run_ = 0;   // the next row to fetch: the run it is in,
   Index at_ = 0;    // and its number there
   Index lead_ = 0;  // rows
-  // Of a turn:
+  // Of a stretch:
   PrefetchDetails details_{};
   PrefetchCursor ahead_{};
   Index left_ = 0;       // rows of its run
   Index row_bytes_ = 0;  // of them
-  Index surplus_ = 0;  // rows ahead of the distance: while there are any, a row is fetched for every second token
-  Index sharers_ = 0;  // strips that fetch, as a power of two
+  Index excess_ = 0;     // rows ahead of the distance: while there are any, a row is fetched for every second token
+  Index sharers_ = 0;    // strips that fetch, as a power of two
   PrefetchDetails details_of_pieces_{};
   // While a stage is planned:
   Index planning_bytes_ = 0;  // of a block

@@ -3,7 +3,6 @@
 /// A score expression's value for one pair, in double precision: what paths are held to.
 #pragma once
 
-
 #include "gqa/expression.hpp"
 
 namespace gqa::detail::inline GQA_ABI {

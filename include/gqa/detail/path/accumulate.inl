@@ -103,14 +103,14 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
     if (five) return output_whole<5, N>(tile, 0, values, part.from, part.to, part);
   const Index few = tile.rows <= high ? part.to - part.from : !part.stage.runs ? part.few : kTurnBytes / part.row_bytes;
   for (Index from = part.from, end; from < part.to; values.skip(end - from), from = end) {
-    end = part.prefetcher.end_of_turn(from, from + few < part.to ? from + few : part.to);
+    end = part.prefetcher.end_of_stretch(from, from + few < part.to ? from + few : part.to);
     if constexpr (may_be_twice) {
       if (twice) output_whole_rows<R / 2, 2 * N>(tile, 0, values, from, end, part);
     }
     if constexpr (may_be_once) {
       if (!twice) output_whole_rows<R, N>(tile, 0, values, from, end, part);
     }
-    part.next_turn(end);
+    part.end_stretch_at(end);
   }
 }
 
@@ -212,13 +212,13 @@ GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
 }
 
 // How many tokens are taken in turn.
-struct Turns {
+struct Stretches {
   Index tokens;  // by a head, before the next head has its turn
   Index few;     // by a strip, before the next strip has its turn
   bool whole;    // by strips as wide as values, see whole_rows
 };
 template <class Codec>
-GQA_OP Turns output_turns(const RowTile& tile, const Stage& stage, const Prefetcher& prefetcher) {
+GQA_OP Stretches output_stretches(const RowTile& tile, const Stage& stage, const Prefetcher& prefetcher) {
   const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
   const Index side_tokens = prefetcher.policy().side_tokens;
@@ -242,26 +242,26 @@ GQA_OP Index fetched_rows(const Stage& stage, Index row_bytes) {
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
 template <class Codec, int ValueDim>
 inline void accumulate(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
-  const Turns turns = output_turns<Codec>(tile, stage, prefetcher);
-  Part part{stage, prefetcher, KvType(Codec::type).row_bytes(tile.value_dim),
-            fetched_rows(stage, KvType(Codec::type).row_bytes(tile.value_dim))};
-  part.few = turns.few;
+  const Stretches stretches = output_stretches<Codec>(tile, stage, prefetcher);
+  const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
+  Part part{stage, prefetcher, row_bytes, fetched_rows(stage, row_bytes)};
+  part.few = stretches.few;
   part.touch = prefetcher.policy().touch;
-  part.whole = turns.whole;
+  part.whole = stretches.whole;
   part.grouped = grouped_rows(tile.rows);
-  begin_turns(prefetcher);
+  begin_stretches(prefetcher);
   for (Index b = 0, taken; b < stage.blocks; b += taken) {
     const Block& any = stage.units[b * stage.heads];
-    taken = turns.whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
+    taken = stretches.whole ? run_of(stage, b, &Block::v, &Block::v_stride) : 1;
     const Index last = (taken - 1) * kBlock + any.last;
     part.begin = any.first;
     for (part.from = any.first; part.from < last; part.from = part.to) {
-      part.to = taken > 1 ? last : part.from / turns.tokens * turns.tokens + turns.tokens;
-      part.to = prefetcher.end_of_turn(part.from, part.to < last ? part.to : last);
+      part.to = taken > 1 ? last : part.from / stretches.tokens * stretches.tokens + stretches.tokens;
+      part.to = prefetcher.end_of_stretch(part.from, part.to < last ? part.to : last);
       for (Index j = 0; j < stage.heads; ++j) {
         part.reached = part.from;
         add_values<Codec, ValueDim>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], part);
-        part.next_turn(part.to);
+        part.end_stretch_at(part.to);
       }
     }
   }

@@ -151,8 +151,8 @@ GQA_OP void transpose(__m512i (&r)[kLanes]) {
 
 #include "gqa/detail/path/amx_terms.inl"
 
-// What is fetched while a head takes a block, a turn of the Prefetcher: into the second-level cache.
-struct BlockAhead {
+// What is fetched while a head takes a block, a stretch of the Prefetcher: into the second-level cache.
+struct BlockCursor {
   PrefetchCursor cursor{};
   Index row_bytes = 0;
   Index left = 0;  // rows
@@ -163,14 +163,14 @@ struct BlockAhead {
     }
   }
 };
-GQA_OP BlockAhead begin_block(Prefetcher& prefetcher, const Block& block) {
+GQA_OP BlockCursor begin_block(Prefetcher& prefetcher, const Block& block) {
   const Index tokens = block.last - block.first;
   prefetcher.share(1, tokens);
-  BlockAhead ahead{prefetcher.cursor(0, tokens), prefetcher.row_bytes(), tokens};
+  BlockCursor ahead{prefetcher.cursor(0, tokens), prefetcher.row_bytes(), tokens};
   return ahead;
 }
 GQA_OP void end_block(Prefetcher& prefetcher, const Block& block) {
-  avx512::end_turn(prefetcher, block.last - block.first, block.last - block.first);
+  avx512::end_stretch(prefetcher, block.last - block.first, block.last - block.first);
 }
 
 // Staging: K of a block as bf16 rows, or V of it as interleaved tiles, one term behind the other; behind that O and l of one
@@ -196,11 +196,11 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 // Units one by one.
 template <class Codec, int Terms>
 inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
-  avx512::begin_turns(prefetcher);
+  avx512::begin_stretches(prefetcher);
   for (Index b = 0; b < stage.blocks; ++b) {
     for (Index j = 0; j < stage.heads; ++j) {
       const Block& block = stage.units[b * stage.heads + j];
-      BlockAhead ahead = begin_block(prefetcher, block);
+      BlockCursor ahead = begin_block(prefetcher, block);
       score_block<Codec, Terms>(unit_tile(tile, stage, b, j), block, ahead);
       end_block(prefetcher, block);
     }
@@ -208,11 +208,11 @@ inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetch
 }
 template <class Codec, int Terms>
 inline void accumulate(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
-  avx512::begin_turns(prefetcher);
+  avx512::begin_stretches(prefetcher);
   for (Index b = 0; b < stage.blocks; ++b) {
     for (Index j = 0; j < stage.heads; ++j) {
       const Block& block = stage.units[b * stage.heads + j];
-      BlockAhead ahead = begin_block(prefetcher, block);
+      BlockCursor ahead = begin_block(prefetcher, block);
       accumulate_block<kTermsOf<Codec, Terms>, Terms>(unit_tile(tile, stage, b, j), block, &stage_values<Codec, Terms>,
                                                       ahead);
       end_block(prefetcher, block);

@@ -69,7 +69,7 @@ GQA_OP void put_values(const Words<Terms>& even, const Words<Terms>& odd, std::b
 // `seen` is off are zeros.
 template <class Codec, int Terms>
 GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half,
-                             BlockAhead& ahead) {
+                             BlockCursor& ahead) {
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const ValueTiles tiles = value_tiles(tile);
   const Index whole = tile.value_dim / kHalf * kHalf;
@@ -262,13 +262,13 @@ GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index grou
 }
 
 // stage_values of some codec.
-using StageValues = void(const RowTile& tile, const Block& block, std::uint64_t seen, Index half, BlockAhead& ahead);
+using StageValues = void(const RowTile& tile, const Block& block, std::uint64_t seen, Index half, BlockCursor& ahead);
 
 // A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the
 // same tokens.
 template <int ValueTerms, int Terms>
 GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
-                                 Index group, StageValues* stage, BlockAhead& ahead) {
+                                 Index group, StageValues* stage, BlockCursor& ahead) {
   const std::uint64_t* visible = block.visible + group * kGroup;
   const Index count = rows_in_group(tile, group);
   for (std::uint32_t left = first_lanes(count); left != 0;) {
@@ -286,7 +286,7 @@ GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order. The same for
 // every codec, once values are staged.
 template <int ValueTerms, int Terms>
-GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageValues* stage, BlockAhead& ahead) {
+GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageValues* stage, BlockCursor& ahead) {
   const Index groups = group_count(tile);
   const Index o_bytes = tile.o_stride * Index{sizeof(float)};
   const ValueTiles v = value_tiles(tile);

@@ -125,7 +125,7 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
 // C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks by term, then the second's.
 template <int KeyTerms, int Terms>
 GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
-                                Index chunks, Index from, Index to, BlockAhead& ahead) {
+                                Index chunks, Index from, Index to, BlockCursor& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
     ahead.fetch((kHalf + chunks - 1) / chunks);
@@ -148,7 +148,7 @@ GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&st
 // C 0–1 += chunks [from, to) of 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
 GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
-                               Index chunks, Index from, Index to, BlockAhead& ahead) {
+                               Index chunks, Index from, Index to, BlockCursor& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
     ahead.fetch((kHalf + chunks - 1) / chunks);
@@ -166,7 +166,7 @@ GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&str
 
 // 32 tokens × 32 rows: scores[group][token][row] for two groups.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead, float* out) {
+GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, BlockCursor& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -183,7 +183,7 @@ GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index ch
 
 // 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, BlockAhead& ahead, float* out) {
+GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, BlockCursor& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
@@ -196,7 +196,7 @@ GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chu
 
 // weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTiles (&keys)[2], BlockAhead& ahead) {
+GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTiles (&keys)[2], BlockCursor& ahead) {
   const Index chunks = tile.q_stride / kHalf;
   const Index groups = group_count(tile);
   const auto* q = static_cast<const std::byte*>(tile.q);
@@ -218,7 +218,7 @@ GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTi
 }
 
 template <class Codec, int Terms>
-GQA_OP void score_block(const RowTile& tile, const Block& block, BlockAhead& ahead) {
+GQA_OP void score_block(const RowTile& tile, const Block& block, BlockCursor& ahead) {
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
     keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);

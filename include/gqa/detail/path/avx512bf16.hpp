@@ -28,8 +28,8 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
 using avx512::add;
-using avx512::begin_turns;
-using avx512::end_turn;
+using avx512::begin_stretches;
+using avx512::end_stretch;
 using avx512::join_units;
 using avx512::kHeldQueries;
 using avx512::kLanes2;

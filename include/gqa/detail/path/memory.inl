@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Getting keys and values from memory in time: what a path's kernels do with a PrefetchCursor. Part of every path.
 
-// The Prefetcher's turns, and its rows between them. Functions of their own: nothing of a kernel is in registers where they are called.
-GQA_KERNEL void begin_turns(Prefetcher& prefetcher) { prefetcher.begin_turns(); }
-GQA_KERNEL void end_turn(Prefetcher& prefetcher, Index tokens, Index used) { prefetcher.end_turn(tokens, used); }
+// The Prefetcher's stretches, and its rows between them. Functions of their own: nothing of a kernel is in registers where they are called.
+GQA_KERNEL void begin_stretches(Prefetcher& prefetcher) { prefetcher.begin_stretches(); }
+GQA_KERNEL void end_stretch(Prefetcher& prefetcher, Index tokens, Index used) { prefetcher.end_stretch(tokens, used); }
 GQA_KERNEL PrefetchCursor softmax_cursor(Prefetcher& prefetcher, Index rows) { return prefetcher.softmax_cursor(rows); }
 
 // Fetches the next row; of Usual bytes without a loop.

@@ -57,12 +57,54 @@ struct Part {
   bool whole = false;  // rows as wide as values, see whole_rows
 
   // All strips have taken the tokens before `end`.
-  GQA_OP void next_turn(Index end) const {
+  GQA_OP void end_stretch_at(Index end) const {
     strip = 0;
-    if (prefetcher.on()) end_turn(prefetcher, end - reached, end - reached);
+    if (prefetcher.on()) end_stretch(prefetcher, end - reached, end - reached);
     reached = end;
   }
 };
+
+// R rows of N vectors of outputs, of which `Held` are held in registers and those behind them lie at o: times alpha.
+template <int R, int N, int Held>
+GQA_OP void rescale_sums(Vec (&acc)[R * Held], float* const (&o)[R], const float* alpha) {
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Vec factor = set1(alpha[r]);
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
+    GQA_UNROLL
+    for (int n = Held; n < N; ++n) {
+      float* const sum = o[r] + n * kLanes;
+      store(sum, mul(load(sum), factor));
+    }
+  }
+}
+
+// The inner loop: R rows × C steps of dims += weights · values of a step of tokens, S steps of dims loaded at once.
+template <int R, int C, int S, int Held, class Values>
+GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const Weights<R>& weights, const Values& values,
+                     Index column, Index width) {
+  constexpr int N = C * Product::kVectors;
+  GQA_UNROLL
+  for (int c = 0; c < N; c += S * Product::kVectors) {
+    Product::Operand value[S * Product::kVectors];
+    if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
+    else values(column, width, value);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const auto weight = Product::weight(weights.of(r));
+      GQA_UNROLL
+      for (int i = 0; i < S * Product::kVectors; ++i) {
+        if (c + i < Held) {
+          acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
+        } else {
+          float* const sum = o[r] + (c + i) * kLanes;
+          store(sum, Product::add(weight, value[i], load(sum)));
+        }
+      }
+    }
+  }
+}
 
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
@@ -109,41 +151,13 @@ GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Ind
     }
     prefetch_rows(ahead, from, end);
     if ((from & (kBlock - 1)) == 0 || from == part.begin) {
-      GQA_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Vec factor = set1(alpha[r]);
-        GQA_UNROLL
-        for (int n = 0; n < Held; ++n) acc[r * Held + n] = mul(acc[r * Held + n], factor);
-        GQA_UNROLL
-        for (int n = Held; n < N; ++n) {
-          float* const sum = o[r] + n * kLanes;
-          store(sum, mul(load(sum), factor));
-        }
-      }
+      rescale_sums<R, N, Held>(acc, o, alpha);
     }
     for (Index step = from >> kStepShift; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if constexpr (Values::kStreams) {
         if (touch) values.touch(tile.value_dim);
       }
-      GQA_UNROLL
-      for (int c = 0; c < N; c += S * Product::kVectors) {
-        Product::Operand value[S * Product::kVectors];
-        if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
-        else values(column, width, value);
-        GQA_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const auto weight = Product::weight(weights.of(r));
-          GQA_UNROLL
-          for (int i = 0; i < S * Product::kVectors; ++i) {
-            if (c + i < Held) {
-              acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
-            } else {
-              float* const sum = o[r] + (c + i) * kLanes;
-              store(sum, Product::add(weight, value[i], load(sum)));
-            }
-          }
-        }
-      }
+      add_step<R, C, S, Held>(acc, o, weights, values, column, width);
     }
     if constexpr (Run) {
       if ((end & (kBlock - 1)) != 0) continue;

@@ -77,7 +77,7 @@ template <class Dot, int T>
 GQA_KERNEL void score_groups(const RowTile& tile, Index row, Index groups, const Block& block,
                              const Prefetcher& prefetcher) {
   const Index begin = block.first / kTileTokens * kTileTokens;
-  PrefetchCursor ahead = prefetcher.cursor(row / (kRowGroups * kLanes), block.last - begin);
+  PrefetchCursor ahead = prefetcher.cursor(row / (kRowGroups * kLanes), round_up(block.last - begin, kTileTokens));
   const Index row_bytes = tile.q_stride * Dot::kQueryBytes;
   const auto* const q = static_cast<const std::byte*>(tile.q) + row * row_bytes;
   constexpr Index step_bytes = kUnits * Dot::kUnitBytes;

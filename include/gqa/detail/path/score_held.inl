@@ -10,6 +10,29 @@ GQA_OP void store_four(float* to, const Sums& sums, bool last) {
   if (last) store_quarter<3>(to + 3 * kBlock, sums);
 }
 
+// Sums of R rows and T tokens, whose lanes are not all added up: added, finished and stored. A fifth row's lie behind the others'.
+template <class Dot, int R, Index T, std::size_t L>
+GQA_OP void store_held(const RowTile& tile, const float (&left)[L][kLanes], float* to, bool last) {
+  constexpr Index F = R == 5 ? T : 0;
+  // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
+  if constexpr (R >= 4) {
+    GQA_UNROLL
+    for (int t = 0; t < T; t += 4) {
+      const typename Dot::Sum four[4] = {load(left[t]), load(left[t + 1]), load(left[t + 2]), load(left[t + 3])};
+      store_four(to + t, Dot::finish(reduce_quarters(four), tile), last);
+    }
+  }
+  if constexpr (R != 4) {
+    typename Dot::Sum pair[R == 2 ? T : T / 2];
+    GQA_UNROLL
+    for (int i = 0; i < (R == 2 ? T : T / 2); ++i)
+      pair[i] = R == 2 ? load(left[i]) : reduce_pair(load(left[F + i]), load(left[F + i + T / 2]));
+    const auto sums = Dot::finish(reduce_pairs(pair), tile);
+    store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
+    if (R == 2) store_second<T>(to + kBlock, sums);
+  }
+}
+
 // R rows with their queries at hand, N vectors of each, and evenly spaced keys, one at a time: memory is read by N load
 // instructions, each of which steps from row to row. Processors' prefetching follows no more than a handful of those, and unrolled
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
@@ -33,8 +56,7 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
   const bool waits = pace == PrefetchPolicy::Pace::with_sums && prefetcher.row_bytes() >= kPacedBytes;
   float* to = tile.weights + t0 / kBlock * tile.weight_floats + row * kBlock + t0 % kBlock;
   for (Index s = t0; s < t0 + tokens; to += T) {
-    constexpr int F = R == 5 ? T : 0;  // the fifth row's lie behind the others'
-    alignas(64) float left[T + F][kLanes];
+    alignas(64) float left[R == 5 ? 2 * T : T][kLanes];
     GQA_NO_UNROLL
     for (Index t = 0; t < T; ++t, keys.base += keys.stride) {
       if (ahead.row != nullptr && ahead.is_due(s + t)) {
@@ -54,25 +76,9 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
       else if constexpr (R >= 4)
         store(left[t], reduce_halves(reduce_pair(acc[0], acc[2]), reduce_pair(acc[1], acc[3])));
       else store(left[t], reduce_pair(acc[0], acc[1]));
-      if constexpr (R == 5) store(left[F + t], acc[4]);
+      if constexpr (R == 5) store(left[T + t], acc[4]);
     }
-    // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
-    if constexpr (R >= 4) {
-      GQA_UNROLL
-      for (int t = 0; t < T; t += 4) {
-        const typename Dot::Sum four[4] = {load(left[t]), load(left[t + 1]), load(left[t + 2]), load(left[t + 3])};
-        store_four(to + t, Dot::finish(reduce_quarters(four), tile), last);
-      }
-    }
-    if constexpr (R != 4) {
-      typename Dot::Sum pair[R == 2 ? T : T / 2];
-      GQA_UNROLL
-      for (int i = 0; i < (R == 2 ? T : T / 2); ++i)
-        pair[i] = R == 2 ? load(left[i]) : reduce_pair(load(left[F + i]), load(left[F + i + T / 2]));
-      const auto sums = Dot::finish(reduce_pairs(pair), tile);
-      store_first<T>(to + (R == 5 ? 4 * kBlock : 0), sums);
-      if (R == 2) store_second<T>(to + kBlock, sums);
-    }
+    store_held<Dot, R, T>(tile, left, to, last);
     if (waits && ahead.row != nullptr) ahead.row = once_known(ahead.row, *to);
     if (pace == PrefetchPolicy::Pace::loads_also) keys.base = once_known(keys.base, *to);
     s += T;
@@ -154,10 +160,10 @@ GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index
   for (Index count; tokens > 0; t0 += count, tokens -= count, keys.base += count * keys.stride) {
     count = few < tokens ? few : tokens;
     if (prefetcher.on()) {
-      count = prefetcher.end_of_turn(0, count);
+      count = prefetcher.end_of_stretch(0, count);
       prefetcher.share(strips, count);
     }
     score_strips_held<Dot, R, N>(tile, row, keys, t0, count, prefetcher);
-    if (prefetcher.on()) end_turn(prefetcher, count, count);
+    if (prefetcher.on()) end_stretch(prefetcher, count, count);
   }
 }

@@ -31,7 +31,7 @@ GQA_OP bool held(Index head_dim) { return kHeldQueries > 0 && (head_dim == 64 ||
 // Tokens that the heads of a task take in turn, a quarter or half of a tile: their sums are added over lanes together.
 template <class Codec>
 inline constexpr Index kSideTokens = kPlainRows<Codec> ? 4 : 8;
-// Those that are prefetched ahead where there are one or two rows: one turn, at least.
+// Those that are prefetched ahead where there are one or two rows: one stretch, at least.
 inline Index few_rows_distance(Index head_dim) { return held(head_dim) ? kTileTokens / 2 : kTileTokens; }
 // Rows, in bytes, from which on fetches of keys wait for sums, see PrefetchPolicy::Pace: shorter ones are soon there.
 inline constexpr Index kPacedBytes = 256;
@@ -225,7 +225,7 @@ GQA_OP void score_rows(const RowTile& tile, Index row, const Block& block, Index
   for (Index t = t0 / kTileTokens * kTileTokens; t < t0 + tokens && t < block.last; t += kTileTokens) {
     if (t + kTileTokens <= block.first) continue;
     score_strips<Dot, kScoreRows>(tile, row, scattered_rows(block, t, bytes, prefetcher.policy().touch), t, prefetcher);
-    if (prefetcher.on()) end_turn(prefetcher, kTileTokens, tokens_of(block, t, t + kTileTokens));
+    if (prefetcher.on()) end_stretch(prefetcher, kTileTokens, tokens_of(block, t, t + kTileTokens));
   }
 }
 
@@ -242,8 +242,8 @@ GQA_OP void score_grouped(const RowTile& tile, const Block& unit, Index grouped,
     const Index groups = grouped - row < rows ? (grouped - row) / kLanes : kRowGroups;
     score_groups<typename Dot::Grouped, kRowTokens>(tile, row, groups, block, prefetcher);
   }
-  if (prefetcher.on())
-    end_turn(prefetcher, block.last - block.first / kTileTokens * kTileTokens, block.last - block.first);
+  const Index tokens = round_up(block.last - block.first / kTileTokens * kTileTokens, kTileTokens);
+  if (prefetcher.on()) end_stretch(prefetcher, tokens, block.last - block.first);
 }
 
 // One unit without groups: keys are widened once, instead of for every row.
@@ -262,7 +262,7 @@ GQA_OP void score_stage(const RowTile& tile, const Stage& stage, Prefetcher& pre
   const bool widened = kRowTokens == 0 && !Dot::kPlainKeys && tile.rows > kWidenRows;
   const Index side_tokens = prefetcher.policy().side_tokens;
   Prefetcher none;  // for rows beside groups, who have fetched all
-  begin_turns(prefetcher);
+  begin_stretches(prefetcher);
   for (Index b = 0, taken; b < stage.blocks; b += taken) {
     const Block& any = stage.units[b * stage.heads];
     taken = held(tile.head_dim) ? run_of(stage, b, &Block::k, &Block::k_stride) : 1;
