@@ -61,7 +61,7 @@ Stage stage_of(const std::string& function) {
       {std::regex("::(score|lane_sums)"), scores},
       {std::regex("::softmax\\("), softmax},
       {std::regex("::(output_|accumulate|stage_values|prepare_weights|nonfinite)"), accumulate},
-      {std::regex("::(pack|transpose_group)"), packing},
+      {std::regex("::(pack|transpose_panel)"), packing},
       {std::regex("::(begin|merge|store)"), states},
       {std::regex("gqa::detail::"), planning}};  // checks, plans, addresses, masks
   for (const auto& [pattern, stage] : rules)

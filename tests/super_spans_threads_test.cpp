@@ -259,7 +259,7 @@ TEST_P(SuperSpans, AStateOfNoTokensChangesNothing) {
                                              {-3.0e38f, 512.0f}, {-kInfinity, 0.0f}, {kInfinity, kNan}};
   const float values[] = {-0.0f, 0.0f, 1.5f, -3.0e38f, 1.0e-40f, kInfinity, -kInfinity, kNan};
   RowsState state(kernels, rows, dim);
-  const detail::RowTile& tile = state.tile();
+  const detail::QueryTile& tile = state.tile();
   for (Index row = 0; row < rows; ++row) {
     const auto& [m, l] = rows_of[row % 6];
     tile.m[row] = m;

@@ -20,7 +20,7 @@ struct Unit {
   std::string_view name;
   double factor;
 };
-inline constexpr Unit kUnits[] = {{"", 1},         {"B", 1},        {"kB", 1e3},    {"KB", 1e3},     {"MB", 1e6},
+inline constexpr Unit kPieces[] = {{"", 1},         {"B", 1},        {"kB", 1e3},    {"KB", 1e3},     {"MB", 1e6},
                                   {"GB", 1e9},     {"TB", 1e12},    {"PB", 1e15},   {"KiB", 0x1p10}, {"MiB", 0x1p20},
                                   {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"PiB", 0x1p50}};
 
@@ -33,7 +33,7 @@ inline double parse_amount(std::string_view text) {
     throw std::invalid_argument("\"" + given + "\" is no size; expected a number and a unit, as 80GiB or 140GB");
   std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
   while (unit.starts_with(' ')) unit.remove_prefix(1);
-  for (const Unit& known : kUnits)
+  for (const Unit& known : kPieces)
     if (unit == known.name) return value * known.factor;
   throw std::invalid_argument(
       "\"" + given + "\" ends in \"" + std::string(unit) +

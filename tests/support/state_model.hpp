@@ -49,7 +49,7 @@ class RowsState {
   void merge(const RowsState& from) { kernels_->merge(tile_, from.tile_); }
   /// Takes a state from where the engine has it.
   void copy(const std::byte* state) { std::memcpy(data(), state, bytes()); }
-  const detail::RowTile& tile() const { return tile_; }
+  const detail::QueryTile& tile() const { return tile_; }
   std::byte* data() { return reinterpret_cast<std::byte*>(memory_.data()); }
   std::size_t bytes() const { return detail::state_bytes(tile_, 1, tile_.rows); }
 
@@ -73,7 +73,7 @@ class RowsState {
     std::byte bytes[detail::kScratchAlignment];
   };
   const detail::Kernels* kernels_;
-  detail::RowTile tile_;
+  detail::QueryTile tile_;
   std::vector<Line> memory_;
 };
 

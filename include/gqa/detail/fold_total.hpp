@@ -10,11 +10,11 @@ namespace gqa::detail::inline GQA_ABI {
 // Once a span, from several places: functions of their own, so that a program has them once.
 
 /// The states of `heads` KV heads side by side ← those of no tokens.
-[[gnu::noinline]] inline void begin_states(const Kernels& kernels, const RowTile& state, Index heads) {
+[[gnu::noinline]] inline void begin_states(const Kernels& kernels, const QueryTile& state, Index heads) {
   for (Index j = 0; j < heads; ++j) kernels.begin(head_tile(state, j));
 }
 /// The states of the tokens of `into`, then those of `from`.
-[[gnu::noinline]] inline void merge_states(const Kernels& kernels, const RowTile& into, const RowTile& from,
+[[gnu::noinline]] inline void merge_states(const Kernels& kernels, const QueryTile& into, const QueryTile& from,
                                            Index heads) {
   for (Index j = 0; j < heads; ++j) kernels.merge(head_tile(into, j), head_tile(from, j));
 }
@@ -29,7 +29,7 @@ class FoldTotal {
   FoldTotal(const Kernels& kernels, const SequencePlan& plan) noexcept : kernels_(kernels), plan_(plan) {}
 
   /// Goes on to another fold: `heads` KV heads with the rows of `tile`, whose first span is number `first_span` of the sequence.
-  void enter(std::byte* memory, const RowTile& tile, Index heads, Index first_span) noexcept {
+  void enter(std::byte* memory, const QueryTile& tile, Index heads, Index first_span) noexcept {
     heads_ = heads;
     first_span_ = first_span;
     complete_ = current_ = tile;
@@ -52,13 +52,13 @@ class FoldTotal {
     begin_states(kernels_, current_, heads_);
   }
   /// Adds the state of the span that it has gone on to. That of span 0 may as well be computed in first().
-  [[gnu::noinline]] void add(const RowTile& state) const {
+  [[gnu::noinline]] void add(const QueryTile& state) const {
     merge_states(kernels_, super_span(last_) > 0 ? current_ : complete_, state, heads_);
   }
-  const RowTile& first() const noexcept { return complete_; }
+  const QueryTile& first() const noexcept { return complete_; }
 
   /// The state of all `spans` spans, when they are in it.
-  const RowTile& finish(Index spans) const {
+  const QueryTile& finish(Index spans) const {
     if (super_span(spans - 1) > 0) merge_states(kernels_, complete_, current_, heads_);
     return complete_;
   }
@@ -74,9 +74,9 @@ class FoldTotal {
   const SequencePlan& plan_;
   Index heads_ = 0;
   Index first_span_ = 0;
-  RowTile complete_{};
-  RowTile current_{};  // unless it is the first
-  Index last_ = -1;    // the span that it has gone on to, or -1
+  QueryTile complete_{};
+  QueryTile current_{};  // unless it is the first
+  Index last_ = -1;      // the span that it has gone on to, or -1
 };
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -55,11 +55,11 @@ GQA_ALWAYS_INLINE constexpr bool may_be(int compiled, int dim) noexcept {
   return compiled == dim || compiled == dynamic;
 }
 
-/// Rows from which a group of 16, a row a lane, is worth its idle lanes.
-inline constexpr Index kGroupRows = 13;
-/// What `rows` rows are rounded up to where each has one float: whole groups, if there are any.
+/// Rows from which a panel of 16, a row a lane, is worth its idle lanes.
+inline constexpr Index kPanelRows = 13;
+/// What `rows` rows are rounded up to where each has one float: whole panels, if there are any.
 GQA_ALWAYS_INLINE constexpr Index state_rows(Index rows) noexcept {
-  return rows < kGroupRows ? rows : round_up(rows, kLanes);
+  return rows < kPanelRows ? rows : round_up(rows, kLanes);
 }
 
 /// What a variant is told and says of the rows of one KV head's tile, before its scores and masks are worked out.
@@ -68,7 +68,7 @@ struct VariantRows {
   const RowContext* row = nullptr;     ///< [row]
   const float* constants = nullptr;    ///< [constant][stride]: of its expressions, the score's first, by row
   const RowLookup* lookups = nullptr;  ///< [lookup][stride]
-  Index stride = 0;                    ///< rows, whole groups of kLanes
+  Index stride = 0;                    ///< rows, whole panels of kLanes
 };
 
 /// The rows of one tile for one KV head, and the scratch that holds them. Strides in floats.
@@ -76,14 +76,14 @@ struct VariantRows {
 /// A row's state over the tokens seen so far is (m, l, o): running maximum of its scores in units of log2, the sum of
 /// exp2(score − m), as one number or as kLanes partial sums, and the unnormalised output. Where weights are rounded before they meet
 /// values, o is divided by the sum of the rounded ones: what all values have in common is then free of the roundings.
-struct RowTile {
+struct QueryTile {
   Index rows = 0;
   Index head_dim = 0;
   Index value_dim = 0;
   void* q = nullptr;   ///< packed queries, the path's own layout; rows × q_stride floats of room
   Index q_stride = 0;  ///< round_up(head_dim, 2·kLanes)
   float* weights =
-      nullptr;  ///< of one block: scores, then weights; [row][token], [token][row] in groups; or the path's own
+      nullptr;  ///< of one block: scores, then weights; [row][token], [token][row] in panels; or the path's own
   Index weight_floats = 0;   ///< from one block's to the next one's, in a stage of several; set by unit_tile
   float* m = nullptr;        ///< state_rows(rows)
   float* l = nullptr;        ///< state_rows(rows) × l_stride
@@ -216,8 +216,8 @@ GQA_ALWAYS_INLINE Index run_of(const Stage& stage, Index b, const std::byte* Blo
 }
 
 /// The j-th KV head's state and queries, of a tile that holds several heads.
-GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
-  RowTile part = tile;
+GQA_ALWAYS_INLINE QueryTile head_tile(const QueryTile& tile, Index j) noexcept {
+  QueryTile part = tile;
   part.q = static_cast<float*>(tile.q) + j * round_up(tile.rows, kLanes) * tile.q_stride;
   if (tile.variant_rows != nullptr) part.variant_rows = tile.variant_rows + j;
   part.m = tile.m + j * state_rows(tile.rows);
@@ -228,8 +228,8 @@ GQA_ALWAYS_INLINE RowTile head_tile(const RowTile& tile, Index j) noexcept {
 }
 
 /// The state, queries, weights and alpha of one unit.
-GQA_ALWAYS_INLINE RowTile unit_tile(const RowTile& tile, const Stage& stage, Index b, Index j) noexcept {
-  RowTile part = head_tile(tile, j);
+GQA_ALWAYS_INLINE QueryTile unit_tile(const QueryTile& tile, const Stage& stage, Index b, Index j) noexcept {
+  QueryTile part = head_tile(tile, j);
   part.weights = tile.weights + (b * stage.heads + j) * stage.weight_floats;
   part.weight_floats = stage.weight_floats;
   part.alpha = tile.alpha + (b * stage.heads + j) * stage.alpha_floats;
@@ -275,7 +275,7 @@ struct OutputTarget : TensorRows<std::byte> {
 
 class Prefetcher;
 
-using SoftmaxKernel = void (*)(const RowTile&, const Block&, Prefetcher&);
+using SoftmaxKernel = void (*)(const QueryTile&, const Block&, Prefetcher&);
 
 /// Up to so many rows, keys and values of a codec are streamed: many blocks a stage.
 struct StreamRows {
@@ -288,8 +288,9 @@ struct StreamRows {
 
 /// A path's kernels for one codec. `scores` and `accumulate` take all units of a stage, in the order of memory.
 struct CodecKernels {
-  void (*scores)(const RowTile&, const Stage&, Prefetcher&) = nullptr;      ///< weights ← scaled q·k of the blocks
-  void (*accumulate)(const RowTile&, const Stage&, Prefetcher&) = nullptr;  ///< o ← alpha·o + weights·V, block by block
+  void (*scores)(const QueryTile&, const Stage&, Prefetcher&) = nullptr;  ///< weights ← scaled q·k of the blocks
+  void (*accumulate)(const QueryTile&, const Stage&,
+                     Prefetcher&) = nullptr;                   ///< o ← alpha·o + weights·V, block by block
   bool (*nonfinite)(const Block&, Index value_dim) = nullptr;  ///< any NaN or infinity in V of [first, last)?
   StreamRows stream_rows{};
 };
@@ -299,17 +300,17 @@ struct Kernels {
   Path path = Path::portable;
   const CodecKernels* codecs = nullptr;  ///< by id, those of the codecs that they are compiled for
   unsigned compiled = 0;                 ///< which codecs those are, as bits, see codec_bit
-  void (*pack)(const RowTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
-  void (*begin)(const RowTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
+  void (*pack)(const QueryTile&, const QuerySource&) = nullptr;  ///< tile.q ← queries, scaled
+  void (*begin)(const QueryTile&) = nullptr;                     ///< state ← that of no tokens: (−∞, 0, 0)
   /// weights ← exp2(score − m); m, l, divisor, alpha
   SoftmaxKernel softmax = nullptr;
-  void (*merge)(const RowTile& into, const RowTile& from) = nullptr;  ///< state `into` ← into, then from
-  void (*store)(const RowTile&, const OutputTarget&) = nullptr;       ///< out ← o / divisor; lse ← m + log l
-  Index (*few_rows_distance)(Index head_dim) = nullptr;               ///< see PrefetchFacts
+  void (*merge)(const QueryTile& into, const QueryTile& from) = nullptr;  ///< state `into` ← into, then from
+  void (*store)(const QueryTile&, const OutputTarget&) = nullptr;         ///< out ← o / divisor; lse ← m + log l
+  Index (*few_rows_distance)(Index head_dim) = nullptr;                   ///< see PrefetchFacts
   Index (*staging_bytes)(Index rows, Index head_dim, Index value_dim) = nullptr;
   int bf16_terms = 0;         ///< as which inputs are taken, where the path's softmax depends on it
   Index weight_rows = 1;      ///< what state_rows(rows) is rounded up to for weights
-  Index l_stride = 1;         ///< see RowTile
+  Index l_stride = 1;         ///< see QueryTile
   bool has_divisor = false;   ///< likewise
   Index o_multiple = kLanes;  ///< what o_stride is a multiple of
   void (*enter)() = nullptr;  ///< before and after tasks, where the path has state of the thread to set up; or null

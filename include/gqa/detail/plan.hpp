@@ -11,7 +11,7 @@ namespace gqa::detail {
 /// Everything a worker needs besides inputs, totals and deposits, carved out of its slot of scratch.
 struct TaskScratch {
   Block* units = nullptr;                   ///< of a stage
-  RowTile tile{};                           ///< the state of the current span
+  QueryTile tile{};                         ///< the state of the current span
   Index* tables = nullptr;                  ///< AddressBook
   StageScales* scales = nullptr;            ///< per block of a stage, if they lie outside of rows
   PositionRange* ranges = nullptr;          ///< per row: what it sees, VariantRef::ranges of them
@@ -29,21 +29,21 @@ struct TaskScratch {
 namespace gqa::detail::inline GQA_ABI {
 
 /// Room for the state of `rows` rows of each of `heads` KV heads; l_stride, has_divisor and o_stride are there.
-inline void carve_state(Carver& carver, RowTile& tile, Index heads, Index rows) noexcept {
+inline void carve_state(Carver& carver, QueryTile& tile, Index heads, Index rows) noexcept {
   tile.m = carver.take<float>(heads * state_rows(rows));
   tile.l = carver.take<float>(heads * state_rows(rows) * tile.l_stride);
   if (tile.has_divisor) tile.divisor = carver.take<float>(heads * state_rows(rows));
   tile.o = carver.take<float>(heads * rows * tile.o_stride);
 }
 
-inline std::size_t state_bytes(RowTile like, Index heads, Index rows) noexcept {
+inline std::size_t state_bytes(QueryTile like, Index heads, Index rows) noexcept {
   Carver carver(nullptr);
   carve_state(carver, like, heads, rows);
   return carver.used();
 }
 
 /// Strides of the state, as the kernels want them.
-inline void set_strides(RowTile& tile, const Kernels& kernels, Index value_dim) noexcept {
+inline void set_strides(QueryTile& tile, const Kernels& kernels, Index value_dim) noexcept {
   tile.l_stride = kernels.l_stride;
   tile.has_divisor = kernels.has_divisor;
   tile.o_stride = round_up(value_dim, kernels.o_multiple);
@@ -58,7 +58,7 @@ inline Index unit_weights(const Kernels& kernels, Index rows) noexcept {
 inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const SequencePlan& plan) noexcept {
   const HeadShape& shape = call.shape;
   TaskScratch scratch{};
-  RowTile& tile = scratch.tile;
+  QueryTile& tile = scratch.tile;
   const Kernels& kernels = *plan.kernels;
   const Index heads = plan.heads;
   const Index rows = plan.tile_rows;
@@ -96,7 +96,7 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
 /// go together, for long runs. It changes no bit.
 inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
   constexpr Index many = 8;
-  const bool in_turn = kernels.of(kv.k_type).stream_rows.followed > 0 && rows < kGroupRows;
+  const bool in_turn = kernels.of(kv.k_type).stream_rows.followed > 0 && rows < kPanelRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
@@ -145,7 +145,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   const Index of_values = stream_rows(sequence.kv.v_type);
   const Index most = of_keys < of_values ? of_keys : of_values;
   const bool streams = plan.heads == 1 && plan.tile_rows <= most;
-  const bool few = plan.heads > 1 && plan.rows < kGroupRows && most > 0 && call.streaming == Streaming::prefetched;
+  const bool few = plan.heads > 1 && plan.rows < kPanelRows && most > 0 && call.streaming == Streaming::prefetched;
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
   plan.folds = plan.head_groups * plan.tiles;
   plan.scale_blocks = has_scales(sequence.kv) ? plan.stage_blocks : 0;
@@ -207,7 +207,7 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
       call.folds += plan.folds;
       call.spans = limited(Checked(plan.folds) * plan.spans + call.spans, call, i, "q.tokens", batch[i].q.tokens);
       time += estimated_time(call, plan, batch[i]);
-      RowTile state{};
+      QueryTile state{};
       set_strides(state, *plan.kernels, call.shape.value_dim);
       const std::size_t bytes = state_bytes(state, plan.heads, plan.tile_rows);
       const std::size_t of_total = plan.has_super_spans ? 2 * bytes : bytes;

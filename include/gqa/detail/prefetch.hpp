@@ -72,7 +72,7 @@ inline constexpr Index kPrefetchGrain = 16;  ///< tokens: as many at least go by
 GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noexcept {
   constexpr Index long_bytes = Index{128} << 10;  // that all heads take in turn, at most
   const bool prefetched = facts.streaming == Streaming::prefetched;
-  const bool few = facts.rows < kGroupRows;
+  const bool few = facts.rows < kPanelRows;
   PrefetchPolicy policy{};
   policy.on = prefetched || !facts.runs;
   policy.second_level = !prefetched;

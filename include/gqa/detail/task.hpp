@@ -120,7 +120,7 @@ class SequenceTasks {
 
   /// Stores the total, which has all spans.
   void store() const {
-    const RowTile& total = total_.finish(spans_of(range_.hull));
+    const QueryTile& total = total_.finish(spans_of(range_.hull));
     const bool wants_lse = !sequence_.lse.empty();
     if (call_.variant.sink == nullptr) return store(total, true, wants_lse);
     const bool before = wants_lse && !call_.variant.sink_in_lse;
@@ -152,7 +152,7 @@ class SequenceTasks {
       kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
   }
 
-  void store(const RowTile& total, bool outputs, bool lse) const {
+  void store(const QueryTile& total, bool outputs, bool lse) const {
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target{rows_in<std::byte>(sequence_.out, range_.first_head + j)};
       if (!outputs) target.data = nullptr;
@@ -189,11 +189,11 @@ class SequenceTasks {
   }
 
   /// A sink is the state (sink, 1, 0) of one more token.
-  void add_sinks(const RowTile& total) const {
-    const RowTile& state = scratch_.tile;
+  void add_sinks(const QueryTile& total) const {
+    const QueryTile& state = scratch_.tile;
     begin(state);
     for (Index j = 0; j < range_.heads; ++j) {
-      const RowTile of_head = head_tile(state, j);
+      const QueryTile of_head = head_tile(state, j);
       for (Index row = 0; row < range_.rows; ++row) {
         const float sink = kLog2E * call_.variant.sink(call_.variant.variant, context_of(range_.first_head + j, row));
         const bool none = sink < -0x1.fffffep127f;  // -infinity
@@ -220,16 +220,16 @@ class SequenceTasks {
     return rows;
   }
 
-  RowTile deposited(Deposit* deposit) const noexcept {
-    RowTile state = scratch_.tile;
+  QueryTile deposited(Deposit* deposit) const noexcept {
+    QueryTile state = scratch_.tile;
     Carver carver(deposit_state(deposit));
     carve_state(carver, state, plan_.heads, plan_.tile_rows);
     return state;
   }
-  void begin(const RowTile& state) const { begin_states(kernels_, state, range_.heads); }
+  void begin(const QueryTile& state) const { begin_states(kernels_, state, range_.heads); }
 
   /// Where the state of a claimed span is computed. In order, the first span's is what the total begins with, the others take turns.
-  RowTile state_of(Index span) const noexcept {
+  QueryTile state_of(Index span) const noexcept {
     if (!claim_->in_order) return deposited(claim_->deposits[span - claim_->first]);
     return span == 0 ? total_.first() : scratch_.tile;
   }
@@ -268,7 +268,7 @@ class SequenceTasks {
       part.blocks = 0;
       while (b + part.blocks < stage.blocks && span_of(stage, b + part.blocks) == span) ++part.blocks;
       go_on_to(span);
-      RowTile tile = state_of(span);
+      QueryTile tile = state_of(span);
       tile.weights = scratch_.tile.weights + b * stage.heads * stage.weight_floats;
       tile.alpha = scratch_.tile.alpha + b * stage.heads * stage.alpha_floats;
       b += part.blocks;
@@ -304,11 +304,11 @@ class SequenceTasks {
     return stage.units[b * stage.heads].begin / kSpan - first_span_;
   }
 
-  void add_to_state(const RowTile& tile, const Stage& stage) {
+  void add_to_state(const QueryTile& tile, const Stage& stage) {
     for (Index b = 0; b < stage.blocks; ++b) {
       for (Index j = 0; j < stage.heads; ++j) {
         const Block& block = stage.units[b * stage.heads + j];
-        const RowTile unit = unit_tile(tile, stage, b, j);
+        const QueryTile unit = unit_tile(tile, stage, b, j);
         softmax_(unit, block, prefetcher_);
       }
     }

@@ -2,11 +2,11 @@
 /// @file
 /// The AMX path: bf16 tile products for both halves of attention; between them, a lane of AVX-512 for each row.
 ///
-/// One block of 64 tokens, for groups of 16 rows:
+/// One block of 64 tokens, for panels of 16 rows:
 ///   1. Sᵀ = K·Qᵀ        16 tokens × 16 rows a tile; K straight from the cache (operand A), Q packed once per head (B)
 ///   2. m, α             a lane is a row: maximum over the tokens, no step across lanes
 ///   3. P = exp2(c·S−m)  by a cubic, rounded to bf16, in place of the scores; transposed to row-major as operand A
-///   4. V                token pairs interleaved once per block for all groups, as operand B
+///   4. V                token pairs interleaved once per block for all panels, as operand B
 ///   5. O ← α·O          only where a maximum has moved
 ///   6. l ← l + P·1      the same weights times ones: what o is divided by is the sum of what it was weighted with
 ///   7. O ← O + P·V      16 rows × 16 dims a tile, loaded and stored once per block
@@ -20,9 +20,9 @@
 /// | ldtilecfg   | shapes of the eight tiles                      | once a worker and sequence               |
 /// | vaddps {rd} | rounds down to a multiple of 128               | 1/2, 4                                   |
 ///
-/// Tile geometry. All eight tiles are 16 rows × 64 bytes. Scores: C 0–3 = 2 token tiles × 2 groups, A 4–5 = K, B 6–7
-/// = Q: four loads for four products. Outputs: C 0–3 = 2 groups × 2 column tiles, A 4–5 = P, B 6–7 = V: six loads and
-/// two stores for four products. Up to 128 rows share a pass over K and V. An odd last group goes alone; a group of
+/// Tile geometry. All eight tiles are 16 rows × 64 bytes. Scores: C 0–3 = 2 token tiles × 2 panels, A 4–5 = K, B 6–7
+/// = Q: four loads for four products. Outputs: C 0–3 = 2 panels × 2 column tiles, A 4–5 = P, B 6–7 = V: six loads and
+/// two stores for four products. Up to 128 rows share a pass over K and V. An odd last panel goes alone; a panel of
 /// fewer than 16 rows, and one whose rows must not see each other's values, keeps its O in staging while products are
 /// added.
 ///
@@ -92,11 +92,11 @@ using avx512::first_lanes;
 using avx512::kLoads;
 using avx512::Vec;
 
-inline constexpr Index kGroup = 16;  // rows of a tile
+inline constexpr Index kPanel = 16;  // rows of a tile
 inline constexpr Index kHalf = 32;   // tokens, or dims, of one product
 inline constexpr Index kTileBytes = 1024;
 inline constexpr Index kRowBytes = 64;                  // of a tile
-inline constexpr Index kGroupFloats = kGroup * kBlock;  // of a group's scores in tile.weights: [token][row]
+inline constexpr Index kPanelFloats = kPanel * kBlock;  // of a panel's scores in tile.weights: [token][row]
 
 inline constexpr TileConfig kTileConfig;
 inline constexpr PairSums kPairSums;
@@ -105,28 +105,28 @@ inline constexpr Zeros kZeros;
 inline void enter() { asm volatile("ldtilecfg %0" : : "m"(kTileConfig) : "memory"); }
 inline void leave() { asm volatile("tilerelease" : : : "memory"); }
 
-GQA_OP Index group_count(const RowTile& tile) { return (tile.rows + kGroup - 1) / kGroup; }
-GQA_OP Index rows_in_group(const RowTile& tile, Index group) {
-  const Index rest = tile.rows - group * kGroup;
-  return rest < kGroup ? rest : kGroup;
+GQA_OP Index panel_count(const QueryTile& tile) { return (tile.rows + kPanel - 1) / kPanel; }
+GQA_OP Index rows_in_panel(const QueryTile& tile, Index panel) {
+  const Index rest = tile.rows - panel * kPanel;
+  return rest < kPanel ? rest : kPanel;
 }
 
-// What the rows of a group see of a block: lane = row, bit = token.
-struct GroupView {
+// What the rows of a panel see of a block: lane = row, bit = token.
+struct PanelView {
   __m512i half[2];  // tokens 0 … 31 and 32 … 63
   bool any[2];      // some row sees some token of that half
   bool everything;  // every row sees every token
 };
 
-GQA_OP GroupView group_view(const RowTile& tile, const Block& block, Index group) {
-  GroupView view;
+GQA_OP PanelView panel_view(const QueryTile& tile, const Block& block, Index panel) {
+  PanelView view;
   if (block.visible == nullptr) {
     view.half[0] = view.half[1] = _mm512_set1_epi32(-1);
     view.any[0] = view.any[1] = view.everything = true;
     return view;
   }
-  const __mmask16 lanes = first_lanes(rows_in_group(tile, group));
-  const std::uint64_t* visible = block.visible + group * kGroup;
+  const __mmask16 lanes = first_lanes(rows_in_panel(tile, panel));
+  const std::uint64_t* visible = block.visible + panel * kPanel;
   const __m512i a = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes), visible);
   const __m512i b = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes >> 8), visible + 8);
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -174,7 +174,7 @@ GQA_OP void end_block(Prefetcher& prefetcher, const Block& block) {
 }
 
 // Staging: K of a block as bf16 rows, or V of it as interleaved tiles, one term behind the other; behind that O and l of one
-// group, padded to 16 rows.
+// panel, padded to 16 rows.
 template <int Terms>
 GQA_OP Index staged_state(Index head_dim, Index value_dim) {
   const Index keys = round_up(head_dim, kHalf);
@@ -184,18 +184,18 @@ GQA_OP Index staged_state(Index head_dim, Index value_dim) {
 template <int Terms>
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return staged_state<Terms>(head_dim, value_dim) +
-         kGroup * (round_up(value_dim, kLanes) + kLanes) * Index{sizeof(float)};
+         kPanel * (round_up(value_dim, kLanes) + kLanes) * Index{sizeof(float)};
 }
 
-#include "gqa/detail/path/amx_scores.inl"
+#include "gqa/detail/path/amx_qk.inl"
 
 #include "gqa/detail/path/amx_softmax.inl"
 
-#include "gqa/detail/path/amx_accumulate.inl"
+#include "gqa/detail/path/amx_pv.inl"
 
 // Units one by one.
 template <class Codec, int Terms>
-inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+inline void scores(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   avx512::begin_stretches(prefetcher);
   for (Index b = 0; b < stage.blocks; ++b) {
     for (Index j = 0; j < stage.heads; ++j) {
@@ -207,7 +207,7 @@ inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetch
   }
 }
 template <class Codec, int Terms>
-inline void accumulate(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+inline void accumulate(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   avx512::begin_stretches(prefetcher);
   for (Index b = 0; b < stage.blocks; ++b) {
     for (Index j = 0; j < stage.heads; ++j) {
@@ -241,7 +241,7 @@ constexpr Kernels common_kernels() {
       .few_rows_distance = avx512::few_rows_distance,
       .staging_bytes = staging_bytes<Terms>,
       .bf16_terms = Terms,
-      .weight_rows = kGroup,
+      .weight_rows = kPanel,
       .l_stride = kLanes,
       .enter = enter,
       .leave = leave,

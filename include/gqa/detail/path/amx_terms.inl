@@ -45,12 +45,12 @@ GQA_OP __m512i upper_halves(__m512i bits) {
   return _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
 }
 // The nearest bf16 is then in the upper half.
-GQA_OP __m512i add_half_unit(__m512i bits) { return _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)); }
+GQA_OP __m512i add_half_piece(__m512i bits) { return _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)); }
 
 // Of numbers that do not round to infinity.
 GQA_OP Split split_ordinary(Vec x) {
-  const __m512i first = upper_halves(add_half_unit(_mm512_castps_si512(x)));
-  return {first, add_half_unit(_mm512_castps_si512(avx512::sub(x, _mm512_castsi512_ps(first))))};
+  const __m512i first = upper_halves(add_half_piece(_mm512_castps_si512(x)));
+  return {first, add_half_piece(_mm512_castps_si512(avx512::sub(x, _mm512_castsi512_ps(first))))};
 }
 
 // Lanes that round to infinity, or are no finite number.

@@ -16,15 +16,15 @@ struct Vec {
   __m256 high;  // lanes 8 … 15
 };
 
-inline constexpr int kScoreTile = 8;    // accumulators of a score tile, each one register of a vector's two at a time
-inline constexpr int kScoreRows = 4;    // the most rows of a score tile
+inline constexpr int kQkSums = 8;       // accumulators of a score tile, each one register of a vector's two at a time
+inline constexpr int kQkRows = 4;       // the most rows of a score tile
 inline constexpr int kStripParts = 2;   // parts of a vector that a strip adds up one after the other
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows: 8 registers, 2 for queries, 1 for a key
-inline constexpr int kRowGroups = 1;  // groups of 16 rows that take them in turn
+inline constexpr int kRowPanels = 1;  // panels of 16 rows that take them in turn
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kOutputTile = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
-inline constexpr int kOutputRows = 6;  // the most rows of an output tile
+inline constexpr int kPvSums = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
+inline constexpr int kPvRows = 6;  // the most rows of an output tile
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {kPlainRows<Codec> ? 1 : 8, 1};
 
@@ -126,7 +126,7 @@ GQA_OP void reduce_four(const Vec* acc, float* sums) {
   _mm_storeu_ps(sums, _mm_shuffle_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1), 0x44));
 }
 template <int N>
-GQA_OP void reduce_tile(const Vec (&acc)[N], float* sums) {
+GQA_OP void reduce_sums(const Vec (&acc)[N], float* sums) {
   GQA_UNROLL
   for (int i = 0; i < N; i += 4) reduce_four(acc + i, sums + i);
 }
@@ -265,8 +265,8 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
     }
   }
 }
-#include "gqa/detail/path/memory.inl"
-#include "gqa/detail/path/one_unit.inl"
+#include "gqa/detail/path/one_piece.inl"
+#include "gqa/detail/path/prefetch.inl"
 
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)

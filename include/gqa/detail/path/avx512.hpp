@@ -16,19 +16,19 @@ inline constexpr Index kLanes2 = 2 * kLanes;  // 16-bit elements of a register
 inline constexpr int kNaN = 0x81;             // for fpclass: quiet and signalling
 inline constexpr int kNonfinite = 0x99;       // and ±infinity
 
-inline constexpr int kScoreTile = 16;  // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 4;   // the most rows of a score tile
+inline constexpr int kQkSums = 16;  // accumulators of a score tile: rows × tokens
+inline constexpr int kQkRows = 4;   // the most rows of a score tile
 inline constexpr int kStripParts = 1;
 template <class Codec, class Whole>
 using StripDot = Whole;
 inline constexpr int kHeldQueries =
     32;  // vectors of queries at hand: in registers, the last of them in the first-level cache
 inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows
-inline constexpr int kRowGroups = 2;  // groups of 16 rows that take them in turn
-inline constexpr int kUnits = 2;  // lanes of a row there, so that two vectors of queries share what is read of a key
+inline constexpr int kRowPanels = 2;  // panels of 16 rows that take them in turn
+inline constexpr int kPieces = 2;  // lanes of a row there, so that two vectors of queries share what is read of a key
 inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
-inline constexpr int kOutputTile = 16;         // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 4;          // the most rows of an output tile
+inline constexpr int kPvSums = 16;             // accumulators of an output tile: rows × vectors
+inline constexpr int kPvRows = 4;              // the most rows of an output tile
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {8, kPlainRows<Codec> ? 4 : 2};
 
@@ -136,10 +136,10 @@ GQA_OP void store_second(float* p, Vec a) {
   if constexpr (N == 8) _mm256_storeu_ps(p, upper_half(a));
   else store_quarter<1>(p, a);
 }
-GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
-  Vec half[kScoreTile / 2];
+GQA_OP void reduce_sums(const Vec (&acc)[kQkSums], float* sums) {
+  Vec half[kQkSums / 2];
   GQA_UNROLL
-  for (int i = 0; i < kScoreTile / 2; ++i) half[i] = reduce_pair(acc[i], acc[i + kScoreTile / 2]);
+  for (int i = 0; i < kQkSums / 2; ++i) half[i] = reduce_pair(acc[i], acc[i + kQkSums / 2]);
   store(sums, reduce_pairs(half));
 }
 // Vector i, lane j ↔ vector j, lane i.
@@ -172,14 +172,14 @@ GQA_OP void transpose(Vec (&r)[kLanes]) {
     r[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
   }
 }
-// kUnits floats again and again.
-GQA_OP Vec repeat_units(const std::byte* p) {
+// kPieces floats again and again.
+GQA_OP Vec repeat_pieces(const std::byte* p) {
   double two;
   __builtin_memcpy(&two, p, sizeof two);
   return _mm512_castpd_ps(_mm512_set1_pd(two));
 }
-// Vectors of 16 rows, one for each unit → kUnits for as many: of rows 0 … 7, both units of a row side by side, then of rows 8 … 15.
-GQA_OP void order_units(Vec (&r)[kLanes]) {
+// Vectors of 16 rows, one for each piece → kPieces for as many: of rows 0 … 7, both pieces of a row side by side, then of rows 8 … 15.
+GQA_OP void order_pieces(Vec (&r)[kLanes]) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   GQA_UNROLL
@@ -190,7 +190,7 @@ GQA_OP void order_units(Vec (&r)[kLanes]) {
   }
 }
 // Sums of such vectors → of 16 rows: lanes + 1.
-GQA_OP Vec join_units(const Vec (&a)[kUnits]) {
+GQA_OP Vec join_pieces(const Vec (&a)[kPieces]) {
   const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i second = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   return add(_mm512_permutex2var_ps(a[0], first, a[1]), _mm512_permutex2var_ps(a[0], second, a[1]));
@@ -226,7 +226,7 @@ GQA_OP void store_as(std::byte* p, Vec a) {
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
   }
 }
-#include "gqa/detail/path/memory.inl"
+#include "gqa/detail/path/prefetch.inl"
 
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP

@@ -30,19 +30,19 @@ namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 using avx512::add;
 using avx512::begin_stretches;
 using avx512::end_stretch;
-using avx512::join_units;
+using avx512::join_pieces;
 using avx512::kHeldQueries;
 using avx512::kLanes2;
 using avx512::kLoads;
-using avx512::kOutputRows;
-using avx512::kOutputTile;
-using avx512::kRowGroups;
+using avx512::kPieces;
+using avx512::kPvRows;
+using avx512::kPvSums;
+using avx512::kQkRows;
+using avx512::kQkSums;
+using avx512::kRowPanels;
 using avx512::kRowsSideBySide;
 using avx512::kRowTokens;
-using avx512::kScoreRows;
-using avx512::kScoreTile;
 using avx512::kStripParts;
-using avx512::kUnits;
 using avx512::load;
 using avx512::mul;
 using avx512::once_known;
@@ -52,7 +52,7 @@ using avx512::reduce_halves;
 using avx512::reduce_pair;
 using avx512::reduce_pairs;
 using avx512::reduce_quarters;
-using avx512::reduce_tile;
+using avx512::reduce_sums;
 using avx512::set1;
 using avx512::store;
 using avx512::store_first;
@@ -82,14 +82,14 @@ GQA_OP __m512i narrow_pairs(RowOf<Codec> row, Index d, Index count) {
 }
 
 #define GQA_STRIP_LOOP
-#include "gqa/detail/path/scores.inl"
+#include "gqa/detail/path/qk.inl"
 #undef GQA_STRIP_LOOP
 
 #include "gqa/detail/path/bf16_products.inl"
 
 #include "gqa/detail/path/bf16_softmax.inl"
 
-#include "gqa/detail/path/accumulate.inl"
+#include "gqa/detail/path/pv.inl"
 
 // K rounded to bf16 (other codecs only), or V interleaved, one block at a time; sixteen queries while they are packed.
 inline Index staging_bytes(Index, Index head_dim, Index value_dim) {

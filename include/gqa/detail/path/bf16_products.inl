@@ -18,7 +18,7 @@ GQA_OP void pack_pairs(const std::byte* from, Index dim_stride, Index dim, std::
   }
 }
 
-inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, std::byte* to) {
+inline void pack_query(const QueryTile& tile, const QuerySource& source, Index row, std::byte* to) {
   const std::byte* from = source.row(row);
   switch (source.type) {
     case ElementType::f32: pack_pairs<F32>(from, source.dim_stride, tile.head_dim, to); break;
@@ -27,26 +27,26 @@ inline void pack_query(const RowTile& tile, const QuerySource& source, Index row
   }
 }
 
-// tile.q ← queries as bf16, unscaled: groups of 16 rows as transpose_group leaves pairs of dims, then the other rows one by one. A row takes
+// tile.q ← queries as bf16, unscaled: panels of 16 rows as transpose_panel leaves pairs of dims, then the other rows one by one. A row takes
 // 2 · q_stride bytes either way.
-inline void pack(const RowTile& tile, const QuerySource& source) {
+inline void pack(const QueryTile& tile, const QuerySource& source) {
   auto* q = static_cast<std::byte*>(tile.q);
   const Index row_bytes = tile.q_stride * 2;
-  const Index grouped = grouped_rows(tile.rows);
-  if (grouped > 0) avx512::prefetch_queries(tile, source, 0, kLanes);
-  for (Index row = 0; row < grouped; row += kLanes) {
+  const Index in_panels = rows_in_panels(tile.rows);
+  if (in_panels > 0) avx512::prefetch_queries(tile, source, 0, kLanes);
+  for (Index row = 0; row < in_panels; row += kLanes) {
     avx512::prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
     const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
     for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, tile.staging + r * row_bytes);
-    avx512::transpose_group(typed<const float>(tile.staging), row_bytes / 4, count, row_bytes / 4,
+    avx512::transpose_panel(typed<const float>(tile.staging), row_bytes / 4, count, row_bytes / 4,
                             typed<float>(q + row * row_bytes));
   }
-  for (Index row = grouped; row < tile.rows; ++row) pack_query(tile, source, row, q + row * row_bytes);
+  for (Index row = in_panels; row < tile.rows; ++row) pack_query(tile, source, row, q + row * row_bytes);
 }
 
 // K of a block as bf16 rows in staging, zeros up to a whole register.
 template <class Codec>
-GQA_OP Block narrow_keys(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+GQA_OP Block narrow_keys(const QueryTile& tile, const Block& block, Index (&offset)[kBlock]) {
   const Index stride = round_up(tile.head_dim, kLanes2) * 2;
   const BlockRows<Codec> rows = block_keys<Codec>(block);
   for (Index t = block.first; t < block.last; ++t) {
@@ -72,11 +72,11 @@ struct Dot {
   using Operand = __m512bh;
   using Sum = Vec;
   using Strip = Dot;
-  using Grouped = Dot;
+  using ForPanels = Dot;
   using Key = Bf16;
   static constexpr Index kDims = kLanes2;
   static constexpr Index kQueryBytes = 2;
-  static constexpr Index kUnitBytes = 4;
+  static constexpr Index kPieceBytes = 4;
   static constexpr bool kPlainKeys = true;
   static GQA_OP Vec none() { return zero(); }
   static GQA_OP __m512bh query(const std::byte* p) { return as_pairs(load_pairs(p)); }
@@ -85,12 +85,12 @@ struct Dot {
     return as_pairs(load_pairs_part(row + d * 2, count));
   }
   static GQA_OP Vec add(__m512bh q, __m512bh k, Vec acc) { return _mm512_dpbf16_ps(acc, q, k); }
-  static GQA_OP __m512bh rows_at(const std::byte* q, Index unit) { return as_pairs(load_pairs(q + unit * 64)); }
-  static GQA_OP __m512bh units(const std::byte* p) { return as_pairs(_mm512_castps_si512(avx512::repeat_units(p))); }
-  static GQA_OP Vec finish(Vec sums, const RowTile& tile) { return mul(sums, set1(tile.score_scale)); }
-  // The last units must not be read with what lies behind the row; there are zeros behind rows that have been narrowed.
-  static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
-    const bool whole = tile.head_dim % (2 * kUnits) == 0 || block.k == tile.staging;
+  static GQA_OP __m512bh rows_at(const std::byte* q, Index piece) { return as_pairs(load_pairs(q + piece * 64)); }
+  static GQA_OP __m512bh pieces(const std::byte* p) { return as_pairs(_mm512_castps_si512(avx512::repeat_pieces(p))); }
+  static GQA_OP Vec finish(Vec sums, const QueryTile& tile) { return mul(sums, set1(tile.score_scale)); }
+  // The last pieces must not be read with what lies behind the row; there are zeros behind rows that have been narrowed.
+  static GQA_OP Block panel_block(const QueryTile& tile, const Block& block, Index (&offset)[kBlock]) {
+    const bool whole = tile.head_dim % (2 * kPieces) == 0 || block.k == tile.staging;
     return whole ? block : narrow_keys<Bf16>(tile, block, offset);
   }
 };
@@ -117,9 +117,9 @@ template <class Codec>
 inline constexpr bool kStaged = true;
 template <class Codec>
 inline constexpr bool kCopied = kReadable<Codec>;
-// Rows that take values straight from the cache, up to one group; more share a staged copy, in the first-level cache.
+// Rows that take values straight from the cache, up to one panel; more share a staged copy, in the first-level cache.
 template <class Codec>
-inline constexpr Index kDirectRows = kReadable<Codec> ? 2 * kLanes - 1 : kGroupRows - 1;
+inline constexpr Index kDirectRows = kReadable<Codec> ? 2 * kLanes - 1 : kPanelRows - 1;
 
 // V rows of a pair of tokens, 32 dims → two registers of (even token, odd token) pairs of one dim each. unpack works within
 // quarters of a register: the first has dims 0–3, 8–11, 16–19, 24–27, the second the others.
@@ -188,7 +188,7 @@ struct Staged {
   GQA_OP void touch(Index) const {}
 };
 
-GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes2) * 4; }
+GQA_OP Index staged_stride(const QueryTile& tile) { return round_up(tile.value_dim, kLanes2) * 4; }
 GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
   _mm512_storeu_si512(pairs + column * 4, reinterpret_cast<__m512i>(value[0]));
   _mm512_storeu_si512(pairs + column * 4 + 64, reinterpret_cast<__m512i>(value[1]));
@@ -205,7 +205,7 @@ GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Inde
 
 // Pairs of tokens from the one that `from` belongs to.
 template <class Codec>
-GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
+GQA_KERNEL Staged stage_values(const QueryTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
   const Index stride = staged_stride(tile);
   std::byte* out = tile.staging;
   for (Index t = from / 2 * 2; t < to; t += 2, out += stride) {
@@ -227,25 +227,25 @@ GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uin
 }
 
 template <int HeadDim>
-inline void score_pairs(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+inline void score_pairs(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   score_stage<Dot, HeadDim>(tile, stage, prefetcher);
 }
 
 // weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
 template <class Codec>
 struct Narrowed {
-  static GQA_OP Block block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+  static GQA_OP Block block(const QueryTile& tile, const Block& block, Index (&offset)[kBlock]) {
     return narrow_keys<Codec>(tile, block, offset);
   }
 };
 template <class Codec, int HeadDim>
-inline void scores(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+inline void scores(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   if constexpr (Codec::type == ElementType::bf16) score_pairs<HeadDim>(tile, stage, prefetcher);
   else score_staged<Narrowed<Codec>, score_pairs<HeadDim>>(tile, stage, prefetcher);
 }
 
 // Outputs in their natural order, then as on the AVX-512 path.
-inline void store_outputs(const RowTile& tile, const OutputTarget& target) {
+inline void store_outputs(const QueryTile& tile, const OutputTarget& target) {
   const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
   for (Index i = 0; i < tile.rows * tile.o_stride && target.data != nullptr; i += kLanes2) {

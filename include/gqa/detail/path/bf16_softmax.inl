@@ -13,7 +13,7 @@ GQA_OP __m512bh ones() { return as_pairs(_mm512_set1_epi32(0x3f803f80)); }
 GQA_OP Vec add_pairs(Vec sums, __m512bh pairs) { return _mm512_dpbf16_ps(sums, pairs, ones()); }
 
 // Weights of sixteen rows, [token][row] → [pair of tokens][row] in the first half of the room. Returns the rows' sums.
-GQA_OP Vec round_group(float* w) {
+GQA_OP Vec round_panel(float* w) {
   const __m512i by_row = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   Vec sum[kLanes];
@@ -43,7 +43,7 @@ GQA_OP Vec reduce_two(Vec a, Vec b) {
 }
 
 // A row by itself, as avx512::softmax_row: 64 scores → 32 pairs of weights.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
+GQA_OP void softmax_row(const QueryTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = avx512::finite_base(set1(m_new));
@@ -66,7 +66,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCur
 }
 // As avx512::softmax_rows.
 template <class Score>
-GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
+GQA_OP void softmax_rows(const QueryTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
   float m_new = 0.0f;
   PrefetchCursor ahead{};
   if (prefetcher.policy().between) ahead = avx512::softmax_cursor(prefetcher, tile.rows - first);
@@ -79,12 +79,12 @@ GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, P
 }
 
 template <class Score>
-inline void softmax(const RowTile& tile, const Block& block, Prefetcher& prefetcher) {
-  const Index grouped = grouped_rows(tile.rows);
-  for (Index row = 0; row < grouped; row += kLanes) {
-    avx512::softmax_group<Score>(tile, block, row);
-    const Vec sum = round_group(tile.weights + row * kBlock);
+inline void softmax(const QueryTile& tile, const Block& block, Prefetcher& prefetcher) {
+  const Index in_panels = rows_in_panels(tile.rows);
+  for (Index row = 0; row < in_panels; row += kLanes) {
+    avx512::softmax_panel<Score>(tile, block, row);
+    const Vec sum = round_panel(tile.weights + row * kBlock);
     store(tile.divisor + row, avx512::fma(load(tile.divisor + row), load(tile.alpha + row), sum));
   }
-  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, prefetcher);
+  if (in_panels < tile.rows) softmax_rows<Score>(tile, block, in_panels, prefetcher);
 }

@@ -151,7 +151,7 @@ template <class V>
 struct VariantScore {
   static constexpr bool kChanges = true;
   // Of tokens t0 … t0 + 15 of a row.
-  static GQA_OP Vec tokens(const RowTile& tile, const Block& block, Index row, Index t0, const Vec& s) {
+  static GQA_OP Vec tokens(const QueryTile& tile, const Block& block, Index row, Index t0, const Vec& s) {
     if constexpr (ScoreExpression<V>) {
       const TokenLanes lanes{*tile.variant_rows, row, block.begin, block.first, block.last, t0, s};
       return product(Evaluated<ScoreTree<V>, 0, 0>::on(lanes), set1(kLog2E));
@@ -168,7 +168,7 @@ struct VariantScore {
     }
   }
   // Of rows row … row + 15, for token t.
-  static GQA_OP Vec rows(const RowTile& tile, const Block& block, Index row, Index t, const Vec& s) {
+  static GQA_OP Vec rows(const QueryTile& tile, const Block& block, Index row, Index t, const Vec& s) {
     if (t < block.first || t >= block.last) return s;
     const VariantRows& rows = *tile.variant_rows;
     if constexpr (ScoreExpression<V>) {

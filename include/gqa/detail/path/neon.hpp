@@ -17,15 +17,15 @@ struct Vec {
   float32x4_t part[4];  // lanes 0 … 3, 4 … 7, 8 … 11, 12 … 15
 };
 
-inline constexpr int kScoreTile = 16;   // accumulators of a score tile, each one register of a vector's four at a time
-inline constexpr int kScoreRows = 4;    // the most rows of a score tile
+inline constexpr int kQkSums = 16;      // accumulators of a score tile, each one register of a vector's four at a time
+inline constexpr int kQkRows = 4;       // the most rows of a score tile
 inline constexpr int kStripParts = 4;   // parts of a vector that a strip adds up one after the other
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows: 16 registers, 4 for queries, 1 for a key
-inline constexpr int kRowGroups = 1;  // groups of 16 rows that take them in turn
+inline constexpr int kRowPanels = 1;  // panels of 16 rows that take them in turn
 inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
-inline constexpr int kOutputTile = 4;          // accumulators of an output tile: 16 registers; 24 for the most rows
-inline constexpr int kOutputRows = 6;          // the most rows of an output tile
+inline constexpr int kPvSums = 4;              // accumulators of an output tile: 16 registers; 24 for the most rows
+inline constexpr int kPvRows = 6;              // the most rows of an output tile
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {8, 1};
 
@@ -138,7 +138,7 @@ GQA_OP void reduce_four(const Vec* acc, float* sums) {
   vst1q_f32(sums, even + odd);
 }
 template <int N>
-GQA_OP void reduce_tile(const Vec (&acc)[N], float* sums) {
+GQA_OP void reduce_sums(const Vec (&acc)[N], float* sums) {
   GQA_UNROLL
   for (int i = 0; i < N; i += 4) reduce_four(acc + i, sums + i);
 }
@@ -257,8 +257,8 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
   }
 }
 #undef GQA_NEON_PARTS
-#include "gqa/detail/path/memory.inl"
-#include "gqa/detail/path/one_unit.inl"
+#include "gqa/detail/path/one_piece.inl"
+#include "gqa/detail/path/prefetch.inl"
 
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)

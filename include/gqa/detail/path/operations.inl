@@ -49,8 +49,8 @@ GQA_DETAIL_NEEDS(HasAnyNonfinite, "bool any_nonfinite(Vec a)", any_nonfinite(a))
 
 // Besides these, by codec: loads of 16 elements and of fewer, stores, and what a strip adds up at a time (StripDot). And how large the pieces
 // of work are, by the registers that there are:
-static_assert(kScoreRows >= 1 && kScoreTile >= 1, "a score tile has rows and accumulators");
+static_assert(kQkRows >= 1 && kQkSums >= 1, "a score tile has rows and accumulators");
 static_assert(kStripParts >= 1 && kLanes % kStripParts == 0, "strips add up whole parts of a vector");
 static_assert(kRowTokens >= 0 && kBlock % (kRowTokens > 0 ? kRowTokens : 1) == 0,
-              "groups of rows take whole numbers of tokens of a block");
-static_assert(kOutputTile >= 1 && kOutputRows >= 1, "an output tile has rows and accumulators");
+              "panels of rows take whole numbers of tokens of a block");
+static_assert(kPvSums >= 1 && kPvRows >= 1, "an output tile has rows and accumulators");

@@ -13,17 +13,17 @@ struct Vec {
   float lane[kLanes];
 };
 
-inline constexpr int kScoreTile = 2;  // accumulators of a score tile: rows × tokens
-inline constexpr int kScoreRows = 1;  // the most rows of a score tile
+inline constexpr int kQkSums = 2;  // accumulators of a score tile: rows × tokens
+inline constexpr int kQkRows = 1;  // the most rows of a score tile
 inline constexpr int kStripParts = 1;
 template <class Codec, class Whole>
 using StripDot = Whole;
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
-inline constexpr int kRowGroups = 1;
+inline constexpr int kRowPanels = 1;
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kOutputTile = 1;  // accumulators of an output tile: rows × vectors
-inline constexpr int kOutputRows = 1;  // the most rows of an output tile
+inline constexpr int kPvSums = 1;  // accumulators of an output tile: rows × vectors
+inline constexpr int kPvRows = 1;  // the most rows of an output tile
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {1, 1};
 
@@ -167,8 +167,8 @@ GQA_OP float reduce_add(Vec a) {
     for (int i = 0; i < half; ++i) a.lane[i] = a.lane[i] + a.lane[i + half];
   return a.lane[0];
 }
-GQA_OP void reduce_tile(const Vec (&acc)[kScoreTile], float* sums) {
-  for (int i = 0; i < kScoreTile; ++i) sums[i] = reduce_add(acc[i]);
+GQA_OP void reduce_sums(const Vec (&acc)[kQkSums], float* sums) {
+  for (int i = 0; i < kQkSums; ++i) sums[i] = reduce_add(acc[i]);
 }
 // Vector i, lane j ↔ vector j, lane i.
 GQA_OP void transpose(Vec (&r)[kLanes]) {
@@ -244,8 +244,8 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
     }
   }
 }
-#include "gqa/detail/path/memory.inl"
-#include "gqa/detail/path/one_unit.inl"
+#include "gqa/detail/path/one_piece.inl"
+#include "gqa/detail/path/prefetch.inl"
 
 #define GQA_LONG_OP GQA_KERNEL  // lane by lane, too long to be inlined
 #define GQA_STRIP_LOOP

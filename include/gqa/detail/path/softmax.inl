@@ -38,7 +38,7 @@ GQA_OP Vec finite_base(const Vec& m) { return zero_below(m, set1(-0x1.fffffep127
 
 // A row by itself: a lane is a token. Its scores as the variant changes them (Score), its new maximum; hidden scores become −∞.
 template <class Score>
-GQA_OP float row_maximum(const RowTile& tile, const Block& block, Index row) {
+GQA_OP float row_maximum(const QueryTile& tile, const Block& block, Index row) {
   float* const w = tile.weights + row * kBlock;
   Vec running = set1(tile.m[row]);
   GQA_UNROLL
@@ -59,7 +59,7 @@ GQA_OP float rescaling(float m_old, float m_new, const Vec& base) {
   return lanes[0];
 }
 // The row's weights; rows are prefetched meanwhile, evenly.
-GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
+GQA_OP void softmax_row(const QueryTile& tile, Index row, float m_new, PrefetchCursor& ahead) {
   float* const w = tile.weights + row * kBlock;
   const float m_old = tile.m[row];
   const Vec base = finite_base(set1(m_new));
@@ -78,7 +78,7 @@ GQA_OP void softmax_row(const RowTile& tile, Index row, float m_new, PrefetchCur
 }
 // Rows from `first` on, one after the other; the next one's maximum is worked out meanwhile.
 template <class Score>
-GQA_OP void softmax_rows(const RowTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
+GQA_OP void softmax_rows(const QueryTile& tile, const Block& block, Index first, Prefetcher& prefetcher) {
   float m_new = 0.0f;
   PrefetchCursor ahead{};
   if (prefetcher.policy().between) ahead = softmax_cursor(prefetcher, tile.rows - first);
@@ -95,7 +95,7 @@ inline constexpr int kChains = 4;
 GQA_OP Vec larger_of(const Vec (&m)[kChains]) { return larger(larger(m[0], m[1]), larger(m[2], m[3])); }
 // Every row sees every token.
 template <class Score>
-GQA_OP Vec group_maximum(const RowTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
+GQA_OP Vec panel_maximum(const QueryTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
   Vec m[kChains];
   GQA_UNROLL
   for (int c = 0; c < kChains; ++c) m[c] = m_old;
@@ -112,7 +112,7 @@ GQA_OP Vec group_maximum(const RowTile& tile, const Block& block, Index row, flo
 }
 // Hidden scores become −∞: from the last token on, whose bit is the sign already.
 template <class Score>
-GQA_OP Vec masked_maximum(const RowTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
+GQA_OP Vec masked_panel_maximum(const QueryTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
   const Index rows = tile.rows - row < kLanes ? tile.rows - row : kLanes;
   alignas(64) std::uint32_t half[2][kLanes] = {};
   for (Index r = 0; r < rows; ++r) {
@@ -159,11 +159,11 @@ GQA_OP Vec class_weights(float* scores, Index c, const Vec& base) {
 
 // Sixteen rows: a lane is a row. Sums are added by the tree of reduce_add.
 template <class Score>
-GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
+GQA_OP void softmax_panel(const QueryTile& tile, const Block& block, Index row) {
   float* const scores = tile.weights + row * kBlock;
   const Vec m_old = load(tile.m + row);
-  const Vec m_new = block.visible == nullptr ? group_maximum<Score>(tile, block, row, scores, m_old)
-                                             : masked_maximum<Score>(tile, block, row, scores, m_old);
+  const Vec m_new = block.visible == nullptr ? panel_maximum<Score>(tile, block, row, scores, m_old)
+                                             : masked_panel_maximum<Score>(tile, block, row, scores, m_old);
   const Vec base = finite_base(m_new);
   Vec sum[kLanes];
   GQA_NO_UNROLL
@@ -181,11 +181,11 @@ GQA_OP void softmax_group(const RowTile& tile, const Block& block, Index row) {
 }
 
 // weights ← exp2(score − m) with 0 for hidden tokens; m, l and alpha follow. A row that has seen nothing keeps m = −∞, l = 0.
-// NaN scores do not enter m; they make their own weights NaN, and so the row. Rows of K and V are prefetched beside rows that are not in groups.
+// NaN scores do not enter m; they make their own weights NaN, and so the row. Rows of K and V are prefetched beside rows that are not in panels.
 template <class Score>
-inline void softmax(const RowTile& tile, const Block& block, Prefetcher& prefetcher) {
-  const Index grouped = grouped_rows(tile.rows);
+inline void softmax(const QueryTile& tile, const Block& block, Prefetcher& prefetcher) {
+  const Index in_panels = rows_in_panels(tile.rows);
   if constexpr (kRowTokens > 0)
-    for (Index row = 0; row < grouped; row += kLanes) softmax_group<Score>(tile, block, row);
-  if (grouped < tile.rows) softmax_rows<Score>(tile, block, grouped, prefetcher);
+    for (Index row = 0; row < in_panels; row += kLanes) softmax_panel<Score>(tile, block, row);
+  if (in_panels < tile.rows) softmax_rows<Score>(tile, block, in_panels, prefetcher);
 }

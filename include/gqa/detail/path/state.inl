@@ -22,7 +22,7 @@ GQA_OP void pack_row(const std::byte* source, Index dim_stride, Index dim, float
 }
 
 // to[0 … head_dim) ← scale · the query of a row, zeros up to a whole vector.
-inline void pack_query(const RowTile& tile, const QuerySource& source, Index row, float* to) {
+inline void pack_query(const QueryTile& tile, const QuerySource& source, Index row, float* to) {
   const std::byte* from = source.row(row);
   switch (source.type) {
     case ElementType::f32: pack_row<F32>(from, source.dim_stride, tile.head_dim, tile.score_scale, to); break;
@@ -31,35 +31,35 @@ inline void pack_query(const RowTile& tile, const QuerySource& source, Index row
   }
 }
 
-// Sixteen packed rows of `floats` floats each → [float][row], or as order_units leaves them.
-inline void transpose_group(const float* rows, Index stride, Index count, Index floats, float* out) {
+// Sixteen packed rows of `floats` floats each → [float][row], or as order_pieces leaves them.
+inline void transpose_panel(const float* rows, Index stride, Index count, Index floats, float* out) {
   for (Index f = 0; f < floats; f += kLanes) {
     Vec part[kLanes];
     GQA_UNROLL
     for (int r = 0; r < kLanes; ++r) part[r] = r < count ? load(rows + r * stride + f) : zero();
     transpose(part);
-    order_units(part);
+    order_pieces(part);
     GQA_UNROLL
     for (int i = 0; i < kLanes; ++i) store(out + (f + i) * kLanes, part[i]);
   }
 }
 
-// tile.q ← queries: groups of 16 rows as transpose_group leaves them, zeros for rows beyond the last; then the other rows one by one.
-inline void pack(const RowTile& tile, const QuerySource& source) {
+// tile.q ← queries: panels of 16 rows as transpose_panel leaves them, zeros for rows beyond the last; then the other rows one by one.
+inline void pack(const QueryTile& tile, const QuerySource& source) {
   float* q = static_cast<float*>(tile.q);
-  const Index grouped = grouped_rows(tile.rows);
-  if (grouped > 0) prefetch_queries(tile, source, 0, kLanes);
-  for (Index row = 0; row < grouped; row += kLanes) {
+  const Index in_panels = rows_in_panels(tile.rows);
+  if (in_panels > 0) prefetch_queries(tile, source, 0, kLanes);
+  for (Index row = 0; row < in_panels; row += kLanes) {
     prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
     auto* rows = typed<float>(tile.staging);
     const Index count = tile.rows - row < kLanes ? tile.rows - row : kLanes;
     for (Index r = 0; r < count; ++r) pack_query(tile, source, row + r, rows + r * tile.q_stride);
-    transpose_group(rows, tile.q_stride, count, round_up(tile.head_dim, kLanes), q + row * tile.q_stride);
+    transpose_panel(rows, tile.q_stride, count, round_up(tile.head_dim, kLanes), q + row * tile.q_stride);
   }
-  for (Index row = grouped; row < tile.rows; ++row) pack_query(tile, source, row, q + row * tile.q_stride);
+  for (Index row = in_panels; row < tile.rows; ++row) pack_query(tile, source, row, q + row * tile.q_stride);
 }
 
-inline void begin(const RowTile& tile) {
+inline void begin(const QueryTile& tile) {
   const Index rows = state_rows(tile.rows);
   for (Index row = 0; row < rows; ++row) tile.m[row] = kMinusInfinity;
   for (Index i = 0; i < rows * tile.l_stride; ++i) tile.l[i] = 0.0f;
@@ -68,7 +68,7 @@ inline void begin(const RowTile& tile) {
 }
 
 // The state of the tokens of `into` followed by those of `from`. A state of no tokens changes nothing.
-inline void merge(const RowTile& into, const RowTile& from) {
+inline void merge(const QueryTile& into, const QueryTile& from) {
   alignas(64) float a[kLanes];  // by row
   alignas(64) float b[kLanes];
   for (Index row = 0; row < into.rows; ++row) {
@@ -112,7 +112,7 @@ GQA_OP void store_row(const float* o, float factor, Index dim, std::byte* out, I
 }
 
 // out ← o / divisor, zeros where nothing was visible.
-GQA_OP void store_output(const RowTile& tile, const OutputTarget& target, Index row, float divisor) {
+GQA_OP void store_output(const QueryTile& tile, const OutputTarget& target, Index row, float divisor) {
   const RowPlace at(target.first_row + row, target.group);
   std::byte* const out = target.data + at.token * target.token_stride + at.head * target.head_stride;
   const float* const o = tile.o + row * tile.o_stride;
@@ -125,7 +125,7 @@ GQA_OP void store_output(const RowTile& tile, const OutputTarget& target, Index 
 }
 
 // Outputs, if they go anywhere; lse ← natural logarithm of the sum of exp(score), likewise.
-inline void store(const RowTile& tile, const OutputTarget& target) {
+inline void store(const QueryTile& tile, const OutputTarget& target) {
   for (Index row = 0; row < tile.rows; ++row) {
     const float l = tile.l_stride == 1 ? tile.l[row] : reduce_add(load(tile.l + row * kLanes));
     if (target.data != nullptr) store_output(tile, target, row, tile.has_divisor ? tile.divisor[row] : l);

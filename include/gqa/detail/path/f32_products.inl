@@ -23,24 +23,24 @@ struct Dot {
   using Operand = Vec;
   using Sum = Vec;
   using Strip = StripDot<Codec, Dot>;
-  using Grouped = Dot<F32>;
+  using ForPanels = Dot<F32>;
   using Key = Codec;
   static constexpr Index kDims = kLanes;
   static constexpr Index kQueryBytes = 4;
-  static constexpr Index kUnitBytes = 4;
+  static constexpr Index kPieceBytes = 4;
   static constexpr bool kPlainKeys = kPlainRows<Codec>;
   static GQA_OP Vec none() { return zero(); }
   static GQA_OP Vec query(const std::byte* p) { return load(typed<const float>(p)); }
   static GQA_OP Vec key(const std::byte* row, Index d) { return load(Codec{}, row, d); }
   static GQA_OP Vec key_part(const std::byte* row, Index d, Index count) { return load_part(Codec{}, row, d, count); }
   static GQA_OP Vec add(const Vec& q, const Vec& k, const Vec& acc) { return fma(q, k, acc); }
-  static GQA_OP Vec rows_at(const std::byte* q, Index unit) { return load(typed<const float>(q) + unit * kLanes); }
-  static GQA_OP Vec units(const std::byte* p) { return repeat_units(p); }
-  static GQA_OP Vec finish(const Vec& sums, const RowTile&) { return sums; }  // queries carry the scale
-  // f32 keys are read where they are; others are widened, once for all groups, and rows of which the last read would reach behind them.
-  static GQA_OP Block group_block(const RowTile& tile, const Block& block, Index (&offset)[kBlock]) {
+  static GQA_OP Vec rows_at(const std::byte* q, Index piece) { return load(typed<const float>(q) + piece * kLanes); }
+  static GQA_OP Vec pieces(const std::byte* p) { return repeat_pieces(p); }
+  static GQA_OP Vec finish(const Vec& sums, const QueryTile&) { return sums; }  // queries carry the scale
+  // f32 keys are read where they are; others are widened, once for all panels, and rows of which the last read would reach behind them.
+  static GQA_OP Block panel_block(const QueryTile& tile, const Block& block, Index (&offset)[kBlock]) {
     Block wide = block;
-    if (!kPlainKeys || tile.head_dim % kUnits != 0) {
+    if (!kPlainKeys || tile.head_dim % kPieces != 0) {
       const Index stride = round_up(tile.head_dim, kLanes) * 4;
       for (Index t = block.first; t < block.last; ++t) offset[t] = (t - block.first) * stride;
       widen_rows<Codec>(block_keys<Codec>(block), kEveryToken, typed<float>(tile.staging), tile.head_dim, block.first,
@@ -66,14 +66,14 @@ template <class Codec>
 inline constexpr bool kReadable = kWholeRows<Codec>;  // straight from the cache
 template <class Codec>
 inline constexpr bool kStaged = !kPlainRows<Codec>;  // widened once for many rows
-// Rows that take values straight from the cache; groups share a staged copy, in the first-level cache.
+// Rows that take values straight from the cache; panels share a staged copy, in the first-level cache.
 template <class Codec>
-inline constexpr Index kDirectRows = kGroupRows - 1;
+inline constexpr Index kDirectRows = kPanelRows - 1;
 
 // Evenly spaced rows, from the first token that is added; of the cache, or staged.
 template <class Codec, bool OfCache = (kHeldQueries > 0)>
 struct Cached {
-  static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no groups
+  static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no panels
   static constexpr bool kWaits = OfCache;
   static constexpr bool kAnyRows = OfCache || kHeldQueries == 0;
   static constexpr bool kWhole = OfCache && kReadable<Codec>;
@@ -96,14 +96,14 @@ struct Cached {
 
 // [token][dim] as f32.
 using Staged = Cached<F32, false>;
-GQA_OP Index staged_stride(const RowTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
+GQA_OP Index staged_stride(const QueryTile& tile) { return round_up(tile.value_dim, kLanes) * Index{sizeof(float)}; }
 GQA_OP void keep(std::byte* row, Index column, const Vec* value) { store(typed<float>(row) + column, *value); }
 
 template <class Codec>
 inline constexpr bool kCopied = false;  // would gain up to 3% of outputs, in 5 kB of code
 
 template <class Codec>
-GQA_KERNEL Staged stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
+GQA_KERNEL Staged stage_values(const QueryTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
   widen_rows<Codec>(block_values<Codec>(block), seen, typed<float>(tile.staging), tile.value_dim, from, to);
   return {tile.staging, staged_stride(tile)};
 }

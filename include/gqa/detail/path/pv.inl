@@ -7,7 +7,7 @@
 //   add            acc + weight · values, lane by lane
 //
 // and where values come from: the cache (Cached), or staging (Staged), where stage_values has put them, or the first strip of rows while
-// it took them from the cache (Copied). They say whether they are never for groups (kFewRows), whether fetches may have to wait for sums
+// it took them from the cache (Copied). They say whether they are never for panels (kFewRows), whether fetches may have to wait for sums
 // (kWaits, see PrefetchPolicy::Pace), whether there are strips of every height (kAnyRows)
 // or, where many rows have few left over, of the highest and of one row, whether there are strips as wide as values, which may take a
 // run of blocks (kWhole), and whether they may be streamed (kStreams).
@@ -17,15 +17,15 @@
 inline constexpr Index kFewTokens = 16;
 // Rows of one head from which on a strip takes a whole block, and not kStripTokens: arithmetic is then the limit, not memory.
 template <class Codec>
-inline constexpr Index kBlockRows = kPlainRows<Codec> ? kGroupRows : 6;
+inline constexpr Index kBlockRows = kPlainRows<Codec> ? kPanelRows : 6;
 
-#include "gqa/detail/path/output_strip.inl"
+#include "gqa/detail/path/pv_dim_lanes.inl"
 
 // Steps of dims of a strip of R rows: as many accumulators as registers allow, a power of two for each row.
 template <int R>
-inline constexpr int kStripVectors = kOutputTile / R >= 8   ? 8
-                                     : kOutputTile / R >= 4 ? 4
-                                                            : kOutputTile / R;
+inline constexpr int kStripVectors = kPvSums / R >= 8   ? 8
+                                     : kPvSums / R >= 4 ? 4
+                                                        : kPvSums / R;
 template <int R>
 inline constexpr int kStripSteps = kStripVectors<R> < Product::kVectors ? 1 : kStripVectors<R> / Product::kVectors;
 
@@ -37,13 +37,13 @@ inline constexpr bool kEndsAnywhere = ValueDim <= 0 || ValueDim % kRunDims != 0;
 
 // All columns of R rows, `few` tokens at a time: strips of kStripSteps steps, then one step after the other, if any are left.
 template <int R, class Values, bool EndsAnywhere>
-GQA_KERNEL void output_columns(const RowTile& tile, Index row, Values values, const Part& part) {
+GQA_KERNEL void output_columns(const QueryTile& tile, Index row, Values values, const Part& part) {
   const Index few = part.few;
   constexpr int C = kStripSteps<R>;
   constexpr Index wide = C * Product::kDims;
   static_assert(kRunDims % wide == 0);
-  constexpr bool ungrouped = kRowTokens == 0 || Values::kFewRows;
-  const Weights<R> weights = ungrouped ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.grouped);
+  constexpr bool no_panels = kRowTokens == 0 || Values::kFewRows;
+  const Weights<R> weights = no_panels ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.in_panels);
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     Index column = 0;
@@ -70,17 +70,17 @@ GQA_OP Index count_output_strips(Index rows, Index value_dim) {
   else return rows % R == 0 ? strips : strips + count_output_strips<(R > 4 ? 4 : R - 1)>(rows % R, value_dim);
 }
 
-// Accumulators that such strips hold: all registers, twice kOutputTile, but those for values and weights.
-inline constexpr int kWholeTile = 2 * kOutputTile - 4;
+// Accumulators that such strips hold: all registers, twice kPvSums, but those for values and weights.
+inline constexpr int kWholeTile = 2 * kPvSums - 4;
 // R rows as wide as values, N vectors, over tokens [from, to): values are whole rows of loads with a constant step.
 template <int R, int N, class Values>
-GQA_KERNEL void output_whole(const RowTile& tile, Index row, Values values, Index from, Index to, const Part& part) {
+GQA_KERNEL void output_whole(const QueryTile& tile, Index row, Values values, Index from, Index to, const Part& part) {
   constexpr int held = N < kWholeTile / R ? N : kWholeTile / R;
   output_strip<R, N / Product::kVectors, Values, held, true>(tile, row, strip_weights<R>(tile, row), 0, Product::kDims,
                                                              values, from, to, part);
 }
 template <int R, int N, class Values>
-GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& values, Index from, Index to,
+GQA_OP void output_whole_rows(const QueryTile& tile, Index row, const Values& values, Index from, Index to,
                               const Part& part) {
   for (; row + R <= tile.rows; row += R) output_whole<R, N>(tile, row, values, from, to, part);
   if constexpr (R > 1) output_whole_rows<R - 1, N>(tile, row, values, from, to, part);
@@ -90,9 +90,9 @@ GQA_OP void output_whole_rows(const RowTile& tile, Index row, const Values& valu
 // memory, then the others from the first-level cache.
 inline constexpr Index kTurnBytes = 8192;
 template <class Values, int ValueDim>
-GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
+GQA_OP void output_run(const QueryTile& tile, Values values, const Part& part) {
   constexpr int N = kRunDims / kLanes;
-  constexpr int R = kOutputRows;
+  constexpr int R = kPvRows;
   constexpr bool may_be_once = may_be(ValueDim, kRunDims);
   constexpr bool may_be_twice = Values::kWholeTwice && may_be(ValueDim, 2 * kRunDims);  // else whole_rows says no
   const bool twice = may_be_twice && (!may_be_once || tile.value_dim > kRunDims);
@@ -114,12 +114,12 @@ GQA_OP void output_run(const RowTile& tile, Values values, const Part& part) {
   }
 }
 
-// Rows from `row` on, R at a time, then fewer; groups are multiples of 4.
+// Rows from `row` on, R at a time, then fewer; panels are multiples of 4.
 template <int R, int ValueDim, class Values>
-GQA_OP void output_rows(const RowTile& tile, Index row, const Values& values, const Part& part) {
-  if constexpr (Values::kWhole && R == kOutputRows && ValueDim != kOtherDim)
+GQA_OP void output_rows(const QueryTile& tile, Index row, const Values& values, const Part& part) {
+  if constexpr (Values::kWhole && R == kPvRows && ValueDim != kOtherDim)
     if (part.whole) return output_run<Values, ValueDim>(tile, values, part);
-  const auto end = [&] { return row < part.grouped && part.grouped < tile.rows ? part.grouped : tile.rows; };
+  const auto end = [&] { return row < part.in_panels && part.in_panels < tile.rows ? part.in_panels : tile.rows; };
   for (; row + R <= end(); row += R) output_columns<R, Values, kEndsAnywhere<ValueDim>>(tile, row, values, part);
   if constexpr (R > 1) output_rows<(R > 4 ? 4 : Values::kAnyRows ? R - 1 : 1), ValueDim>(tile, row, values, part);
 }
@@ -155,12 +155,12 @@ struct Copied {
   GQA_OP void touch(Index) const {}
 };
 
-// Rows in groups: the first few copy values to staging on their way.
+// Rows in panels: the first few copy values to staging on their way.
 template <class Codec, int ValueDim>
-GQA_OP void output_copied(const RowTile& tile, const Cached<Codec>& cached, const Part& part) {
+GQA_OP void output_copied(const QueryTile& tile, const Cached<Codec>& cached, const Part& part) {
   const Index stride = staged_stride(tile);
-  output_columns<kOutputRows, Copied<Codec>, kEndsAnywhere<ValueDim>>(tile, 0, {cached, tile.staging, stride}, part);
-  output_rows<kOutputRows, ValueDim>(tile, kOutputRows, Staged{tile.staging, stride}, part);
+  output_columns<kPvRows, Copied<Codec>, kEndsAnywhere<ValueDim>>(tile, 0, {cached, tile.staging, stride}, part);
+  output_rows<kPvRows, ValueDim>(tile, kPvRows, Staged{tile.staging, stride}, part);
 }
 
 // All tokens at once: staging is in the first-level cache.
@@ -173,41 +173,39 @@ GQA_OP Part for_staging(const Part& part) {
 
 // One unit, the tokens of `part`.
 template <class Codec, int ValueDim>
-GQA_OP void add_values(const RowTile& tile, const Block& block, const Part& part) {
+GQA_OP void add_values(const QueryTile& tile, const Block& block, const Part& part) {
   const Index from = part.from;
   const Index to = part.to;
-  if (part.prefetcher.on())
-    part.prefetcher.share(count_output_strips<kOutputRows>(tile.rows, tile.value_dim), to - from);
+  if (part.prefetcher.on()) part.prefetcher.share(count_output_strips<kPvRows>(tile.rows, tile.value_dim), to - from);
   if constexpr (kReadable<Codec>) {
     const bool whole_steps = from % Product::kTokens == 0 && to % Product::kTokens == 0;
     if (!block.careful && block.v_stride != 0 && whole_steps) {
       const Cached<Codec> cached{block.v + from * block.v_stride, block.v_stride};
       if constexpr (!kStaged<Codec>)
         if (tile.rows >= 2 * kLanes)
-          return output_rows<kOutputRows, ValueDim>(tile, 0, Staged{cached.row, cached.stride}, part);
+          return output_rows<kPvRows, ValueDim>(tile, 0, Staged{cached.row, cached.stride}, part);
       if (!kStaged<Codec> || tile.rows <= kDirectRows<Codec>)
-        return output_rows<kOutputRows, ValueDim>(tile, 0, cached, part);
+        return output_rows<kPvRows, ValueDim>(tile, 0, cached, part);
       if constexpr (kCopied<Codec>) return output_copied<Codec, ValueDim>(tile, cached, for_staging(part));
     }
   }
   const Part staged = for_staging(part);
   if (!block.careful)
-    return output_rows<kOutputRows, ValueDim>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), staged);
-  RowTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
+    return output_rows<kPvRows, ValueDim>(tile, 0, stage_values<Codec>(tile, block, kEveryToken, from, to), staged);
+  QueryTile upto = tile;  // a hidden token's values are taken as zero, row by row: 0 × NaN is not 0
   for (Index row = 0; row < tile.rows; ++row) {
     upto.rows = row + 1;
-    output_rows<kOutputRows, ValueDim>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to),
-                                       staged);
+    output_rows<kPvRows, ValueDim>(upto, row, stage_values<Codec>(tile, block, block.visible[row], from, to), staged);
   }
 }
 
 // Whether outputs are taken in rows as wide as values: where these are streamed, and for more rows than one strip has, where values of
 // one token at a time leave registers to prefetch with.
 template <class Codec>
-GQA_OP bool whole_rows(const RowTile& tile, const Stage& stage) {
+GQA_OP bool whole_rows(const QueryTile& tile, const Stage& stage) {
   if (!Cached<Codec>::kWhole) return false;
   if (stage.runs) return tile.value_dim == kRunDims || (Cached<Codec>::kWholeTwice && tile.value_dim == 2 * kRunDims);
-  const bool many = tile.rows > kOutputRows && tile.rows < kGroupRows;
+  const bool many = tile.rows > kPvRows && tile.rows < kPanelRows;
   return many && Product::kTokens == 1 && kPlainRows<Codec> && tile.value_dim == kRunDims;
 }
 
@@ -218,16 +216,16 @@ struct Stretches {
   bool whole;    // by strips as wide as values, see whole_rows
 };
 template <class Codec>
-GQA_OP Stretches output_stretches(const RowTile& tile, const Stage& stage, const Prefetcher& prefetcher) {
-  const bool one_strip = tile.rows * tile.o_stride <= kOutputTile * kLanes;
+GQA_OP Stretches output_stretches(const QueryTile& tile, const Stage& stage, const Prefetcher& prefetcher) {
+  const bool one_strip = tile.rows * tile.o_stride <= kPvSums * kLanes;
   const bool whole = whole_rows<Codec>(tile, stage);
   const Index side_tokens = prefetcher.policy().side_tokens;
   const Index alone = tile.rows < kBlockRows<Codec> ? kStripTokens : kBlock;
   const bool memory = stage.runs && !(prefetcher.on() && tile.rows > 2);  // is the limit
   const Index few = side_tokens > 0                                         ? side_tokens
-                    : memory || (stage.heads > 1 && tile.rows < kGroupRows) ? kFewTokens
+                    : memory || (stage.heads > 1 && tile.rows < kPanelRows) ? kFewTokens
                                                                             : alone;
-  const Index tokens = tile.rows >= kGroupRows || (stage.runs && (whole || one_strip)) ? kBlock
+  const Index tokens = tile.rows >= kPanelRows || (stage.runs && (whole || one_strip)) ? kBlock
                        : stage.heads > 1 && tile.rows < 3                              ? kSideTokens<Codec>
                                                                                        : few;
   return {tokens, one_strip ? kBlock : few, whole};
@@ -241,14 +239,14 @@ GQA_OP Index fetched_rows(const Stage& stage, Index row_bytes) {
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], t ascending, for every unit of the stage.
 template <class Codec, int ValueDim>
-inline void accumulate(const RowTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+inline void accumulate(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
   const Stretches stretches = output_stretches<Codec>(tile, stage, prefetcher);
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
   Part part{stage, prefetcher, row_bytes, fetched_rows(stage, row_bytes)};
   part.few = stretches.few;
   part.touch = prefetcher.policy().touch;
   part.whole = stretches.whole;
-  part.grouped = grouped_rows(tile.rows);
+  part.in_panels = rows_in_panels(tile.rows);
   begin_stretches(prefetcher);
   for (Index b = 0, taken; b < stage.blocks; b += taken) {
     const Block& any = stage.units[b * stage.heads];

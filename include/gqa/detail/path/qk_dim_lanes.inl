@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of a few rows whose queries are at hand, in registers or the first-level cache: head dims 64, 128 and 256. Part of scores.inl.
+// Scores of a few rows whose queries are at hand, in registers or the first-level cache: head dims 64, 128 and 256. Part of qk.inl.
 
 // Sums of four rows and four tokens, a row a quarter, at their places in a unit; the last row's only if there is one.
 template <class Sums>
@@ -12,9 +12,9 @@ GQA_OP void store_four(float* to, const Sums& sums, bool last) {
 
 // Sums of R rows and T tokens, whose lanes are not all added up: added, finished and stored. A fifth row's lie behind the others'.
 template <class Dot, int R, Index T, std::size_t L>
-GQA_OP void store_held(const RowTile& tile, const float (&left)[L][kLanes], float* to, bool last) {
+GQA_OP void store_held(const QueryTile& tile, const float (&left)[L][kLanes], float* to, bool last) {
   constexpr Index F = R == 5 ? T : 0;
-  // What reduce_tile does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
+  // What reduce_sums does: first two rows, or tokens t and t + T / 2; or four rows, then four tokens.
   if constexpr (R >= 4) {
     GQA_UNROLL
     for (int t = 0; t < T; t += 4) {
@@ -38,10 +38,10 @@ GQA_OP void store_held(const RowTile& tile, const float (&left)[L][kLanes], floa
 // over tokens they would be too many. The last of R rows may be missing: it has the query before it, and no scores. Scores are added
 // over lanes T tokens at a time.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+GQA_KERNEL void score_held(const QueryTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
                            const Prefetcher& prefetcher, Index strip) {
   constexpr Index T = kSideTokens<typename Dot::Key>;
-  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0, "`tokens` is a multiple of T");
+  static_assert(kStripTokens % T == 0 && kQkTokens % T == 0, "`tokens` is a multiple of T");
   static_assert(R == 1 || R == 2 || R == 4 || R == 5, "sums of one, two or four rows are added over lanes together");
   const bool last = R != 4 || row + R <= tile.rows;
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
@@ -89,12 +89,11 @@ GQA_KERNEL void score_held(const RowTile& tile, Index row, EvenRows keys, Index 
 // The same, T tokens at a time, each vector of a query read once for all of them: a fifth less arithmetic, and too many load instructions
 // for a processor's prefetching.
 template <class Dot, int R, int N>
-GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+GQA_KERNEL void score_tiles(const QueryTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
                             const Prefetcher& prefetcher, Index strip) {
-  constexpr int T = kScoreTile / R;
+  constexpr int T = kQkSums / R;
   static_assert(R == 4 && T == 4, "sums of four rows and four tokens are added over lanes together");
-  static_assert(kStripTokens % T == 0 && kTileTokens % T == 0 && kPrefetchGrain % T == 0,
-                "`tokens` is a multiple of T");
+  static_assert(kStripTokens % T == 0 && kQkTokens % T == 0 && kPrefetchGrain % T == 0, "`tokens` is a multiple of T");
   const bool last = row + R <= tile.rows;
   const std::byte* q[R];
   GQA_UNROLL
@@ -122,7 +121,7 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
       }
     }
     alignas(64) float sums[R * T];
-    reduce_tile(acc, sums);
+    reduce_sums(acc, sums);
     store_four(to, Dot::finish(load(sums), tile), last);
     s += T;
     if (s % kBlock == 0) to += tile.weight_floats - kBlock;
@@ -132,13 +131,13 @@ GQA_KERNEL void score_tiles(const RowTile& tile, Index row, EvenRows keys, Index
 // cache, or for one whose rows are so short that there is something to be gained. Not for keys in f32, which memory limits.
 template <class Dot>
 inline constexpr bool kTiles = !kPlainRows<typename Dot::Key>;
-GQA_OP bool in_tiles(const RowTile& tile, Index rows, const Prefetcher& prefetcher) {
-  return prefetcher.on() && (rows > kScoreRows || (tile.head_dim <= 128 && prefetcher.heads() == 1));
+GQA_OP bool in_tiles(const QueryTile& tile, Index rows, const Prefetcher& prefetcher) {
+  return prefetcher.on() && (rows > kQkRows || (tile.head_dim <= 128 && prefetcher.heads() == 1));
 }
 
 // Rows from `row` on, R at a time, then fewer; `tokens` of them from t0 on. Several strips of rows take a few tokens in turn.
 template <class Dot, int R, int N>
-GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+GQA_OP void score_strips_held(const QueryTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
                               const Prefetcher& prefetcher, Index strip = 0) {
   if constexpr (R == 4 && kFiveRows<Dot, N>)
     if (tile.rows - row == 5) return score_held<Dot, 5, N>(tile, row, keys, t0, tokens, prefetcher, strip);
@@ -152,7 +151,7 @@ GQA_OP void score_strips_held(const RowTile& tile, Index row, EvenRows keys, Ind
   if constexpr (R > 1) score_strips_held<Dot, R / 2, N>(tile, row, keys, t0, tokens, prefetcher, strip);
 }
 template <class Dot, int R, int N>
-GQA_OP void score_rows_held(const RowTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
+GQA_OP void score_rows_held(const QueryTile& tile, Index row, EvenRows keys, Index t0, Index tokens,
                             Prefetcher& prefetcher) {
   const Index rows = tile.rows - row;
   const Index strips = kFiveRows<Dot, N> && rows == 5 ? 1 : count_strips<R>(R < 4 ? rows : rows + rows % 4 / 3);

@@ -52,7 +52,7 @@ struct ValueTiles {
     return first + term * term_bytes() + (half * columns + column) * kTileBytes;
   }
 };
-GQA_OP ValueTiles value_tiles(const RowTile& tile) { return {tile.staging, tile.o_stride / kLanes}; }
+GQA_OP ValueTiles value_tiles(const QueryTile& tile) { return {tile.staging, tile.o_stride / kLanes}; }
 
 // 32 dims of two tokens → a row of two column tiles, or of the first alone, for each term.
 template <int Terms>
@@ -68,13 +68,13 @@ GQA_OP void put_values(const Words<Terms>& even, const Words<Terms>& odd, std::b
 // V of half a block as operand B: staging[term][half][column / 16][pair of tokens][column % 16][2]. Tokens whose bit in
 // `seen` is off are zeros.
 template <class Codec, int Terms>
-GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint64_t seen, Index half,
+GQA_KERNEL void stage_values(const QueryTile& tile, const Block& block, std::uint64_t seen, Index half,
                              BlockCursor& ahead) {
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const ValueTiles tiles = value_tiles(tile);
   const Index whole = tile.value_dim / kHalf * kHalf;
   const Index rest = tile.value_dim - whole;
-  for (Index pair = 0; pair < kGroup; ++pair) {
+  for (Index pair = 0; pair < kPanel; ++pair) {
     const Index t = half * kHalf + 2 * pair;
     ahead.fetch(2);
     ValueRow<Codec, kTerms> a(block, seen, t);
@@ -86,22 +86,22 @@ GQA_KERNEL void stage_values(const RowTile& tile, const Block& block, std::uint6
   }
 }
 
-// One group's weights, and which halves of the block it sees.
-struct GroupWeights {
-  const float* first;  // [half][term][row][token]: half 1 follows kHalf · kGroup floats later
+// One panel's weights, and which halves of the block it sees.
+struct PanelWeights {
+  const float* first;  // [half][term][row][token]: half 1 follows kHalf · kPanel floats later
   bool any[2];
-  GQA_OP const float* at(Index half, int term) const { return first + (half * kHalf + term * kGroup) * kGroup; }
+  GQA_OP const float* at(Index half, int term) const { return first + (half * kHalf + term * kPanel) * kPanel; }
   GQA_OP bool both() const { return any[0] && any[1]; }
 };
 
-GQA_OP GroupWeights group_weights(const RowTile& tile, const Block& block, Index group) {
-  const GroupView view = group_view(tile, block, group);
-  return {tile.weights + group * kGroupFloats, {view.any[0], view.any[1]}};
+GQA_OP PanelWeights panel_weights(const QueryTile& tile, const Block& block, Index panel) {
+  const PanelView view = panel_view(tile, block, panel);
+  return {tile.weights + panel * kPanelFloats, {view.any[0], view.any[1]}};
 }
 
 // Weights by terms into tiles: 4 and 5 the first terms of either half, 2 and 3 the second ones.
 template <int Terms>
-GQA_OP void load_weights(const GroupWeights& p) {
+GQA_OP void load_weights(const PanelWeights& p) {
   if (p.any[0]) GQA_TILE_LOAD(4, p.at(0, 0), kRowBytes);
   if (p.any[1]) GQA_TILE_LOAD(5, p.at(1, 0), kRowBytes);
   if constexpr (Terms == 2) {
@@ -113,7 +113,7 @@ GQA_OP void load_weights(const GroupWeights& p) {
 // l (16 rows × 16 lanes) += weights, two tokens a lane: what o is divided by is the sum of what it was weighted with, term
 // by term. The weights are in their tiles.
 template <int Terms>
-GQA_OP void sum_weights(const GroupWeights& p, float* l) {
+GQA_OP void sum_weights(const PanelWeights& p, float* l) {
   GQA_TILE_LOAD(0, l, kRowBytes);
   GQA_TILE_LOAD(6, &kPairSums, kRowBytes);
   if (p.any[0]) {
@@ -150,7 +150,7 @@ GQA_OP void multiply_columns(const ValueTiles& v, Index column) {
 
 // o (16 rows, stride in bytes) += weights · V. The weights are in their tiles.
 template <int ValueTerms, int Terms>
-GQA_KERNEL void output_one_group(const GroupWeights& p, const ValueTiles& v, float* o, Index stride) {
+GQA_KERNEL void output_one_panel(const PanelWeights& p, const ValueTiles& v, float* o, Index stride) {
   Index column = 0;
   for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes) {
     GQA_TILE_LOAD(0, o, stride);
@@ -167,9 +167,9 @@ GQA_KERNEL void output_one_group(const GroupWeights& p, const ValueTiles& v, flo
   GQA_TILE_STORE(0, o, stride);
 }
 
-// C 0, 2 and, if there are two column tiles, 1, 3 += weights of two groups · V, half a block.
+// C 0, 2 and, if there are two column tiles, 1, 3 += weights of two panels · V, half a block.
 template <int ValueTerms, int Terms, bool Two>
-GQA_OP void multiply_columns_of_two(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, Index half,
+GQA_OP void multiply_columns_of_two(const PanelWeights& p, const PanelWeights& p1, const ValueTiles& v, Index half,
                                     Index column) {
   using Pairs = TermPairs<ValueTerms, Terms>;
   GQA_UNROLL
@@ -187,12 +187,12 @@ GQA_OP void multiply_columns_of_two(const GroupWeights& p, const GroupWeights& p
   }
 }
 
-// The same for two groups that see both halves, o of the second 16 rows behind that of the first.
+// The same for two panels that see both halves, o of the second 16 rows behind that of the first.
 template <int ValueTerms, int Terms>
-GQA_KERNEL void output_two_groups(const GroupWeights& p, const GroupWeights& p1, const ValueTiles& v, float* o,
+GQA_KERNEL void output_two_panels(const PanelWeights& p, const PanelWeights& p1, const ValueTiles& v, float* o,
                                   Index stride) {
   Index column = 0;
-  float* o1 = o + kGroup * stride / Index{sizeof(float)};
+  float* o1 = o + kPanel * stride / Index{sizeof(float)};
   for (; column + 2 <= v.columns; column += 2, o += 2 * kLanes, o1 += 2 * kLanes) {
     GQA_TILE_LOAD(0, o, stride);
     GQA_TILE_LOAD(1, o + kLanes, stride);
@@ -212,14 +212,14 @@ GQA_KERNEL void output_two_groups(const GroupWeights& p, const GroupWeights& p1,
   GQA_TILE_STORE(2, o1, stride);
 }
 
-// o and l of a group ← alpha · theirs. Most blocks move no maximum.
-GQA_OP void rescale(const RowTile& tile, Index group) {
-  const Index rows = rows_in_group(tile, group);
+// o and l of a panel ← alpha · theirs. Most blocks move no maximum.
+GQA_OP void rescale(const QueryTile& tile, Index panel) {
+  const Index rows = rows_in_panel(tile, panel);
   const __m512i one = _mm512_castps_si512(avx512::set1(1.0f));
   const __mmask16 moved =
-      _mm512_mask_cmpneq_epi32_mask(first_lanes(rows), _mm512_loadu_si512(tile.alpha + group * kGroup), one);
+      _mm512_mask_cmpneq_epi32_mask(first_lanes(rows), _mm512_loadu_si512(tile.alpha + panel * kPanel), one);
   for (unsigned rest = moved; rest != 0; rest &= rest - 1) {
-    const Index row = group * kGroup + __builtin_ctz(rest);
+    const Index row = panel * kPanel + __builtin_ctz(rest);
     const Vec alpha = avx512::set1(tile.alpha[row]);
     float* l = tile.l + row * kLanes;
     float* o = tile.o + row * tile.o_stride;
@@ -237,40 +237,40 @@ GQA_OP void copy_rows(const float* from, float* to, Index floats, std::uint32_t 
 
 // Room for 16 rows of o, and of l, in staging.
 template <int Terms>
-GQA_OP float* staged_rows(const RowTile& tile) {
+GQA_OP float* staged_rows(const QueryTile& tile) {
   return typed<float>(tile.staging + staged_state<Terms>(tile.head_dim, tile.value_dim));
 }
 
-// The rows of a group named by bits: o += weights · V by way of staging, where there is room for 16.
+// The rows of a panel named by bits: o += weights · V by way of staging, where there is room for 16.
 template <int ValueTerms, int Terms>
-GQA_OP void output_some_rows(const RowTile& tile, const GroupWeights& p, const ValueTiles& v, Index group,
+GQA_OP void output_some_rows(const QueryTile& tile, const PanelWeights& p, const ValueTiles& v, Index panel,
                              std::uint32_t rows) {
   float* staged = staged_rows<Terms>(tile);
-  float* o = tile.o + group * kGroup * tile.o_stride;
+  float* o = tile.o + panel * kPanel * tile.o_stride;
   copy_rows(o, staged, tile.o_stride, rows);
-  output_one_group<ValueTerms, Terms>(p, v, staged, tile.o_stride * Index{sizeof(float)});
+  output_one_panel<ValueTerms, Terms>(p, v, staged, tile.o_stride * Index{sizeof(float)});
   copy_rows(staged, o, tile.o_stride, rows);
 }
 
 template <int Terms>
-GQA_OP void sum_some_rows(const RowTile& tile, const GroupWeights& p, Index group, std::uint32_t rows) {
-  float* staged = staged_rows<Terms>(tile) + kGroup * tile.o_stride;
-  float* l = tile.l + group * kGroup * kLanes;
+GQA_OP void sum_some_rows(const QueryTile& tile, const PanelWeights& p, Index panel, std::uint32_t rows) {
+  float* staged = staged_rows<Terms>(tile) + kPanel * tile.o_stride;
+  float* l = tile.l + panel * kPanel * kLanes;
   copy_rows(l, staged, kLanes, rows);
   sum_weights<Terms>(p, staged);
   copy_rows(staged, l, kLanes, rows);
 }
 
 // stage_values of some codec.
-using StageValues = void(const RowTile& tile, const Block& block, std::uint64_t seen, Index half, BlockCursor& ahead);
+using StageValues = void(const QueryTile& tile, const Block& block, std::uint64_t seen, Index half, BlockCursor& ahead);
 
-// A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a group that see the
+// A hidden token's values are taken as zero, because 0 × NaN is not 0: one pass for the rows of a panel that see the
 // same tokens.
 template <int ValueTerms, int Terms>
-GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const GroupWeights& p, const ValueTiles& v,
-                                 Index group, StageValues* stage, BlockCursor& ahead) {
-  const std::uint64_t* visible = block.visible + group * kGroup;
-  const Index count = rows_in_group(tile, group);
+GQA_KERNEL void output_carefully(const QueryTile& tile, const Block& block, const PanelWeights& p, const ValueTiles& v,
+                                 Index panel, StageValues* stage, BlockCursor& ahead) {
+  const std::uint64_t* visible = block.visible + panel * kPanel;
+  const Index count = rows_in_panel(tile, panel);
   for (std::uint32_t left = first_lanes(count); left != 0;) {
     const std::uint64_t seen = visible[__builtin_ctz(left)];
     std::uint32_t rows = 0;
@@ -279,15 +279,15 @@ GQA_KERNEL void output_carefully(const RowTile& tile, const Block& block, const 
     left &= ~rows;
     for (Index half = 0; half < 2; ++half)
       if (p.any[half]) stage(tile, block, seen, half, ahead);
-    output_some_rows<ValueTerms, Terms>(tile, p, v, group, rows);
+    output_some_rows<ValueTerms, Terms>(tile, p, v, panel, rows);
   }
 }
 
 // o[row] ← alpha[row] · o[row] + Σ_t weights[row][t] · v[t], and l likewise; halves of the block in ascending order. The same for
 // every codec, once values are staged.
 template <int ValueTerms, int Terms>
-GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageValues* stage, BlockCursor& ahead) {
-  const Index groups = group_count(tile);
+GQA_KERNEL void accumulate_block(const QueryTile& tile, const Block& block, StageValues* stage, BlockCursor& ahead) {
+  const Index panels = panel_count(tile);
   const Index o_bytes = tile.o_stride * Index{sizeof(float)};
   const ValueTiles v = value_tiles(tile);
   if (!block.careful) {
@@ -295,31 +295,31 @@ GQA_KERNEL void accumulate_block(const RowTile& tile, const Block& block, StageV
     const std::uint64_t inside = below_last & ~((std::uint64_t{1} << block.first) - 1u);
     for (Index half = block.first / kHalf; half * kHalf < block.last; ++half) stage(tile, block, inside, half, ahead);
   }
-  for (Index group = 0; group < groups; ++group) {
-    const GroupWeights p = group_weights(tile, block, group);
+  for (Index panel = 0; panel < panels; ++panel) {
+    const PanelWeights p = panel_weights(tile, block, panel);
     if (!p.any[0] && !p.any[1]) continue;
-    const Index rows = rows_in_group(tile, group);
-    rescale(tile, group);
+    const Index rows = rows_in_panel(tile, panel);
+    rescale(tile, panel);
     load_weights<Terms>(p);
-    if (rows < kGroup) sum_some_rows<Terms>(tile, p, group, first_lanes(rows));
-    else sum_weights<Terms>(p, tile.l + group * kGroup * kLanes);
+    if (rows < kPanel) sum_some_rows<Terms>(tile, p, panel, first_lanes(rows));
+    else sum_weights<Terms>(p, tile.l + panel * kPanel * kLanes);
     if (block.careful) {
-      output_carefully<ValueTerms, Terms>(tile, block, p, v, group, stage, ahead);
-    } else if (rows < kGroup) {
-      output_some_rows<ValueTerms, Terms>(tile, p, v, group, first_lanes(rows));
-    } else if (group + 1 < groups && rows_in_group(tile, group + 1) == kGroup && p.both()) {
-      const GroupWeights next = group_weights(tile, block, group + 1);
+      output_carefully<ValueTerms, Terms>(tile, block, p, v, panel, stage, ahead);
+    } else if (rows < kPanel) {
+      output_some_rows<ValueTerms, Terms>(tile, p, v, panel, first_lanes(rows));
+    } else if (panel + 1 < panels && rows_in_panel(tile, panel + 1) == kPanel && p.both()) {
+      const PanelWeights next = panel_weights(tile, block, panel + 1);
       if (!next.both()) {
-        output_one_group<ValueTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+        output_one_panel<ValueTerms, Terms>(p, v, tile.o + panel * kPanel * tile.o_stride, o_bytes);
         continue;
       }
-      ++group;
-      rescale(tile, group);
+      ++panel;
+      rescale(tile, panel);
       load_weights<Terms>(next);
-      sum_weights<Terms>(next, tile.l + group * kGroup * kLanes);
-      output_two_groups<ValueTerms, Terms>(p, next, v, tile.o + (group - 1) * kGroup * tile.o_stride, o_bytes);
+      sum_weights<Terms>(next, tile.l + panel * kPanel * kLanes);
+      output_two_panels<ValueTerms, Terms>(p, next, v, tile.o + (panel - 1) * kPanel * tile.o_stride, o_bytes);
     } else {
-      output_one_group<ValueTerms, Terms>(p, v, tile.o + group * kGroup * tile.o_stride, o_bytes);
+      output_one_panel<ValueTerms, Terms>(p, v, tile.o + panel * kPanel * tile.o_stride, o_bytes);
     }
   }
 }

@@ -17,7 +17,7 @@ GQA_OP __m512i with_sign(__m512i q, float scale) {
 
 // to[0 … head_dim) ← one query as bf16, zeros up to a whole chunk; each further term `term_bytes` behind the one before.
 template <class Codec, int Terms>
-GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& tile, std::byte* to, Index term_bytes) {
+GQA_OP void pack_row(const std::byte* from, Index dim_stride, const QueryTile& tile, std::byte* to, Index term_bytes) {
   for (Index d = 0; d < tile.head_dim; d += kHalf) {
     const Index count = tile.head_dim - d < kHalf ? tile.head_dim - d : kHalf;
     const std::byte* p = from + d * dim_stride * Codec::bytes;
@@ -34,16 +34,16 @@ GQA_OP void pack_row(const std::byte* from, Index dim_stride, const RowTile& til
   }
 }
 
-// tile.q ← tiles of operand B, [group][term][chunk of 32 dims][pair of dims][row][2], zeros for rows beyond the last.
+// tile.q ← tiles of operand B, [panel][term][chunk of 32 dims][pair of dims][row][2], zeros for rows beyond the last.
 template <int Terms>
-inline void pack(const RowTile& tile, const QuerySource& source) {
+inline void pack(const QueryTile& tile, const QuerySource& source) {
   const Index row_bytes = tile.q_stride * Index{sizeof(bf16)};
-  const Index term_bytes = kGroup * row_bytes;
+  const Index term_bytes = kPanel * row_bytes;
   auto* tiles = static_cast<std::byte*>(tile.q);
-  for (Index group = 0; group < group_count(tile); ++group) {
-    const Index rows = rows_in_group(tile, group);
+  for (Index panel = 0; panel < panel_count(tile); ++panel) {
+    const Index rows = rows_in_panel(tile, panel);
     for (Index r = 0; r < rows; ++r) {
-      const std::byte* from = source.row(group * kGroup + r);
+      const std::byte* from = source.row(panel * kPanel + r);
       std::byte* to = tile.staging + r * row_bytes;
       switch (source.type) {
         case ElementType::f32: pack_row<F32, Terms>(from, source.dim_stride, tile, to, term_bytes); break;
@@ -53,13 +53,13 @@ inline void pack(const RowTile& tile, const QuerySource& source) {
     }
     for (const std::byte* term = tile.staging; term != tile.staging + Terms * term_bytes; term += term_bytes)
       for (Index byte = 0; byte < row_bytes; byte += kRowBytes, tiles += kTileBytes) {
-        __m512i dims[kGroup];
+        __m512i dims[kPanel];
         GQA_UNROLL
-        for (Index r = 0; r < kGroup; ++r)
+        for (Index r = 0; r < kPanel; ++r)
           dims[r] = r < rows ? _mm512_loadu_si512(term + r * row_bytes + byte) : _mm512_setzero_si512();
         transpose(dims);
         GQA_UNROLL
-        for (Index pair = 0; pair < kGroup; ++pair) _mm512_storeu_si512(tiles + pair * kRowBytes, dims[pair]);
+        for (Index pair = 0; pair < kPanel; ++pair) _mm512_storeu_si512(tiles + pair * kRowBytes, dims[pair]);
       }
   }
 }
@@ -79,10 +79,10 @@ GQA_OP Index staged_term(Index stride) { return kBlock * stride; }
 // True if tokens [token, token + 16) can be loaded from where they are: all there, and evenly spaced, as those of a
 // page are.
 GQA_OP bool evenly_spaced(const Block& block, Index token) {
-  if (token < block.first || token + kGroup > block.last) return false;
+  if (token < block.first || token + kPanel > block.last) return false;
   if (block.k_stride != 0) return true;
   const Index* offset = block.k_offset + token;
-  for (Index i = 2; i < kGroup; ++i)
+  for (Index i = 2; i < kPanel; ++i)
     if (offset[i] - offset[i - 1] != offset[1] - offset[0]) return false;
   return true;
 }
@@ -90,20 +90,20 @@ GQA_OP bool evenly_spaced(const Block& block, Index token) {
 // Tokens [token, token + 32) of the block. Rows outside [first, last) are zeros; they, rows without a common stride,
 // a last chunk of fewer than 32 dims and every other element type go through staging.
 template <class Codec, int Terms>
-GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) {
+GQA_OP KeyTiles key_tiles(const QueryTile& tile, const Block& block, Index token) {
   constexpr int kTerms = kTermsOf<Codec, Terms>;
   const Index stride = tile.q_stride * Index{sizeof(bf16)};
   const Index* offset = block.k_offset + token;
   BlockRows<Codec> rows = block_keys<Codec>(block).from(token);
   KeyTiles keys{};
   keys.staged[0] = tile.staging + token * stride;
-  keys.staged[1] = keys.staged[0] + kGroup * stride;
+  keys.staged[1] = keys.staged[0] + kPanel * stride;
   keys.staged_stride = stride;
-  if (Codec::type == ElementType::bf16 && evenly_spaced(block, token) && evenly_spaced(block, token + kGroup)) {
+  if (Codec::type == ElementType::bf16 && evenly_spaced(block, token) && evenly_spaced(block, token + kPanel)) {
     keys.cached_chunks = tile.head_dim / kHalf;
     for (Index i = 0; i < 2; ++i) {
-      keys.cached[i] = block.k + offset[i * kGroup];
-      keys.cached_stride[i] = offset[i * kGroup + 1] - offset[i * kGroup];
+      keys.cached[i] = block.k + offset[i * kPanel];
+      keys.cached_stride[i] = offset[i * kPanel + 1] - offset[i * kPanel];
     }
     if (keys.cached_chunks * kHalf == tile.q_stride) return keys;
   }
@@ -122,9 +122,9 @@ GQA_OP KeyTiles key_tiles(const RowTile& tile, const Block& block, Index token) 
   return keys;
 }
 
-// C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first group's chunks by term, then the second's.
+// C 0–3 += chunks [from, to) of 32 tokens × 32 rows; q: tiles of the first panel's chunks by term, then the second's.
 template <int KeyTerms, int Terms>
-GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
+GQA_OP void multiply_two_panels(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
                                 Index chunks, Index from, Index to, BlockCursor& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
@@ -147,7 +147,7 @@ GQA_OP void multiply_two_groups(const std::byte* const (&k)[2], const Index (&st
 
 // C 0–1 += chunks [from, to) of 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
-GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
+GQA_OP void multiply_one_panel(const std::byte* const (&k)[2], const Index (&stride)[2], const std::byte* q,
                                Index chunks, Index from, Index to, BlockCursor& ahead) {
   using Pairs = TermPairs<KeyTerms, Terms>;
   for (Index c = from; c < to; ++c) {
@@ -164,61 +164,61 @@ GQA_OP void multiply_one_group(const std::byte* const (&k)[2], const Index (&str
   }
 }
 
-// 32 tokens × 32 rows: scores[group][token][row] for two groups.
+// 32 tokens × 32 rows: scores[panel][token][row] for two panels.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_two_groups(const KeyTiles& k, const std::byte* q, Index chunks, BlockCursor& ahead, float* out) {
+GQA_KERNEL void score_two_panels(const KeyTiles& k, const std::byte* q, Index chunks, BlockCursor& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
   GQA_TILE_ZERO(2);
   GQA_TILE_ZERO(3);
   if constexpr (KeyTerms == 1)
-    multiply_two_groups<1, Terms>(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
-  multiply_two_groups<KeyTerms, Terms>(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
+    multiply_two_panels<1, Terms>(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
+  multiply_two_panels<KeyTerms, Terms>(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
   GQA_TILE_STORE(0, out, kRowBytes);
-  GQA_TILE_STORE(1, out + kGroup * kGroup, kRowBytes);
-  GQA_TILE_STORE(2, out + kGroupFloats, kRowBytes);
-  GQA_TILE_STORE(3, out + kGroupFloats + kGroup * kGroup, kRowBytes);
+  GQA_TILE_STORE(1, out + kPanel * kPanel, kRowBytes);
+  GQA_TILE_STORE(2, out + kPanelFloats, kRowBytes);
+  GQA_TILE_STORE(3, out + kPanelFloats + kPanel * kPanel, kRowBytes);
 }
 
 // 32 tokens × 16 rows.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_one_group(const KeyTiles& k, const std::byte* q, Index chunks, BlockCursor& ahead, float* out) {
+GQA_KERNEL void score_one_panel(const KeyTiles& k, const std::byte* q, Index chunks, BlockCursor& ahead, float* out) {
   const Index staged_stride[2] = {k.staged_stride, k.staged_stride};
   GQA_TILE_ZERO(0);
   GQA_TILE_ZERO(1);
   if constexpr (KeyTerms == 1)
-    multiply_one_group<1, Terms>(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
-  multiply_one_group<KeyTerms, Terms>(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
+    multiply_one_panel<1, Terms>(k.cached, k.cached_stride, q, chunks, 0, k.cached_chunks, ahead);
+  multiply_one_panel<KeyTerms, Terms>(k.staged, staged_stride, q, chunks, k.cached_chunks, chunks, ahead);
   GQA_TILE_STORE(0, out, kRowBytes);
-  GQA_TILE_STORE(1, out + kGroup * kGroup, kRowBytes);
+  GQA_TILE_STORE(1, out + kPanel * kPanel, kRowBytes);
 }
 
-// weights[group][token][row] ← q · k, without the scale, for the halves of the block that a group sees something of.
+// weights[panel][token][row] ← q · k, without the scale, for the halves of the block that a panel sees something of.
 template <int KeyTerms, int Terms>
-GQA_KERNEL void score_tiles(const RowTile& tile, const Block& block, const KeyTiles (&keys)[2], BlockCursor& ahead) {
+GQA_KERNEL void score_tiles(const QueryTile& tile, const Block& block, const KeyTiles (&keys)[2], BlockCursor& ahead) {
   const Index chunks = tile.q_stride / kHalf;
-  const Index groups = group_count(tile);
+  const Index panels = panel_count(tile);
   const auto* q = static_cast<const std::byte*>(tile.q);
-  for (Index group = 0; group < groups; group += 2) {
-    const bool two = group + 1 < groups;
-    const GroupView view = group_view(tile, block, group);
-    const GroupView other = group_view(tile, block, two ? group + 1 : group);
+  for (Index panel = 0; panel < panels; panel += 2) {
+    const bool two = panel + 1 < panels;
+    const PanelView view = panel_view(tile, block, panel);
+    const PanelView other = panel_view(tile, block, two ? panel + 1 : panel);
     for (Index half = 0; half < 2; ++half) {
       const bool first_sees = view.any[half];
       const bool second_sees = two && other.any[half];
       if (!first_sees && !second_sees) continue;
-      const Index at = first_sees ? group : group + 1;
+      const Index at = first_sees ? panel : panel + 1;
       const std::byte* queries = q + at * Terms * chunks * kTileBytes;
-      float* out = tile.weights + at * kGroupFloats + half * kHalf * kGroup;
-      if (first_sees && second_sees) score_two_groups<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
-      else score_one_group<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
+      float* out = tile.weights + at * kPanelFloats + half * kHalf * kPanel;
+      if (first_sees && second_sees) score_two_panels<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
+      else score_one_panel<KeyTerms, Terms>(keys[half], queries, chunks, ahead, out);
     }
   }
 }
 
 template <class Codec, int Terms>
-GQA_OP void score_block(const RowTile& tile, const Block& block, BlockCursor& ahead) {
+GQA_OP void score_block(const QueryTile& tile, const Block& block, BlockCursor& ahead) {
   KeyTiles keys[2] = {};
   for (Index half = block.first / kHalf; half * kHalf < block.last; ++half)
     keys[half] = key_tiles<Codec, Terms>(tile, block, half * kHalf);

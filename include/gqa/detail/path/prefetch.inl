@@ -40,7 +40,7 @@ GQA_OP const std::byte* once_known(const std::byte* p, float value) {
 }
 
 // Fetches the queries of rows [first, last), clipped to those there are, into the second-level cache.
-GQA_KERNEL void prefetch_queries(const RowTile& tile, const QuerySource& source, Index first, Index last) {
+GQA_KERNEL void prefetch_queries(const QueryTile& tile, const QuerySource& source, Index first, Index last) {
   asm volatile("");  // or a compiler may find that nothing comes of it, and leave the calls out
   const Index bytes = source.dim_stride == 1 ? tile.head_dim * element_bytes(source.type) : 0;
   for (Index r = first; r < last && r < tile.rows && bytes > 0; ++r) {

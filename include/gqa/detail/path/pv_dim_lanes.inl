@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Outputs of a few rows and dims over some tokens: the inner loop of accumulate.inl, and part of it.
+// Outputs of a few rows and dims over some tokens: the inner loop of pv.inl, and part of it.
 
 // Weights of R rows in a block: of row r from first[r / kEven] + r % kEven · stride on, a step after the other.
 template <int R>
 struct Weights {
-  static constexpr int kEven = kLanes % R == 0 ? R : 1;  // rows that lie evenly: strips of so many end with the group
+  static constexpr int kEven = kLanes % R == 0 ? R : 1;  // rows that lie evenly: strips of so many end with the panel
   const float* first[R / kEven];
   Index stride;
   Index step;
@@ -15,20 +15,20 @@ struct Weights {
   }
 };
 template <int R>
-GQA_OP Weights<R> strip_weights(const RowTile& tile, Index row) {
+GQA_OP Weights<R> strip_weights(const QueryTile& tile, Index row) {
   Weights<R> weights{{}, kBlock, 1};
   GQA_UNROLL
   for (int r = 0; r < R; r += Weights<R>::kEven)
     weights.first[r / Weights<R>::kEven] = tile.weights + (row + r) * kBlock;
   return weights;
 }
-// The same where the first `grouped` rows are in groups, those of one strip all or none.
+// The same where the first `in_panels` rows are in panels, those of one strip all or none.
 template <int R>
-GQA_OP Weights<R> weights_of(const RowTile& tile, Index row, Index grouped) {
-  Weights<R> weights{{}, row < grouped ? 1 : kBlock, weight_step(row, grouped)};
+GQA_OP Weights<R> weights_of(const QueryTile& tile, Index row, Index in_panels) {
+  Weights<R> weights{{}, row < in_panels ? 1 : kBlock, weight_step(row, in_panels)};
   GQA_UNROLL
   for (int r = 0; r < R; r += Weights<R>::kEven)
-    weights.first[r / Weights<R>::kEven] = weights_at(tile, row + r, grouped);
+    weights.first[r / Weights<R>::kEven] = weights_at(tile, row + r, in_panels);
   return weights;
 }
 
@@ -51,10 +51,10 @@ struct Part {
   Index begin = 0;            // the block's first token: alpha comes before it
   Index from = 0;
   Index to = 0;
-  Index few = 0;       // tokens that a strip takes before the next strip has its turn
-  Index grouped = 0;   // rows of the head that are in groups
-  bool touch = false;  // see PrefetchPolicy
-  bool whole = false;  // rows as wide as values, see whole_rows
+  Index few = 0;        // tokens that a strip takes before the next strip has its turn
+  Index in_panels = 0;  // rows of the head that are in panels
+  bool touch = false;   // see PrefetchPolicy
+  bool whole = false;   // rows as wide as values, see whole_rows
 
   // All strips have taken the tokens before `end`.
   GQA_OP void end_stretch_at(Index end) const {
@@ -110,7 +110,7 @@ GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const Weights<R
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
 // touches rows, unless its loads are followed: a handful, whole rows of several.
 template <int R, int C, class Values, int Held = C* Product::kVectors, bool Run = false>
-GQA_OP void output_strip(const RowTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
+GQA_OP void output_strip(const QueryTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
                          Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
