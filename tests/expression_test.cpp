@@ -130,9 +130,11 @@ class Rows : public PerPathAndType {};
 TEST_P(Rows, FunctionsHaveTheSameBitsOnEveryF32Path) {
   if (!has_f32_arithmetic_only(path()) && type() == ElementType::bf16) GTEST_SKIP() << "products are in bf16";
   const Problem p = make_problem({4, 2, 16, 16, 20, 150}, 161, Distribution::large_scores);
+  How how{path()};
+  how.products = Products::as_stored;  // f32 arithmetic for f32 and f16 on every path
   for (const int which : {0, 1, 2})
     EXPECT_TRUE(same_bits(solve(p, cache_of(type()), {Path::portable}, WideFunctions{which}),
-                          solve(p, cache_of(type()), {path()}, WideFunctions{which})));
+                          solve(p, cache_of(type()), how, WideFunctions{which})));
 }
 
 TEST_P(Rows, ASinkIsInTheReferenceToo) {
@@ -203,10 +205,8 @@ TEST_P(Rows, AVariantIsToldWhichSequenceAndQueryTokenItServes) {
   std::vector<Sequence> batch;
   for (std::size_t i = 0; i < 3; ++i)
     batch.push_back({queries[i].const_view(), caches[i].view(), TensorView(outs[i].data(), 3, 4, 16)});
-  Options options;
-  options.path = path();
   const DynamicAttention attention;
-  attention(batch, OfSequences{windows, biases, 3}, options);
+  attention(batch, OfSequences{windows, biases, 3}, How{path()}.options());
   for (std::size_t i = 0; i < 3; ++i) {
     const Result alone = attend(queries[i].const_view(), caches[i].view(), {path()},
                                 OfOne{windows[i], std::span<const float>(biases).subspan(3 * i, 3)});
