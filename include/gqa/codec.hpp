@@ -79,7 +79,7 @@ GQA_ALWAYS_INLINE constexpr bool is_among(unsigned codecs, KvType type) noexcept
 }
 
 /// One more than the largest id among them.
-constexpr int bits_of(unsigned codecs) noexcept { return codecs == 0 ? 0 : 32 - __builtin_clz(codecs); }
+GQA_ALWAYS_INLINE constexpr int bits_of(unsigned codecs) noexcept { return codecs == 0 ? 0 : 32 - __builtin_clz(codecs); }
 
 /// float → detail::F32; a codec is itself.
 template <class T>

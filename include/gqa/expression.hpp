@@ -173,8 +173,8 @@ GQA_DETAIL_BINARY(operator+, Add)
 GQA_DETAIL_BINARY(operator-, Subtract)
 GQA_DETAIL_BINARY(operator*, Multiply)
 GQA_DETAIL_BINARY(operator/, Divide)
-GQA_DETAIL_BINARY(min, Min)
-GQA_DETAIL_BINARY(max, Max)
+GQA_DETAIL_BINARY((min), Min)  // in parentheses, because other headers have macros of these names
+GQA_DETAIL_BINARY((max), Max)
 GQA_DETAIL_BINARY(operator<, Less)
 GQA_DETAIL_BINARY(operator<=, LessEqual)
 #undef GQA_DETAIL_BINARY
@@ -185,7 +185,7 @@ GQA_DETAIL_BINARY(operator<=, LessEqual)
     return Unary<Op, A>(a);                                        \
   }
 GQA_DETAIL_UNARY(operator-, Negate)
-GQA_DETAIL_UNARY(abs, Abs)
+GQA_DETAIL_UNARY((abs), Abs)
 GQA_DETAIL_UNARY(exp, Exp)
 GQA_DETAIL_UNARY(log, Log)
 GQA_DETAIL_UNARY(tanh, Tanh)

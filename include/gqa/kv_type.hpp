@@ -76,9 +76,9 @@ class KvType {
   }
 
  private:
+  GQA_ALWAYS_INLINE static constexpr std::uint64_t at(std::uint64_t number, int bit) noexcept { return number << bit; }
   // A RowLayout in one number: a view is stored, and copied, in few pieces.
   GQA_ALWAYS_INLINE static constexpr std::uint64_t packed(const RowLayout& layout) noexcept {
-    const auto at = [](std::uint64_t number, int bit) { return number << bit; };
     return at(layout.id, 0) | at(layout.block_shift, 8) | at(layout.block_bytes, 16) | at(layout.row_extra, 32) |
            at(layout.alignment, 48) | at(layout.scale_bytes, 56);
   }

@@ -35,6 +35,11 @@ inline constexpr Index ranges_in<std::array<PositionRange, N>> = N <= kMaxRanges
 
 namespace detail::inline GQA_ABI {
 
+/// What either form of visible_range takes.
+struct AnyQuery {
+  operator Index() const;
+  operator QueryContext() const;
+};
 /// Forms of visible_range: of the query's context, or of its position alone.
 template <class V>
 concept RangesOfContext = requires(const V& variant, const QueryContext& query, Index kv_length) {
@@ -110,7 +115,10 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, I
 /// A score that is computed one at a time is compiled with your unit's flags: where those have fused multiply-adds, your products and sums may
 /// be fused. An expression's bits do not depend on flags.
 template <class V>
-concept Variant = (detail::RangesOfContext<V> || detail::RangesOfPosition<V>)&&(detail::ranges_of<V> > 0);
+concept Variant = requires(const V& variant, const detail::AnyQuery& query, Index kv_length) {
+  variant.visible_range(query, kv_length);
+}
+&&(detail::ranges_of<V> > 0);
 
 namespace detail {
 

@@ -74,19 +74,19 @@ struct DistanceBias {
   static GQA_ALWAYS_INLINE Index t5_bucket(Index distance, bool bidirectional, Index buckets,
                                            Index max_distance) noexcept {
     Index bucket = 0;
-    Index far = distance;
+    Index away = distance;
     if (bidirectional) {
       buckets /= 2;
       if (distance < 0) {
         bucket = buckets;
-        far = -distance;
+        away = -distance;
       }
     } else if (distance < 0) {
-      far = 0;
+      away = 0;
     }
     const Index exact = buckets / 2;
-    if (far < exact) return bucket + far;
-    const double share = __builtin_log(static_cast<double>(far) / static_cast<double>(exact)) /
+    if (away < exact) return bucket + away;
+    const double share = __builtin_log(static_cast<double>(away) / static_cast<double>(exact)) /
                          __builtin_log(static_cast<double>(max_distance) / static_cast<double>(exact));
     const Index logarithmic = exact + static_cast<Index>(share * static_cast<double>(buckets - exact));
     return bucket + (logarithmic < buckets ? logarithmic : buckets - 1);

@@ -46,13 +46,13 @@ struct TokenLanes {
     for (Index i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(begin + t0 + i);
     return load(lane);
   }
-  template <int I>
+  template <int N>
   GQA_OP Vec constant() const {
-    return set1(rows.constants[I * rows.stride + row]);
+    return set1(rows.constants[N * rows.stride + row]);
   }
-  template <class T, int I>
+  template <class T, int N>
   GQA_OP Vec lookup() const {
-    const RowLookup from = rows.lookups[I * rows.stride + row];
+    const RowLookup from = rows.lookups[N * rows.stride + row];
     if (std::is_same_v<T, float> && from.stride == 1 && first <= t0 && t0 + kLanes <= last)
       return load(static_cast<const float*>(from.data) + begin + t0);
     alignas(64) float lanes[kLanes] = {};
@@ -71,15 +71,15 @@ struct RowLanes {
   Vec score;
 
   GQA_OP Vec key() const { return set1(static_cast<float>(position)); }
-  template <int I>
+  template <int N>
   GQA_OP Vec constant() const {
-    return load(rows.constants + I * rows.stride + row);
+    return load(rows.constants + N * rows.stride + row);
   }
-  template <class T, int I>
+  template <class T, int N>
   GQA_OP Vec lookup() const {
     alignas(64) float lanes[kLanes] = {};
     for (Index r = 0; r < kLanes && row + r < count; ++r)
-      lanes[r] = looked_up<T>(rows.lookups[I * rows.stride + row + r], position);
+      lanes[r] = looked_up<T>(rows.lookups[N * rows.stride + row + r], position);
     return load(lanes);
   }
 };

@@ -65,8 +65,8 @@ GQA_LONG_OP Vec logarithm(const Vec& x) {
   GQA_UNROLL
   for (const float c : coefficients) p = fma(p, f, set1(c));
   const Vec square = mul(f, f);
-  const Vec small = fma(mul(square, f), p, mul(exponent, set1(-0x1.05c611p-29f)));
-  const Vec result = fma(exponent, set1(0x1.62e430p-1f), add(f, fma(square, set1(-0.5f), small)));
+  const Vec tail = fma(mul(square, f), p, mul(exponent, set1(-0x1.05c611p-29f)));
+  const Vec result = fma(exponent, set1(0x1.62e430p-1f), add(f, fma(square, set1(-0.5f), tail)));
   const Vec infinity = set1(__builtin_inff());
   const Vec of_large = select_negative(less(x, infinity), result, x);  // infinity, NaN
   const Vec of_zero = select_negative(equal(x, zero()), negated(infinity), of_large);
