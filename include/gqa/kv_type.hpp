@@ -37,19 +37,20 @@ class KvType {
   GQA_ALWAYS_INLINE constexpr bool valid() const noexcept { return word_at(16) != 0; }
   /// Whether rows are plain elements.
   GQA_ALWAYS_INLINE constexpr bool is_element() const noexcept { return byte_at(0) <= detail::kLastElementType; }
-  /// Bytes of a row of `dim` elements.
+  /// Bytes of a row of `dim` elements. Of a number that nobody has checked yet any number, as in what follows.
   GQA_ALWAYS_INLINE constexpr Index row_bytes(Index dim) const noexcept {
-    return ((dim + block_elements() - 1) >> byte_at(8)) * word_at(16) + word_at(32);
+    const Index blocks = wrapped_sum(dim, block_elements() - 1) >> byte_at(8);
+    return wrapped_sum(wrapped_product(blocks, word_at(16)), word_at(32));
   }
   /// Blocks, and bytes, that a distance of so many elements is.
   GQA_ALWAYS_INLINE constexpr Index stride_blocks(Index elements) const noexcept { return elements >> byte_at(8); }
   GQA_ALWAYS_INLINE constexpr Index stride_bytes(Index elements) const noexcept {
-    return stride_blocks(elements) * word_at(16);
+    return wrapped_product(stride_blocks(elements), word_at(16));
   }
   /// The least distance in elements between rows of `dim` elements that do not overlap.
   GQA_ALWAYS_INLINE constexpr Index row_stride(Index dim) const noexcept {
-    if (word_at(16) == 0) return dim;
-    return ((row_bytes(dim) + word_at(16) - 1) / word_at(16)) << byte_at(8);
+    if (word_at(16) == 0 || (byte_at(8) == 0 && word_at(32) == 0)) return dim;
+    return (wrapped_sum(row_bytes(dim), word_at(16) - 1) / word_at(16)) << byte_at(8);
   }
   /// What distances in elements are multiples of.
   GQA_ALWAYS_INLINE constexpr Index block_elements() const noexcept { return Index{1} << byte_at(8); }
@@ -76,6 +77,12 @@ class KvType {
   }
 
  private:
+  GQA_ALWAYS_INLINE static constexpr Index wrapped_sum(Index a, Index b) noexcept {
+    return static_cast<Index>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(b));
+  }
+  GQA_ALWAYS_INLINE static constexpr Index wrapped_product(Index a, Index b) noexcept {
+    return static_cast<Index>(static_cast<std::uint64_t>(a) * static_cast<std::uint64_t>(b));
+  }
   GQA_ALWAYS_INLINE static constexpr std::uint64_t at(std::uint64_t number, int bit) noexcept { return number << bit; }
   // A RowLayout in one number: a view is stored, and copied, in few pieces.
   GQA_ALWAYS_INLINE static constexpr std::uint64_t packed(const RowLayout& layout) noexcept {
