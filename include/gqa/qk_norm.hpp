@@ -9,13 +9,6 @@
 #include "gqa/detail/path/region.hpp"
 #include "gqa/tensor_view.hpp"
 
-namespace gqa::detail {
-
-inline constexpr TensorNames kNormedNames{"rows.type",          "rows.data",         "rows.strides",
-                                          "rows.strides.token", "rows.strides.head", "rows.strides.dim"};
-
-}  // namespace gqa::detail
-
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
@@ -62,7 +55,7 @@ struct RmsNormOptions {
 /// @param rows  tokens × heads × dim, of any element type; dim stride 1
 /// @throws ArgumentError if the weights are not as many as dims, or epsilon is not a number from 0 on
 GQA_ALWAYS_INLINE void rms_norm(const TensorView& rows, const RmsNormOptions& options = {}) {
-  detail::check_tensor({}, detail::kNormedNames, rows);
+  detail::check_tensor({}, detail::kRowsNames, rows);
   if (rows.strides.dim != 1) detail::fail("rows.strides.dim", rows.strides.dim, "1");
   if (!options.weights.empty() && static_cast<Index>(options.weights.size()) != rows.dim)
     detail::fail("options.weights.size()", static_cast<Index>(options.weights.size()),

@@ -87,7 +87,7 @@ class Rope {
 
  private:
   GQA_ALWAYS_INLINE void check(const TensorView& rows) const {
-    detail::check_tensor({}, detail::kTurnedNames, rows);
+    detail::check_tensor({}, detail::kRowsNames, rows);
     if (rows.dim < options_.dims)
       detail::fail("rows.dim", rows.dim, "options.dims = " + detail::to_text(options_.dims) + " or more");
     if (rows.strides.dim != 1) detail::fail("rows.strides.dim", rows.strides.dim, "1");

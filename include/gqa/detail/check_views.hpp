@@ -46,6 +46,8 @@ inline constexpr TensorNames kKeyNames{
     "kv.k_type", "kv.k", "kv.k_strides", "kv.k_strides.token", "kv.k_strides.head", "kv.k_strides.page"};
 inline constexpr TensorNames kValueNames{
     "kv.v_type", "kv.v", "kv.v_strides", "kv.v_strides.token", "kv.v_strides.head", "kv.v_strides.page"};
+inline constexpr TensorNames kRowsNames{"rows.type",          "rows.data",         "rows.strides",
+                                        "rows.strides.token", "rows.strides.head", "rows.strides.dim"};
 inline constexpr TensorNames kAppendedKeyNames{"k.type",          "k.data",         "k.strides",
                                                "k.strides.token", "k.strides.head", "k.strides.dim"};
 inline constexpr TensorNames kAppendedValueNames{"v.type",          "v.data",         "v.strides",

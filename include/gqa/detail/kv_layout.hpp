@@ -113,26 +113,17 @@ inline KvMemory allocate_slots(const KvRowFormat& format, const char* argument, 
   return {view, std::move(k), std::move(v)};
 }
 
-/// The memory of a cache's keys, and of its values, to be written.
+/// The memory of a cache's keys, or of its values, to be written. Scales lie behind the rows, in the same buffer.
+inline KvRoom room_of(const Buffer& buffer, KvType type, Index dim, const KvStrides& strides, const KvScales& scales) {
+  auto* const of_view = static_cast<const std::byte*>(scales.data);
+  auto* const rows = buffer.as<std::byte>();
+  return {rows, type, dim, strides, of_view == nullptr ? nullptr : rows + (of_view - rows), scales.strides};
+}
 inline KvRoom key_room(const KvCacheView& view, const Buffer& k) {
-  auto* const scales = static_cast<const std::byte*>(view.k_scales.data);
-  auto* const rows = k.as<std::byte>();
-  return {rows,
-          view.k_type,
-          view.head_dim,
-          view.k_strides,
-          scales == nullptr ? nullptr : rows + (scales - rows),
-          view.k_scales.strides};
+  return room_of(k, view.k_type, view.head_dim, view.k_strides, view.k_scales);
 }
 inline KvRoom value_room(const KvCacheView& view, const Buffer& v) {
-  auto* const scales = static_cast<const std::byte*>(view.v_scales.data);
-  auto* const rows = v.as<std::byte>();
-  return {rows,
-          view.v_type,
-          view.value_dim,
-          view.v_strides,
-          scales == nullptr ? nullptr : rows + (scales - rows),
-          view.v_scales.strides};
+  return room_of(v, view.v_type, view.value_dim, view.v_strides, view.v_scales);
 }
 
 }  // namespace GQA_ABI

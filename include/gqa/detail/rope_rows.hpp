@@ -8,13 +8,6 @@
 #include "gqa/detail/rope_frequencies.hpp"
 #include "gqa/tensor_view.hpp"
 
-namespace gqa::detail {
-
-inline constexpr TensorNames kTurnedNames{"rows.type",          "rows.data",         "rows.strides",
-                                          "rows.strides.token", "rows.strides.head", "rows.strides.dim"};
-
-}  // namespace gqa::detail
-
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
