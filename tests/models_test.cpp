@@ -69,6 +69,13 @@ void by_t5(const Layer& layer, bool encoder) {
   else hold_variant(layer, compose(Causal{}, part), 1.0f);
 }
 
+void by_gate(const Layer& layer) {
+  const std::vector<float> logits =
+      std::vector<float>(static_cast<std::size_t>(layer.queries * layer.query_heads * layer.value_dim), 0.3f);
+  const ConstTensorView gate[] = {{logits.data(), layer.queries, layer.query_heads, layer.value_dim}};
+  hold_variant(layer, compose(Causal{}, OutputGate{gate}));
+}
+
 const std::vector<Layer>& layers() {
   static const std::vector<Layer> table = {
       {"Llama 2 7B", 32, 32, 128, 128, by(Causal{})},
@@ -84,7 +91,7 @@ const std::vector<Layer>& layers() {
       {"Qwen2 7B", 28, 4, 128, 128, by(Causal{})},
       {"Qwen2.5 0.5B", 14, 2, 64, 64, by(Causal{})},
       {"Qwen3 32B", 64, 8, 128, 128, by(Causal{})},
-      {"Qwen3-Next 80B, full layers", 16, 2, 256, 256, by(Causal{})},
+      {"Qwen3-Next 80B, full layers: gated", 16, 2, 256, 256, by_gate},
       {"Gemma 2 9B, local (4096; 40 here)", 16, 8, 256, 256, by(compose(CausalWindow{40}, SoftCap{50.0f}), 0.0625f)},
       {"Gemma 2 27B, global", 32, 16, 128, 128, by(compose(Causal{}, SoftCap{50.0f}), 0.083333336f)},
       {"Gemma 3 1B, local (512; 40 here)", 4, 1, 256, 256, by(CausalWindow{40})},

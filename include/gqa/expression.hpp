@@ -32,6 +32,19 @@ struct SequenceContext {
   Index kv_length = 0;       ///< n_kv
   Index first_position = 0;  ///< the least position of a query
   Index last_position = 0;   ///< and the largest
+  Index value_dim = 0;       ///< Dv
+};
+
+/// The logits of an output row's gate: Dv elements, next to each other. Implicit of a pointer to them.
+struct GateRow {
+  const void* data = nullptr;
+  ElementType type = ElementType::f32;
+
+  GQA_ALWAYS_INLINE constexpr GateRow() noexcept {}
+  GQA_ALWAYS_INLINE constexpr GateRow(const void* first, ElementType element) noexcept : data(first), type(element) {}
+  GQA_ALWAYS_INLINE constexpr GateRow(const float* first) noexcept : data(first) {}
+  GQA_ALWAYS_INLINE constexpr GateRow(const bf16* first) noexcept : data(first), type(ElementType::bf16) {}
+  GQA_ALWAYS_INLINE constexpr GateRow(const f16* first) noexcept : data(first), type(ElementType::f16) {}
 };
 
 /// The parts of a score expression. A variant's `score(s, row, k)` or `visible(row, k)` is called once for each query row of a call, with

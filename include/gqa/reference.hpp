@@ -119,7 +119,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
   reference_check(q, kv, positions);
   if constexpr (requires { variant.check(); }) variant.check();
   if constexpr (requires { variant.check(SequenceContext{}); })
-    variant.check(sequence_context(sequence, q.heads, kv.kv_heads, q.tokens, kv.length, positions));
+    variant.check(sequence_context(sequence, q.heads, kv.kv_heads, q.tokens, kv.length, kv.value_dim, positions));
   bool sink_in_lse = true;
   if constexpr (SinkVariant<V> && SaysSinkInLse<V>) sink_in_lse = variant.sink_in_lse();
   const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.dim)));
@@ -170,6 +170,12 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       result.out.row(row) = (values * weight / (weight.sum() + of_sink)).transpose();
       result.lse[row] = sink_in_lse ? max + std::log(weight.sum() + of_sink)
                                     : largest + std::log((score.array() - largest).exp().sum());
+      if constexpr (HasOutputFactor<V>) result.out.row(row) *= static_cast<double>(variant.output_factor(context));
+      if constexpr (HasOutputGate<V>) {
+        const GateRow gate = variant.output_gate(context);
+        const Eigen::VectorXd logits = reference_row(gate.data, gate.type, 0, kv.value_dim, 1);
+        result.out.row(row).array() /= 1.0 + (-logits.transpose().array()).exp();
+      }
     }
   }
   return result;
@@ -182,7 +188,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
 ///     s_t = score(scale · q_ih · k_t,h/G)   for the t in visible_range(p_i) that the mask lets p_i and h see
 ///     out_ih = Σ_t exp(s_t) v_t,h/G / z,   lse_ih = log z,   z = Σ_t exp(s_t) + exp(sink)
 ///
-/// in double precision throughout (a variant's score functor sees a float unless it takes and returns double; expressions are evaluated in
+/// times the variant's output factor and gate, in double precision throughout (a variant's score functor sees a float unless it takes and returns double; expressions are evaluated in
 /// double, but for the numbers that they capture). Rows for which nothing is visible, or everything is scored −∞, give zeros and the sink as
 /// lse, or −∞. A sink that the variant leaves out of the log-sum-exp is not in lse.
 /// @param q         n_q × Hq × D

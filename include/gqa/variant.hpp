@@ -90,6 +90,8 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, I
 /// | | `auto score(auto s, const RowContext& row, auto k)`: an expression, evaluated on vectors: several times as fast |
 /// | sink | `float sink(const RowContext& row)`: a learned score of a key without a value, which takes its share of the weights |
 /// | | `bool sink_in_lse()`: whether it counts in the log-sum-exp; it does unless the variant says otherwise |
+/// | output | `float output_factor(const RowContext& row)`: the row's output is multiplied by it |
+/// | | `GateRow output_gate(const RowContext& row)`: and each of its elements by the sigmoid of a logit of its own |
 /// | check | `void check()`: throws if the variant's own parameters are wrong; called before any work |
 /// | | `void check(const SequenceContext& sequence)`: or if they do not fit a sequence of the call; called for each |
 ///
@@ -109,6 +111,7 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, I
 ///   row that sees nothing, or whose scores are all −∞, is zero, and its log-sum-exp is −∞.
 /// - A sink is in natural units, as scores are after their change: exp(sink) joins the sum of weights that outputs are divided by, and the
 ///   log-sum-exp. Of −∞ it changes nothing.
+/// - A factor and a gate change an output once it is there, in f32, before it is rounded to its type; the log-sum-exp has nothing of them.
 /// - What they throw reaches the caller of the functor, once all threads have stopped. Outputs are undefined then; functor, caches and
 ///   executor are as usable as before.
 ///
@@ -199,6 +202,15 @@ using VisibleTree = typename VisibleTreeOf<V>::Type;
 template <class V>
 using VisibleSize = typename VisibleTreeOf<V>::Sizes;
 
+template <class V>
+concept HasOutputFactor = requires(const V& variant, const RowContext& row) {
+  { variant.output_factor(row) } -> std::convertible_to<float>;
+};
+template <class V>
+concept HasOutputGate = requires(const V& variant, const RowContext& row) {
+  { variant.output_gate(row) } -> std::convertible_to<GateRow>;
+};
+
 }  // namespace detail
 
 /// Variant that refines its ranges.
@@ -212,6 +224,10 @@ concept ScoringVariant = Variant<V> && detail::Scores<V>;
 /// Variant with a sink.
 template <class V>
 concept SinkVariant = Variant<V> && detail::HasSink<V>;
+
+/// Variant that changes outputs.
+template <class V>
+concept OutputVariant = Variant<V> &&(detail::HasOutputFactor<V> || detail::HasOutputGate<V>);
 
 /// Every query sees every token (bidirectional and cross attention).
 struct Full {

@@ -221,8 +221,9 @@ inline SequenceRanges check_sequence(const ArgumentName& name, const ExpectedSha
   check_compiled(name, "kv.k_type", sequence.kv.k_type, types);
   check_compiled(name, "kv.v_type", sequence.kv.v_type, types);
   if (variant.check_sequence != nullptr)
-    variant.check_sequence(variant.variant, sequence_context(&sequence - variant.batch, q.heads, sequence.kv.kv_heads,
-                                                             q.tokens, sequence.kv.length, sequence.positions));
+    variant.check_sequence(variant.variant,
+                           sequence_context(&sequence - variant.batch, q.heads, sequence.kv.kv_heads, q.tokens,
+                                            sequence.kv.length, sequence.kv.value_dim, sequence.positions));
   check_visible(name, variant, sequence);
   return ranges;
 }

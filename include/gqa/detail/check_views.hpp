@@ -252,8 +252,9 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
 
 /// What a variant's check is told: extents that have been checked, and positions, which may be empty.
 inline SequenceContext sequence_context(Index sequence, Index query_heads, Index kv_heads, Index queries,
-                                        Index kv_length, std::span<const Index> positions) noexcept {
-  SequenceContext context{sequence, query_heads, kv_heads, queries, kv_length, kv_length - queries, kv_length - 1};
+                                        Index kv_length, Index value_dim, std::span<const Index> positions) noexcept {
+  SequenceContext context{sequence,  query_heads,         kv_heads,      queries,
+                          kv_length, kv_length - queries, kv_length - 1, value_dim};
   if (!positions.empty()) context.first_position = context.last_position = positions.front();
   for (const Index position : positions) {
     if (position < context.first_position) context.first_position = position;

@@ -273,7 +273,17 @@ struct OutputTarget : TensorRows<std::byte> {
   Index lse_token_stride = 0;
 };
 
+/// What a variant does to an output row once it is there.
+struct OutputChange {
+  float factor = 1.0f;
+  GateRow gate{};  ///< of no data: none
+};
+
 class Prefetcher;
+
+/// target ← rows of `dim` floats, `stride` apart, changed.
+using FinishKernel = void (*)(float* rows, Index stride, Index count, Index dim, const OutputChange* changes,
+                              const OutputTarget& target);
 
 using SoftmaxKernel = void (*)(const QueryTile&, const Block&, Prefetcher&);
 

@@ -21,6 +21,8 @@ struct TaskScratch {
   float* constants = nullptr;               ///< per head, constant and row
   RowLookup* lookups = nullptr;             ///< per head, lookup and row
   std::uint64_t* visible = nullptr;         ///< per unit and row
+  float* outputs = nullptr;                 ///< of a head's rows, if the variant changes them
+  OutputChange* changes = nullptr;          ///< by row, likewise
   RowRun* queue = nullptr;                  ///< Prefetcher
 };
 
@@ -82,6 +84,10 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
     scratch.row_context = carver.take<RowContext>(heads * rows);
     scratch.constants = carver.take<float>(heads * call.variant.constants * round_up(rows, kLanes));
     scratch.lookups = carver.take<RowLookup>(heads * call.variant.lookups * round_up(rows, kLanes));
+  }
+  if (call.variant.change_output != nullptr) {
+    scratch.outputs = carver.take<float>(rows * round_up(shape.value_dim, kLanes));
+    scratch.changes = carver.take<OutputChange>(rows);
   }
   scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));

@@ -155,13 +155,29 @@ class SequenceTasks {
   void store(const QueryTile& total, bool outputs, bool lse) const {
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target{rows_in<std::byte>(sequence_.out, range_.first_head + j)};
-      if (!outputs) target.data = nullptr;
+      if (outputs && call_.variant.change_output != nullptr) store_changed(head_tile(total, j), j, target);
+      if (!outputs || call_.variant.change_output != nullptr) target.data = nullptr;
       if (lse) {
         target.lse = sequence_.lse.data() + (range_.first_head + j) * call_.group;
         target.lse_token_stride = call_.shape.query_heads;
       }
       kernels_.store(head_tile(total, j), target);
     }
+  }
+
+  /// The outputs of head number j of the task, as floats first, changed as the variant says.
+  void store_changed(const QueryTile& total, Index j, const OutputTarget& target) const {
+    const Index width = round_up(total.value_dim, kLanes);
+    OutputTarget rows{};
+    rows.data = reinterpret_cast<std::byte*>(scratch_.outputs);
+    rows.token_stride = width * Index{sizeof(float)};
+    rows.dim_stride = 1;
+    kernels_.store(total, rows);
+    for (Index row = 0; row < range_.rows; ++row) {
+      OutputChange& change = *::new (scratch_.changes + row) OutputChange{};
+      call_.variant.change_output(call_.variant.variant, context_of(range_.first_head + j, row), change);
+    }
+    call_.variant.finish(kernels_)(scratch_.outputs, width, range_.rows, total.value_dim, scratch_.changes, target);
   }
 
   RowContext context_of(Index kv_head, Index row) const noexcept {

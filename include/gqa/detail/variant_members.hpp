@@ -12,7 +12,7 @@ namespace gqa::detail {
 /// Whether V has a member of a name, of whatever kind and access: then the name is ambiguous in a class that has another one of another
 /// base. Of a final class only a public one that is not overloaded is found.
 struct OptionalMembers {
-  int visible_range, is_visible, visible_bits, visible, score, sink, sink_in_lse, check;
+  int visible_range, is_visible, visible_bits, visible, score, sink, sink_in_lse, output_factor, output_gate, check;
 };
 template <class V>
 struct WithOptionalMembers : V, OptionalMembers {};
@@ -35,6 +35,8 @@ GQA_DETAIL_HAS_MEMBER(visible)
 GQA_DETAIL_HAS_MEMBER(score)
 GQA_DETAIL_HAS_MEMBER(sink)
 GQA_DETAIL_HAS_MEMBER(sink_in_lse)
+GQA_DETAIL_HAS_MEMBER(output_factor)
+GQA_DETAIL_HAS_MEMBER(output_gate)
 GQA_DETAIL_HAS_MEMBER(check)
 #undef GQA_DETAIL_HAS_MEMBER
 
@@ -68,6 +70,12 @@ consteval void check_members() {
                 "The variant's sink cannot be called: it must be public, float sink(const gqa::RowContext& row) const");
   static_assert(!has_sink_in_lse<V>() || SaysSinkInLse<V>,
                 "The variant's sink_in_lse cannot be called: it must be public, bool sink_in_lse() const");
+  static_assert(!has_output_factor<V>() || HasOutputFactor<V>,
+                "The variant's output_factor cannot be called: it must be public, float output_factor(const "
+                "gqa::RowContext& row) const");
+  static_assert(!has_output_gate<V>() || HasOutputGate<V>,
+                "The variant's output_gate cannot be called: it must be public, gqa::GateRow output_gate(const "
+                "gqa::RowContext& row) const");
   static_assert(
       !has_check<V>() || requires(const V& variant) { variant.check(); } ||
           requires(const V& variant, const SequenceContext& sequence) { variant.check(sequence); },

@@ -27,6 +27,8 @@ struct VariantRef {
   SoftmaxKernel (*softmax)(const Kernels&) = nullptr;  ///< the softmax of changed scores, compiled for a path
   float (*sink)(const void* variant, const RowContext& row) = nullptr;
   bool sink_in_lse = true;
+  void (*change_output)(const void* variant, const RowContext& row, OutputChange& change) = nullptr;
+  FinishKernel (*finish)(const Kernels&) = nullptr;  ///< what changes outputs, compiled for a path
   void (*put_trees)(const void* variant, const RowContext& row, TreeSlots slots) = nullptr;  ///< of its expressions
   Index constants = 0;                                                                       ///< of these
   Index lookups = 0;
@@ -88,6 +90,14 @@ VariantRef variant_ref(const V& variant) {
       return static_cast<float>(static_cast<const V*>(self)->sink(row));
     };
   if constexpr (SinkVariant<V> && SaysSinkInLse<V>) ref.sink_in_lse = variant.sink_in_lse();
+  if constexpr (OutputVariant<V>) {
+    ref.change_output = [](const void* self, const RowContext& row, OutputChange& change) {
+      const V& of = *static_cast<const V*>(self);
+      if constexpr (HasOutputFactor<V>) change.factor = static_cast<float>(of.output_factor(row));
+      if constexpr (HasOutputGate<V>) change.gate = of.output_gate(row);
+    };
+    ref.finish = [](const Kernels& kernels) { return finish_on<V>(kernels); };
+  }
   if constexpr (requires { variant.check(); })
     ref.check = [](const void* self) { static_cast<const V*>(self)->check(); };
   if constexpr (requires { variant.check(SequenceContext{}); })

@@ -168,14 +168,40 @@ struct ComposedSink<A, B, Base, true> : Base {
   }
 };
 
+/// Factors of both, one after the other.
+template <class A, class B, class Base, bool Any = HasOutputFactor<A> || HasOutputFactor<B>>
+struct ComposedFactor : Base {};
+template <class A, class B, class Base>
+struct ComposedFactor<A, B, Base, true> : Base {
+  GQA_ALWAYS_INLINE float output_factor(const RowContext& row) const {
+    if constexpr (HasOutputFactor<A> && HasOutputFactor<B>)
+      return static_cast<float>(this->first.output_factor(row)) * static_cast<float>(this->second.output_factor(row));
+    else if constexpr (HasOutputFactor<A>) return static_cast<float>(this->first.output_factor(row));
+    else return static_cast<float>(this->second.output_factor(row));
+  }
+};
+
+/// The gate of one of them.
+template <class A, class B, class Base, bool Any = HasOutputGate<A> || HasOutputGate<B>>
+struct ComposedGate : Base {};
+template <class A, class B, class Base>
+struct ComposedGate<A, B, Base, true> : Base {
+  static_assert(!(HasOutputGate<A> && HasOutputGate<B>), "both parts have an output gate: a row has one");
+  GQA_ALWAYS_INLINE GateRow output_gate(const RowContext& row) const {
+    if constexpr (HasOutputGate<A>) return this->first.output_gate(row);
+    else return this->second.output_gate(row);
+  }
+};
+
 template <class A, class B>
-using ComposedStages =
-    ComposedSink<A, B, ComposedScore<A, B, ComposedCondition<A, B, ComposedPlainMask<A, B, ComposedRanges<A, B>>>>>;
+using ComposedBeforeSink = ComposedScore<A, B, ComposedCondition<A, B, ComposedPlainMask<A, B, ComposedRanges<A, B>>>>;
+template <class A, class B>
+using ComposedStages = ComposedGate<A, B, ComposedFactor<A, B, ComposedSink<A, B, ComposedBeforeSink<A, B>>>>;
 
 }  // namespace detail
 
-/// Two variants, or parts of variants, as one: what both let a row see, with the scores of the first changed by the second, the sink of the
-/// one that has one, and the checks of both.
+/// Two variants, or parts of variants, as one: what both let a row see, with the scores of the first changed by the second, the sink and the
+/// gate of the one that has one, the output factors of both, and the checks of both.
 template <class A, class B>
 struct Composition : detail::ComposedStages<A, B> {
   /// @throws what its parts throw
@@ -194,14 +220,14 @@ struct Composition : detail::ComposedStages<A, B> {
 };
 
 /// A variant made of parts, each a struct with some of the members of a Variant; one at least says what is in range. What is visible is what all
-/// let a row see; scores are changed by one part after the other, in order; one part may have a sink. Parts are kept by value.
+/// let a row see; scores are changed by one part after the other, in order; one part may have a sink, and one a gate. Parts are kept by value.
 ///
 ///     attention(q, kv, out, compose(Causal{}, SoftCap{50.0f}, Alibi{slopes}));
 ///
 /// Where all changes of scores are expressions, so is what they make together; one that is computed one score at a time makes it all so.
 template <class A, class B>
 GQA_ALWAYS_INLINE Composition<A, B> compose(const A& first, const B& second) {
-  return {{{{{{{first, second}}}}}}};
+  return {{{{{{{{{first, second}}}}}}}}};
 }
 template <class A, class B, class... More>
 GQA_ALWAYS_INLINE auto compose(const A& first, const B& second, const More&... more) requires(sizeof...(More) > 0) {

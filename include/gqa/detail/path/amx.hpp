@@ -280,6 +280,7 @@ inline SoftmaxKernel variant_softmax(const Kernels& kernels) noexcept {
   if (kernels.bf16_terms == 2) return softmax<2, avx512::VariantScore<V>>;
   return softmax<1, avx512::VariantScore<V>>;
 }
+using avx512::finish_rows;
 using avx512::visible_tokens;
 
 }  // namespace gqa::detail::inline GQA_ABI::amx

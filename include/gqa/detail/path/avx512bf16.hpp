@@ -131,6 +131,7 @@ template <class V>
 inline SoftmaxKernel variant_softmax(const Kernels&) noexcept {
   return softmax<avx512::VariantScore<V>>;
 }
+using avx512::finish_rows;
 using avx512::visible_tokens;
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512bf16

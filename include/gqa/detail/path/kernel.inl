@@ -34,6 +34,8 @@
 
 #include "gqa/detail/path/state.inl"
 
+#include "gqa/detail/path/epilogue.inl"
+
 // weights[row][t] ← q[row] · k[t]; q carries the scale. Keys whose scales lie outside of rows are widened first, unit by unit.
 template <class Codec>
 struct Widened {

@@ -46,4 +46,15 @@ inline auto visible_on(const Kernels& kernels) noexcept {
   return &portable::visible_tokens<V>;
 }
 
+/// What changes a variant's outputs, likewise. Compiled for variants that have that, so the kernels of others do without it.
+template <class V>
+inline FinishKernel finish_on(const Kernels& kernels) noexcept {
+  const Path path = kernels.path;
+#define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
+  GQA_DETAIL_FOR_##architecture(if (path == Path::name) return &name::finish_rows<V>;)
+#include "gqa/detail/path/paths.def"
+#undef GQA_DETAIL_PATH
+  return &portable::finish_rows<V>;
+}
+
 }  // namespace gqa::detail::inline GQA_ABI
