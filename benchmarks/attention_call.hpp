@@ -50,7 +50,8 @@ class AttentionCall {
       : shape_(shape),
         caches_(shape.cache, shape.cold),
         query_(normal_elements(shape.query_type, elements(), 2)),
-        out_(elements()) {
+        out_(elements() / static_cast<std::size_t>(shape.cache.head_dim) *
+             static_cast<std::size_t>(shape.cache.value_dim())) {
     q_.data = query_.data();
     q_.type = shape.query_type;
     q_.tokens = shape.query_tokens;
@@ -61,7 +62,7 @@ class AttentionCall {
     options_.executor = team_of(shape.threads);
   }
   void operator()() {
-    const TensorView out(out_.data(), q_.tokens, q_.heads, q_.dim);
+    const TensorView out(out_.data(), q_.tokens, q_.heads, shape_.cache.value_dim());
     if (shape_.cache.layout == Layout::ring)
       attention_(q_, caches_.next(), out, CausalWindow{shape_.cache.tokens}, options_);
     else if (shape_.window > 0) attention_(q_, caches_.next(), out, CausalWindow{shape_.window}, options_);
@@ -70,7 +71,8 @@ class AttentionCall {
   /// The same call with a variant.
   template <class V>
   void with(const V& variant) {
-    attention_(q_, caches_.next(), TensorView(out_.data(), q_.tokens, q_.heads, q_.dim), variant, options_);
+    attention_(q_, caches_.next(), TensorView(out_.data(), q_.tokens, q_.heads, shape_.cache.value_dim()), variant,
+               options_);
   }
 
  private:

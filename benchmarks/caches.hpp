@@ -20,7 +20,8 @@ enum class Layout {
   head_major,   ///< (head, token, dim)
   token_major,  ///< (token, head, dim)
   paged,        ///< pages of 64 tokens, (page, head, token, dim), in random order
-  ring          ///< head-major, gone round one and a half times
+  ring,         ///< head-major, gone round one and a half times
+  latent        ///< head-major rows of keys, of which values are the first eight ninths (MLA: 512 of 576)
 };
 
 /// An attention layer's shape and how its cache is stored.
@@ -32,9 +33,11 @@ struct CacheShape {
   ElementType type = ElementType::bf16;
   Layout layout = Layout::head_major;
 
-  /// Bytes of K and V together.
+  Index value_dim() const { return layout == Layout::latent ? head_dim / 9 * 8 : head_dim; }
+  /// Bytes of K and V together, each once.
   double bytes() const {
-    return 2.0 * static_cast<double>(tokens) * static_cast<double>(kv_heads * head_dim * element_bytes(type));
+    const double planes = layout == Layout::latent ? 1.0 : 2.0;
+    return planes * static_cast<double>(tokens) * static_cast<double>(kv_heads * head_dim * element_bytes(type));
   }
   /// "mha_32_32", "gqa_32_8", "mqa_32_1"; with "_d64" behind it where the head dim is not 128.
   std::string heads_name() const {
@@ -44,9 +47,9 @@ struct CacheShape {
   }
 };
 
-/// FLOP of attention over `pairs` visible (query, key) pairs per query head: two products of D multiply-adds each.
+/// FLOP of attention over `pairs` visible (query, key) pairs per query head: two products, of D and Dv multiply-adds.
 inline double attention_flop(double pairs, const CacheShape& shape) {
-  return 4.0 * pairs * static_cast<double>(shape.query_heads * shape.head_dim);
+  return 2.0 * pairs * static_cast<double>(shape.query_heads * (shape.head_dim + shape.value_dim()));
 }
 /// Visible pairs of the last n_q of n_kv tokens under a causal mask.
 inline double causal_pairs(Index n_q, Index n_kv) {
@@ -114,11 +117,12 @@ inline std::size_t stored_bytes(const CacheShape& shape) {
 inline KvCacheView view_of(const CacheShape& shape, const std::byte* memory, const std::vector<std::int32_t>& table) {
   KvCacheView view;
   view.k = memory;
-  view.v = memory + stored_bytes(shape);
+  view.v = shape.layout == Layout::latent ? memory : memory + stored_bytes(shape);
   view.k_type = view.v_type = shape.type;
   view.length = shape.tokens;
   view.kv_heads = shape.kv_heads;
-  view.head_dim = view.value_dim = shape.head_dim;
+  view.head_dim = shape.head_dim;
+  view.value_dim = shape.value_dim();
   view.k_strides = KvStrides::head_major(shape.kv_heads, shape.tokens, shape.head_dim);
   if (shape.layout == Layout::token_major) view.k_strides = KvStrides::token_major(shape.kv_heads, shape.head_dim);
   if (shape.layout == Layout::ring) {

@@ -4,6 +4,7 @@
 ///
 ///   decode/<heads>/<type>/<tokens>/<path>/t<threads>            head-major cache
 ///   decode_token_major, decode_paged, decode_ring               the same over other storage
+///   decode_latent                                               V in K's rows (MLA): bytes are counted once
 ///   decode_l2                                                   over a cache that stays in the second-level cache
 ///   decode_tiny                                                 what a call costs by itself
 
@@ -119,6 +120,11 @@ void register_benchmarks() {
     for (const Index tokens : {1024, 2048, 4096, 16384, 65536, 131072})
       add_decode("decode", decode_of(with(gqa, bf16, tokens)));
     add_decode("decode_paged", decode_of(with(gqa, bf16, 8192, Layout::paged)));
+    for (const Index heads : {8, 16, 128})
+      for (const int threads : thread_counts())
+        add_decode("decode_latent",
+                   decode_of({.query_heads = heads, .kv_heads = 1, .head_dim = 576, .layout = Layout::latent}, threads),
+                   85);
     add_decode("decode_ring", decode_of(with(gqa, bf16, 8192, Layout::ring)));
   }
   add_tiny(1, 1);
