@@ -7,17 +7,9 @@
 #include "gqa/detail/prefetch.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/thread_setup.hpp"
+#include "gqa/detail/variant_calls.hpp"
 
 namespace gqa::detail {
-
-/// What a worker is at: rows [first_row, first_row + rows) of KV heads [first_head, first_head + heads), over the positions in `hull`.
-struct TaskRange {
-  Index first_row = 0;
-  Index rows = 0;
-  Index first_head = 0;
-  Index heads = 0;
-  PositionRange hull{};
-};
 
 /// Spans [first, first + count) of a fold, which a worker computes.
 struct Claim {
@@ -125,7 +117,7 @@ class SequenceTasks {
     if (call_.variant.sink == nullptr) return store(total, true, wants_lse);
     const bool before = wants_lse && !call_.variant.sink_in_lse;
     if (before) store(total, false, true);
-    add_sinks(total);
+    asked_.add_sinks(total);
     store(total, true, wants_lse && !before);
   }
 
@@ -147,7 +139,7 @@ class SequenceTasks {
   /// Packs the queries of the heads, and what the variant is told and says of them.
   void pack() {
     packed_ = true;
-    if (call_.variant.asks_of_rows()) tell_variant();
+    if (call_.variant.asks_of_rows()) asked_.tell_rows();
     for (Index j = 0; j < range_.heads; ++j)
       kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
   }
@@ -155,70 +147,15 @@ class SequenceTasks {
   void store(const QueryTile& total, bool outputs, bool lse) const {
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target{rows_in<std::byte>(sequence_.out, range_.first_head + j)};
-      if (outputs && call_.variant.change_output != nullptr) store_changed(head_tile(total, j), j, target);
-      if (!outputs || call_.variant.change_output != nullptr) target.data = nullptr;
+      const bool changed = call_.variant.change_output != nullptr;
+      if (outputs && changed) asked_.store_changed(head_tile(total, j), j, target);
+      if (!outputs || changed) target.data = nullptr;
       if (lse) {
         target.lse = sequence_.lse.data() + (range_.first_head + j) * call_.group;
         target.lse_token_stride = call_.shape.query_heads;
       }
       kernels_.store(head_tile(total, j), target);
     }
-  }
-
-  /// The outputs of head number j of the task, as floats first, changed as the variant says.
-  void store_changed(const QueryTile& total, Index j, const OutputTarget& target) const {
-    const Index width = round_up(total.value_dim, kLanes);
-    OutputTarget rows{};
-    rows.data = reinterpret_cast<std::byte*>(scratch_.outputs);
-    rows.token_stride = width * Index{sizeof(float)};
-    rows.dim_stride = 1;
-    kernels_.store(total, rows);
-    for (Index row = 0; row < range_.rows; ++row) {
-      OutputChange& change = *::new (scratch_.changes + row) OutputChange{};
-      call_.variant.change_output(call_.variant.variant, context_of(range_.first_head + j, row), change);
-    }
-    call_.variant.finish(kernels_)(scratch_.outputs, width, range_.rows, total.value_dim, scratch_.changes, target);
-  }
-
-  RowContext context_of(Index kv_head, Index row) const noexcept {
-    const RowPlace at(range_.first_row + row, call_.group);
-    return {query_context(call_.variant, sequence_, at.token), kv_head * call_.group + at.head};
-  }
-
-  /// VariantRows of the heads.
-  void tell_variant() {
-    const VariantRef& variant = call_.variant;
-    const Index stride = round_up(plan_.tile_rows, kLanes);
-    for (Index j = 0; j < range_.heads; ++j) {
-      RowContext* const contexts = scratch_.row_context + j * plan_.tile_rows;
-      float* const constants = scratch_.constants + j * variant.constants * stride;
-      RowLookup* const lookups = scratch_.lookups + j * variant.lookups * stride;
-      ::new (scratch_.variant_rows + j) VariantRows{variant.variant, contexts, constants, lookups, stride};
-      for (Index row = 0; row < range_.rows; ++row) {
-        ::new (contexts + row) RowContext(context_of(range_.first_head + j, row));
-        if (variant.put_trees != nullptr)
-          variant.put_trees(variant.variant, contexts[row], {constants + row, lookups + row, stride});
-      }
-      for (Index i = 0; i < variant.constants; ++i)  // lanes without a row
-        for (Index row = range_.rows; row < stride; ++row) constants[i * stride + row] = 0.0f;
-    }
-  }
-
-  /// A sink is the state (sink, 1, 0) of one more token.
-  void add_sinks(const QueryTile& total) const {
-    const QueryTile& state = scratch_.tile;
-    begin(state);
-    for (Index j = 0; j < range_.heads; ++j) {
-      const QueryTile of_head = head_tile(state, j);
-      for (Index row = 0; row < range_.rows; ++row) {
-        const float sink = kLog2E * call_.variant.sink(call_.variant.variant, context_of(range_.first_head + j, row));
-        const bool none = sink < -0x1.fffffep127f;  // -infinity
-        of_head.m[row] = sink;
-        of_head.l[row * of_head.l_stride] = none ? 0.0f : 1.0f;
-        if (of_head.has_divisor) of_head.divisor[row] = none ? 0.0f : 1.0f;
-      }
-    }
-    merge_states(kernels_, total, state, range_.heads);
   }
 
   /// The task's rows of queries, or of outputs, in a KV head.
@@ -448,6 +385,7 @@ class SequenceTasks {
   bool runs_ = false;                     // see Stage
   Prefetcher prefetcher_{};
   TaskRange range_{};
+  const VariantCalls asked_{call_, sequence_, plan_, range_, scratch_};
   Index first_span_ = 0;  // that is seen; spans are counted from it on
   // How far the worker is:
   Index tile_ = -1;  // whose rows are marked
