@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Masks and scores of your own: a boolean mask, an additive bias, a soft cap with linear biases, first tokens with a window, learned sinks,
-// and a score that is computed one at a time. Each is a struct of a few lines, compiled into the kernels of every path, and held here
-// against the definition in double precision.
+// Every kind of mask, score and sink that the library ships, and your own, each in a few lines. Printed are the share of pairs that are
+// visible and the largest difference from the definition in double precision.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -15,30 +14,16 @@
 
 namespace {
 
+using gqa::BroadcastView;
+using gqa::Causal;
+using gqa::compose;
+using gqa::Full;
 using gqa::Index;
 using gqa::PositionRange;
 
-// n_q × n_kv flags, true where the query may look. `k` stands for the positions of the keys: what is returned is evaluated for many at once.
-struct BooleanMask : gqa::Full {
-  const std::uint8_t* allowed;
-  Index n_kv;
-  BooleanMask(const std::uint8_t* flags, Index width) : allowed(flags), n_kv(width) {}
-  auto visible(const gqa::RowContext& row, auto k) const { return lookup(allowed + row.query * n_kv, k) != 0; }
-};
-
-// query head × n_q × n_kv numbers, added to the scaled scores.
-struct AdditiveBias : gqa::Causal {
-  const float* bias;
-  Index n_q;
-  Index n_kv;
-  AdditiveBias(const float* biases, Index rows, Index width) : bias(biases), n_q(rows), n_kv(width) {}
-  auto score(auto s, const gqa::RowContext& row, auto k) const {
-    return s + lookup(bias + (row.query_head * n_q + row.query) * n_kv, k);
-  }
-};
-
-// Gemma 2's soft cap, then ALiBi's linear biases.
-struct SoftCapAndAlibi : gqa::Causal {
+// Your own score as an expression: Gemma 2's soft cap, then ALiBi's linear biases. `s` and `k` stand for the scores and the positions of many
+// keys: what is returned is evaluated on vectors.
+struct SoftCapAndAlibi : Causal {
   float cap;
   explicit SoftCapAndAlibi(float value) : cap(value) {}
   auto score(auto s, const gqa::RowContext& row, auto k) const {
@@ -47,29 +32,28 @@ struct SoftCapAndAlibi : gqa::Causal {
   }
 };
 
-// A learned number for each query head joins the sum of weights, as in gpt-oss.
-struct LearnedSinks : gqa::Causal {
-  const float* sinks;
-  explicit LearnedSinks(const float* numbers) : sinks(numbers) {}
-  float sink(const gqa::RowContext& row) const { return sinks[row.query_head]; }
+// Your own mask as an expression: n_q × n_kv flags.
+struct OwnFlags : Full {
+  const std::uint8_t* allowed;
+  Index n_kv;
+  OwnFlags(const std::uint8_t* flags, Index width) : allowed(flags), n_kv(width) {}
+  auto visible(const gqa::RowContext& row, auto k) const { return lookup(allowed + row.query * n_kv, k) != 0; }
 };
 
 // Whatever C++ can say, one score at a time: several times as slow as an expression.
-struct CubeRoots : gqa::Causal {
+struct CubeRoots : Causal {
   float score(float score, const gqa::RowContext&, Index) const { return std::cbrt(score); }
 };
 
-// The first tokens and a window. What lies between costs nothing, and its pages may have been freed.
-struct FirstTokensAndWindow {
-  Index first;
-  Index window;
+// Your own ranges: the first tokens and a window. What lies between costs nothing, and its pages may have been freed.
+struct OwnRanges {
   std::array<PositionRange, 2> visible_range(Index query_position, Index kv_length) const {
     const Index end = std::min(query_position + 1, kv_length);
-    return {PositionRange{0, std::min(first, end)}, PositionRange{query_position - window + 1, end}};
+    return {PositionRange{0, std::min<Index>(4, end)}, PositionRange{query_position - 63, end}};
   }
 };
 
-constexpr Index kQueries = 5;
+constexpr Index kQueries = 16;
 constexpr Index kLength = 300;
 constexpr Index kQueryHeads = 8;
 constexpr Index kKvHeads = 2;
@@ -81,6 +65,16 @@ std::vector<float> random_numbers(Index count, unsigned seed) {
   std::vector<float> numbers(static_cast<std::size_t>(count));
   for (float& x : numbers) x = normal(engine);
   return numbers;
+}
+
+// What share of the pairs of query rows and keys a variant shows, found by the definition: equal scores give each visible key the same
+// weight, so that the log-sum-exp is the logarithm of how many there are. For variants without scores and sinks of their own.
+template <class V>
+double share_visible(const gqa::ConstTensorView& queries, const gqa::KvCacheView& kv, const V& variant) {
+  const gqa::ReferenceResult counted = gqa::reference_attention(queries, kv, variant, 0.0);
+  double pairs = 0.0;
+  for (Index row = 0; row < kQueries * kQueryHeads; ++row) pairs += std::exp(counted.lse[row]);
+  return pairs / static_cast<double>(kQueries * kQueryHeads * kLength);
 }
 
 }  // namespace
@@ -97,27 +91,79 @@ int main() {
   const gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, kDim> attention;
 
   bool right = true;
-  const auto show = [&](const char* name, const auto& variant) {
+  const auto check = [&](const char* name, double share, const auto& variant) {
     attention(queries, kv, result, variant);
     const gqa::ReferenceResult expected = gqa::reference_attention(queries, kv, variant);
     double error = 0.0;
     for (Index row = 0; row < kQueries * kQueryHeads; ++row)
-      for (Index d = 0; d < kDim; ++d)
-        error = std::max(
-            error, std::abs(expected.out(row, d) - static_cast<double>(out[static_cast<std::size_t>(row * kDim + d)])));
-    std::printf("%-24s largest error %.1e\n", name, error);
+      for (Index d = 0; d < kDim; ++d) {
+        const double given = static_cast<double>(out[static_cast<std::size_t>(row * kDim + d)]);
+        const double distance = std::abs(expected.out(row, d) - given);
+        error = distance <= error ? error : distance;  // a NaN stays
+      }
+    std::printf("%-42s %5.1f%% visible, largest error %.1e\n", name, 100.0 * share, error);
     right = right && error < 2e-6;
   };
+  const auto mask = [&](const char* name, const auto& variant) {
+    check(name, share_visible(queries, kv, variant), variant);
+  };
+  const double causal_share = share_visible(queries, kv, Causal{});
+  const auto score = [&](const char* name, const auto& variant) { check(name, causal_share, variant); };
 
+  // What is in range: blocks of keys outside cost nothing.
+  const Index documents[] = {0, 120, 290, kLength};
+  const PositionRange images[] = {{10, 20}, {285, 295}};
+  const PositionRange valid[] = {{40, kLength}};
+  mask("all keys", Full{});
+  mask("causal", Causal{});
+  mask("causal window", gqa::CausalWindow{64});
+  mask("two-sided window", gqa::TwoSidedWindow{64, 4});
+  mask("prefix, two-sided within", gqa::PrefixLm{290});
+  mask("first tokens and a window", gqa::FirstTokensAndWindow{4, 64});
+  mask("chunks", gqa::ChunkedLocal{128});
+  mask("causal, images two-sided", gqa::CausalWithBlocks{images});
+  mask("packed documents", gqa::PackedDocuments{documents});
+  mask("causal, padding at the left", compose(Causal{}, gqa::ValidTokens{valid}));
+
+  // What is hidden within that: words of 64 bits.
   std::vector<std::uint8_t> allowed(static_cast<std::size_t>(kQueries * kLength));
   for (std::size_t i = 0; i < allowed.size(); ++i) allowed[i] = i * 2654435761u % 7 < 3;
-  const std::vector<float> bias = random_numbers(kQueryHeads * kQueries * kLength, 4);
+  const std::vector<Index> offsets = {0, 1, 3, 5, 7, 10};  // five blocks of 64 queries, and which of 64 keys they see
+  const std::vector<Index> blocks = {0, 0, 1, 0, 2, 1, 3, 0, 3, 4};
+  std::vector<std::int32_t> parents(kQueries);  // a binary tree of drafts
+  for (Index i = 0; i < kQueries; ++i)
+    parents[static_cast<std::size_t>(i)] = static_cast<std::int32_t>((i + 1) / 2 - 1);
+  std::vector<std::uint64_t> ancestors(static_cast<std::size_t>(kQueries * gqa::DraftTree::words_a_node(kQueries)));
+  gqa::DraftTree::fill_ancestors(parents, ancestors);
+  mask("dilated window", gqa::DilatedWindow{4, 32});
+  mask("boolean mask", gqa::BooleanMask{BroadcastView<std::uint8_t>(allowed.data(), 1, 1, kQueries, kLength)});
+  mask("lists of blocks", gqa::BlockSparse{64, 64, offsets, blocks});
+  mask("tree of drafts", gqa::DraftTree{kLength - kQueries, parents, ancestors});
 
-  show("boolean mask", BooleanMask{allowed.data(), kLength});
-  show("additive bias", AdditiveBias{bias.data(), kQueries, kLength});
-  show("soft cap and ALiBi", SoftCapAndAlibi{20.0f});
-  show("learned sinks", LearnedSinks{bias.data()});
-  show("cube roots of scores", CubeRoots{});
-  show("first tokens and window", FirstTokensAndWindow{4, 64});
+  // How scores change: expressions, evaluated on vectors.
+  std::vector<float> slopes(kQueryHeads);
+  gqa::Alibi::fill_slopes(slopes);
+  const std::vector<float> bias = random_numbers(kQueryHeads * kQueries * kLength, 4);
+  const std::vector<float> buckets = random_numbers(32 * kQueryHeads, 5);
+  constexpr Index distances = kLength;
+  std::vector<float> t5(static_cast<std::size_t>(kQueryHeads * (distances + kQueries)));
+  gqa::DistanceBias::fill_t5(buckets, kQueryHeads, false, 32, 128, 1 - kQueries, distances + kQueries, t5);
+  const std::vector<float> numbers = random_numbers(kQueryHeads, 6);
+  score("soft cap", compose(Causal{}, gqa::SoftCap{20.0f}));
+  score("ALiBi", compose(Causal{}, gqa::Alibi{slopes}));
+  score("additive bias",
+        compose(Causal{}, gqa::AdditiveBias{BroadcastView<float>(bias.data(), 1, kQueryHeads, kQueries, kLength)}));
+  score("T5's buckets", compose(Causal{}, gqa::DistanceBias{t5, distances + kQueries, 1 - kQueries}));
+  score("a scale for each head", compose(Causal{}, gqa::HeadScale{numbers}));
+  score("temperature of positions", compose(Causal{}, gqa::PositionTemperature{64, 0.1f}));
+  score("learned sinks", compose(Causal{}, gqa::LearnedSinks{numbers}));
+
+  // Put together, and your own.
+  check("window, soft cap and sinks", share_visible(queries, kv, gqa::CausalWindow{64}),
+        compose(gqa::CausalWindow{64}, gqa::SoftCap{20.0f}, gqa::LearnedSinks{numbers}));
+  mask("own mask: flags", OwnFlags{allowed.data(), kLength});
+  mask("own ranges: first tokens and a window", OwnRanges{});
+  score("own score: soft cap and ALiBi", SoftCapAndAlibi{20.0f});
+  score("own score, one at a time: cube roots", CubeRoots{});
   return right ? 0 : 1;
 }
