@@ -200,7 +200,7 @@ TEST_P(FlexExamples, TiledNeighbourhoods) {
   const auto tile_y = [](Index i) { return i / 20 / across; };
   const auto x_of = [&](Index i) { return tile_x(i) * 5 + i % 20 % 5; };
   const auto y_of = [&](Index i) { return tile_y(i) * 4 + i % 20 / 5; };
-  const auto near = [](auto x, auto y, Index radius_x, Index radius_y, Index width, Index height) {
+  const auto near_centre = [](auto x, auto y, Index radius_x, Index radius_y, Index width, Index height) {
     return [=](Index, Index q, Index k) {
       return std::abs(std::clamp<Index>(x(q), radius_x, width - 1 - radius_x) - x(k)) <= radius_x &&
              std::abs(std::clamp<Index>(y(q), radius_y, height - 1 - radius_y) - y(k)) <= radius_y;
@@ -208,10 +208,10 @@ TEST_P(FlexExamples, TiledNeighbourhoods) {
   };
   const auto xs = for_each_position(x_of), ys = for_each_position(y_of);
   hold(compose(Full{}, NearCoordinates{xs.data(), ys.data(), 4, 2, kWidth, kHeight}),
-       near(x_of, y_of, 4, 2, kWidth, kHeight));
+       near_centre(x_of, y_of, 4, 2, kWidth, kHeight));
   const auto tile_xs = for_each_position(tile_x), tile_ys = for_each_position(tile_y);
   hold(compose(Full{}, NearCoordinates{tile_xs.data(), tile_ys.data(), 1, 1, across, kHeight / 4}),
-       near(tile_x, tile_y, 1, 1, across, kHeight / 4));
+       near_centre(tile_x, tile_y, 1, 1, across, kHeight / 4));
 }
 
 /// Text sees images whose interval it is in.
