@@ -115,6 +115,15 @@ GQA_ALWAYS_INLINE void get_ranges(const V& variant, const QueryContext& query, I
 /// - What they throw reaches the caller of the functor, once all threads have stopped. Outputs are undefined then; functor, caches and
 ///   executor are as usable as before.
 ///
+/// What a variant costs, from the least to the most:
+/// - ranges: nothing beside the tokens in them. Blocks outside are not read, and a range that ends within a block costs no call;
+/// - masks of words: a call for each row and block of 64 tokens that is in range; a block that no row sees is not computed;
+/// - expressions, masks and scores: their operations on the path's vectors; a division, exp, log or tanh more than the others, a lookup
+///   the reading of its numbers, which for a bias of every pair may be more than the cache itself;
+/// - is_visible and scalar scores: a call a pair, on no vector: the slowest form of either.
+/// What is the same for a whole row (a slope, a scale, whether the query is a global token) is computed once a row and call: it belongs before
+/// the leaves `s` and `k`. Figures: benchmarks/README.md.
+///
 /// A score that is computed one at a time is compiled with your unit's flags: where those have fused multiply-adds, your products and sums may
 /// be fused. An expression's bits do not depend on flags.
 template <class V>
