@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kind of mask, score and sink that the library ships, and your own, each in a few lines. Printed are the share of pairs that are
-// visible and the largest difference from the definition in double precision.
+// Every kind of mask, score, sink and change of outputs that the library ships, and your own, each in a few lines.
+// Printed are the share of pairs that are visible and the largest difference from the definition in double precision.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -157,6 +157,13 @@ int main() {
   score("a scale for each head", compose(Causal{}, gqa::HeadScale{numbers}));
   score("temperature of positions", compose(Causal{}, gqa::PositionTemperature{64, 0.1f}));
   score("learned sinks", compose(Causal{}, gqa::LearnedSinks{numbers}));
+
+  // What is done to outputs: a factor for each KV head's values, and a gate (Qwen3-Next).
+  const float of_values[kKvHeads] = {0.5f, 0.25f};
+  const std::vector<float> logits = random_numbers(kQueries * kQueryHeads * kDim, 7);
+  const gqa::ConstTensorView gates[] = {{logits.data(), kQueries, kQueryHeads, kDim}};
+  score("a factor for each KV head's values", compose(Causal{}, gqa::ValueScale{of_values, kQueryHeads / kKvHeads}));
+  score("sigmoid gate of outputs", compose(Causal{}, gqa::OutputGate{gates}));
 
   // Put together, and your own.
   check("window, soft cap and sinks", share_visible(queries, kv, gqa::CausalWindow{64}),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The published examples of FlexAttention, written as variants and expressions, each held to its definition, pair by pair, in prefill, in
-// pages and token by token. What the examples compute is taken from
-//   PyTorch's blog, "FlexAttention: The Flexibility of PyTorch with the Performance of FlashAttention";
-//   github.com/meta-pytorch/attention-gym, attn_gym/masks and attn_gym/mods, at 7fdb85d0.
+// pages and token by token. What the examples compute is taken from github.com/meta-pytorch/attention-gym, attn_gym/masks and attn_gym/mods,
+// at 7fdb85d0, which has those of PyTorch's "FlexAttention: The Flexibility of PyTorch with the Performance of FlashAttention", too.
 // Not here: paged attention's translation of indices, for which caches are paged themselves; MLA's second product, for which heads are 576
-// wide (models_test.cpp); what its GPU kernels alone have (approximate tanh, Morton order).
+// wide (models_test.cpp); lists of blocks and trees (shipped_variants_test.cpp); what its GPU kernels alone have (approximate tanh, Morton
+// order).
 #include <gtest/gtest.h>
 
 #include <array>

@@ -277,6 +277,8 @@ struct OutputTarget : TensorRows<std::byte> {
 struct OutputChange {
   float factor = 1.0f;
   GateRow gate{};  ///< of no data: none
+
+  GQA_ALWAYS_INLINE constexpr OutputChange() noexcept {}
 };
 
 class Prefetcher;
