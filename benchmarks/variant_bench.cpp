@@ -3,7 +3,7 @@
 /// What variants cost: calls with a mask, changed scores or sinks in turn with the same calls under a plain causal mask. percent_of_limit is
 /// the causal call's time over the variant's.
 ///
-///   variant/<kind>/<decode or prefill>/<heads>/<type>/<tokens>/<path>/t<threads>
+///   variant/<kind>/<decode, verify or prefill>/<heads>/<type>/<tokens>/<path>/t<threads>
 
 #include <cmath>
 
@@ -13,6 +13,8 @@
 namespace gqa::bench {
 namespace {
 
+constexpr Index kDrafts = 16;
+
 /// What masks, biases and sinks refer to, for calls of `queries` query tokens over `tokens`.
 struct Operands {
   std::vector<float> slopes, sinks, biases;
@@ -20,6 +22,8 @@ struct Operands {
   std::vector<std::uint8_t> flags;
   std::vector<std::int32_t> documents;
   std::vector<Index> offsets, listed, list_ends;
+  std::vector<std::int32_t> parents;
+  std::vector<std::uint64_t> ancestors;
   Index heads;
   Index queries;
   Index tokens;
@@ -46,6 +50,9 @@ struct Operands {
       for (Index key = block % 2; key <= block; key += 2) listed.push_back(key);
       list_ends.push_back(static_cast<Index>(listed.size()));
     }
+    for (std::int32_t node = 0; node < kDrafts; ++node) parents.push_back((node + 1) / 2 - 1);  // two children each
+    ancestors.resize(parents.size());
+    DraftTree::fill_ancestors(parents, ancestors);
   }
   template <class T>
   BroadcastView<T> view(const std::vector<T>& of) const {
@@ -71,7 +78,9 @@ struct ScalarSoftCap : Causal {
 /// @param allowed  times the causal call's time, or 0
 template <class Make>
 void add_variant(const std::string& kind, const CallShape& shape, double allowed, const Make& make) {
-  const char* const call = shape.query_tokens == 1 ? "/decode/" : "/prefill/";
+  const char* const call = shape.query_tokens == 1         ? "/decode/"
+                           : shape.query_tokens == kDrafts ? "/verify/"
+                                                           : "/prefill/";
   add("variant/" + kind + call + shape.arguments(), [=](benchmark::State& state) {
     const Operands operands(shape.cache.query_heads, shape.query_tokens, shape.cache.tokens);
     const auto variant = make(operands);
@@ -84,6 +93,13 @@ void add_variant(const std::string& kind, const CallShape& shape, double allowed
     state.counters["percent_of_limit"] = 100 * beside[0] / seconds;
     if (allowed > 0) state.counters["target_percent"] = 100 / allowed;
     state.SetLabel("the causal call's speed");
+  });
+}
+
+/// A tree of drafts beside as many drafts in a row.
+void add_tree(const CallShape& shape) {
+  add_variant("draft_tree", shape, 1.03, [](const Operands& o) {
+    return DraftTree{o.tokens - kDrafts, o.parents, o.ancestors};
   });
 }
 
@@ -116,6 +132,7 @@ void add_variants(const CallShape& shape) {
 void register_benchmarks() {
   for (const ElementType type : {ElementType::bf16, ElementType::f32}) {
     add_variants({.cache = {.tokens = 8192, .type = type}, .query_type = type});
+    add_tree({.cache = {.tokens = 8192, .type = type}, .query_tokens = kDrafts, .query_type = type});
     add_variants({.cache = {.tokens = 2048, .type = type}, .query_tokens = 2048, .query_type = type, .cold = false});
   }
 }

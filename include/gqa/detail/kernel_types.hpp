@@ -137,7 +137,8 @@ struct Block {
   Index first = 0;
   Index last = 0;
   const std::uint64_t* visible = nullptr;  ///< per row, bit t: sees token t; null: every row sees all kBlock tokens
-  bool careful = false;                 ///< V holds a non-finite value in a token that some rows see and others do not
+  std::uint64_t hidden = 0;                ///< tokens of [first, last) that some row does not see
+  bool careful = false;  ///< V holds a non-finite value in a token of [first, last) that is hidden from some row
   const BlockScales* scales = nullptr;  ///< of keys and values that have them outside of rows; or none
 
   GQA_ALWAYS_INLINE Block() noexcept = default;  // not emitted: units of other flags would share it
@@ -302,8 +303,9 @@ struct StreamRows {
 struct CodecKernels {
   void (*scores)(const QueryTile&, const Stage&, Prefetcher&) = nullptr;  ///< weights ← scaled q·k of the blocks
   void (*accumulate)(const QueryTile&, const Stage&,
-                     Prefetcher&) = nullptr;                   ///< o ← alpha·o + weights·V, block by block
-  bool (*nonfinite)(const Block&, Index value_dim) = nullptr;  ///< any NaN or infinity in V of [first, last)?
+                     Prefetcher&) = nullptr;  ///< o ← alpha·o + weights·V, block by block
+  /// Any NaN or infinity in V of these tokens of [first, last)?
+  bool (*nonfinite)(const Block&, std::uint64_t tokens, Index value_dim) = nullptr;
   StreamRows stream_rows{};
 };
 

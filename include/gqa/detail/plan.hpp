@@ -24,6 +24,8 @@ struct TaskScratch {
   float* outputs = nullptr;                 ///< of a head's rows, if the variant changes them
   OutputChange* changes = nullptr;          ///< by row, likewise
   RowRun* queue = nullptr;                  ///< Prefetcher
+  std::byte* kept_state = nullptr;          ///< HiddenValues: of tiles of few rows, else null
+  std::size_t state_bytes = 0;
 };
 
 }  // namespace gqa::detail
@@ -93,6 +95,8 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   carve_state(carver, tile, heads, rows);
   scratch.queue = carver.take<RowRun>(Prefetcher::room(plan.stage_blocks));
+  scratch.state_bytes = state_bytes(tile, heads, rows);
+  if (rows < kPanelRows) scratch.kept_state = carver.take<std::byte>(static_cast<Index>(scratch.state_bytes));
   return scratch;
 }
 

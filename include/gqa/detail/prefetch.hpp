@@ -47,6 +47,8 @@ struct PrefetchPolicy {
   Index side_tokens =
       0;  ///< tokens that each of several heads takes before the next one does; 0: the path's own choice
   Index softmax_bytes = 0;  ///< fetched during the softmax of a row and block, if `between`
+  Index begun_bytes =
+      0;  ///< of a run, fetched when it is planned: what a processor that follows needs to be on its way
 };
 
 /// What a policy is chosen by.
@@ -65,6 +67,7 @@ struct PrefetchFacts {
 inline constexpr Index kStreamedBytes = 8192;  ///< of one head's rows that are fetched ahead
 inline constexpr Index kSoftmaxPieces = kBlock / kLanes;
 inline constexpr Index kSoftmaxPiece = 192;  ///< bytes of a piece where there are several query rows
+inline constexpr Index kBegunBytes = 4096;   ///< PrefetchPolicy::begun_bytes, where a processor follows the loads
 inline constexpr Index kPrefetchGrain = 16;  ///< tokens: as many at least go by at one pace, of one run
 
 /// Where one head's rows are streamed, some KiB ahead; where heads take a few tokens in turn, those of a turn at least; else a block, because
@@ -99,6 +102,7 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
                                                    : facts.few_rows_distance;
   }
   policy.limit = policy.distance + 4 * kBlock;
+  policy.begun_bytes = policy.on ? 0 : kBegunBytes;
   return policy;
 }
 
@@ -201,7 +205,11 @@ class Prefetcher {
   }
   /// A block's rows, behind those of the blocks before it. Some of what is in the queue is fetched meanwhile.
   GQA_ALWAYS_INLINE void append(const RowRun& keys, const RowRun& values) noexcept {
-    if (!policy_.on) return;
+    if (!policy_.on) {
+      begin_followed(keys, followed_keys_);
+      begin_followed(values, followed_values_);
+      return;
+    }
     if (key_runs_ == 0 && at_ > keys.rows()) at_ = lead_ = keys.rows();  // fewer than were expected
     push(keys_, key_runs_, keys);
     push(values_, value_runs_, values);
@@ -312,6 +320,17 @@ class Prefetcher {
     return wanted < most ? wanted : most;
   }
 
+  /// Fetches the first bytes of rows that do not go on where the last ones ended.
+  GQA_ALWAYS_INLINE void begin_followed(const RowRun& rows, const std::byte*& expected) const noexcept {
+    if (rows.offset != nullptr) return;
+    const Index bytes = rows.rows() * rows.stride;
+    if (rows.base != expected) {
+      asm volatile("");  // see fetch
+      for (Index line = 0; line < policy_.begun_bytes && line < bytes; line += 64)
+        __builtin_prefetch(rows.base + line, 0, 2);
+    }
+    expected = rows.base + bytes;
+  }
   /// Puts a run behind the others, or if it goes on where the last one ends, into that.
   GQA_ALWAYS_INLINE static void push(RowRun* list, Index& count, const RowRun& more) noexcept {
     if (count > 0) {
@@ -374,6 +393,8 @@ class Prefetcher {
   Index excess_ = 0;     // rows ahead of the distance: while there are any, a row is fetched for every second token
   Index sharers_ = 0;    // strips that fetch, as a power of two
   PrefetchDetails details_of_pieces_{};
+  const std::byte* followed_keys_ = nullptr;  // where rows that the processor follows go on
+  const std::byte* followed_values_ = nullptr;
   // While a stage is planned:
   Index planning_bytes_ = 0;  // of a block
   Index owed_ = 0;            // bytes that were no whole row

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gqa/detail/fold_total.hpp"
+#include "gqa/detail/hidden_values.hpp"
 #include "gqa/detail/prefetch.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/thread_setup.hpp"
@@ -40,6 +41,7 @@ class SequenceTasks {
         scratch_(carve(call, plan, slot)),
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
         rows_(call, scratch_),
+        values_(kernels_.of(sequence.kv.v_type), call.shape.value_dim, scratch_),
         total_(kernels_, plan) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     runs_ = streams_ && !addresses_.hops(call.streaming);
@@ -265,7 +267,7 @@ class SequenceTasks {
         softmax_(unit, block, prefetcher_);
       }
     }
-    kernels_.of(sequence_.kv.v_type).accumulate(tile, stage, prefetcher_);
+    values_.accumulate(tile, stage, prefetcher_);
   }
 
   Index k_row_bytes() const noexcept { return addresses_.k_row_bytes(); }
@@ -309,8 +311,10 @@ class SequenceTasks {
 
   /// The units of block number b of a stage.
   void add_block(const BlockAddress& here, Index b) {
-    const bool whole = here.last - here.first == kBlock && rows_.whole(here.begin) && !call_.variant.masks();
-    bool rows_differ = false;
+    const std::uint64_t all = bit_range(here.first, here.last);
+    const bool masks = call_.variant.masks();
+    const bool whole = all == kEveryToken && !masks && rows_.whole(here.begin);
+    std::uint64_t hidden = 0;
     const std::uint64_t* visible = nullptr;
     for (Index j = 0; j < range_.heads; ++j) {
       const Index head = range_.first_head + j;
@@ -324,13 +328,13 @@ class SequenceTasks {
       block.v_stride = here.uniform ? addresses_.v_strides().token : 0;
       block.first = here.first;
       block.last = here.last;
-      if (!whole && (j == 0 || call_.variant.masks())) {
-        visible = visible_of(b, j);
-        rows_differ = mark_visible(visible_of(b, j), here.begin, bit_range(here.first, here.last));
+      if (!whole && (j == 0 || masks)) {
+        hidden = mark_visible(visible_of(b, j), here.begin, all);
+        visible = all == kEveryToken && hidden == 0 ? nullptr : visible_of(b, j);
       }
       block.visible = visible;
       if (plan_.scale_blocks > 0) block.scales = scratch_.scales[b].head + j;
-      block.careful = rows_differ && kernels_.of(sequence_.kv.v_type).nonfinite(block, call_.shape.value_dim);
+      values_.mark(block, hidden);
     }
   }
 
@@ -338,8 +342,8 @@ class SequenceTasks {
   std::uint64_t* visible_of(Index b, Index j) const noexcept {
     return scratch_.visible + (b * range_.heads + j) * range_.rows;
   }
-  /// The tokens of the block at `begin`, which would be the stage's block b, from the first that any row sees to the last, without those in no
-  /// row's range. A variant that refines ranges is asked here, once a pair.
+  /// The tokens of the block at `begin`, which would be the stage's block b, from the first that any row sees to the last, by sixteens (more
+  /// would be gained in no kernel), without those in no row's range. A variant that refines ranges is asked here, once a pair.
   std::uint64_t seen_in(Index begin, Index b) const {
     const std::uint64_t in_ranges = rows_.of_any(begin);
     if (!call_.variant.masks() || in_ranges == 0) return in_ranges;
@@ -353,21 +357,22 @@ class SequenceTasks {
       }
     }
     if (seen == 0) return 0;
-    return in_ranges & bit_range(__builtin_ctzll(seen), kBlock - __builtin_clzll(seen));
+    return in_ranges &
+           bit_range(__builtin_ctzll(seen) / kLanes * kLanes, round_up(kBlock - __builtin_clzll(seen), kLanes));
   }
   /// Those of the candidates, one at least, that the variant's masks let a row see.
   std::uint64_t refined(const VariantRows& rows, Index row, Index begin, std::uint64_t candidates) const {
     if (call_.variant.refine != nullptr) candidates = call_.variant.refine(rows, row, begin, candidates);
     return visible_ == nullptr || candidates == 0 ? candidates : visible_(rows, row, begin, candidates);
   }
-  /// Which tokens of the block each row sees. True if that is not simply `all` for every row.
-  bool mark_visible(std::uint64_t* visible, Index block_begin, std::uint64_t all) const noexcept {
-    bool differ = false;
+  /// Which tokens of the block each row sees. Returns those of `all` that are hidden from some row.
+  std::uint64_t mark_visible(std::uint64_t* visible, Index block_begin, std::uint64_t all) const noexcept {
+    std::uint64_t seen_by_all = all;
     for (Index row = 0; row < range_.rows; ++row) {
       if (!call_.variant.masks()) visible[row] = rows_.of(row, block_begin) & all;
-      differ |= visible[row] != all;
+      seen_by_all &= visible[row];
     }
-    return differ;
+    return all & ~seen_by_all;
   }
 
   const ThreadSetup setup_;
@@ -378,6 +383,7 @@ class SequenceTasks {
   TaskScratch scratch_{};
   AddressBook addresses_;
   RowRanges rows_;
+  HiddenValues values_;
   FoldTotal total_;
   SoftmaxKernel softmax_ = nullptr;
   VariantRef::Refine visible_ = nullptr;  // the mask that is an expression

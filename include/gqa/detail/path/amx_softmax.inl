@@ -90,11 +90,12 @@ GQA_OP void split_weights(float* scores, Vec factor, Vec base) {
 template <class Score>
 GQA_OP void change_scores(const QueryTile& tile, const Block& block, Index panel, Index t0) {
   const Vec factor = avx512::set1(score_factor(tile.score_scale));
+  const typename Score::Panel changed(tile, block, panel * kPanel, t0, t0 + kHalf);
   GQA_NO_UNROLL
   for (Index t = t0; t < t0 + kHalf; ++t) {
     float* const at = tile.weights + panel * kPanelFloats + t * kPanel;
     const Vec natural = avx512::unfused(avx512::mul(avx512::load(at), factor));
-    avx512::store(at, Score::rows(tile, block, panel * kPanel, t, natural));
+    avx512::store(at, changed(t, natural));
   }
 }
 

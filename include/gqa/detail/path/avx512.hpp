@@ -240,12 +240,12 @@ GQA_OP void store_as(std::byte* p, Vec a) {
 
 // Any value of V that is no finite number once rounded to bf16? For the paths whose products are of bf16.
 template <class Codec>
-inline bool nonfinite_as_bf16(const Block& block, Index value_dim) {
+inline bool nonfinite_as_bf16(const Block& block, std::uint64_t tokens, Index value_dim) {
   const __m512i least = _mm512_set1_epi32(0x7f7f8000);  // halfway from the largest bf16 to infinity
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   const BlockRows<Codec> rows = block_values<Codec>(block);
-  for (Index t = block.first; t < block.last; ++t) {
-    const RowOf<Codec> v = rows(t);
+  for (; tokens != 0; tokens &= tokens - 1) {
+    const RowOf<Codec> v = rows(__builtin_ctzll(tokens));
     for (Index d = 0; d < value_dim; d += kLanes) {
       const Vec part = load_part(Codec{}, v, d, value_dim - d < kLanes ? value_dim - d : kLanes);
       if (_mm512_cmpge_epi32_mask(_mm512_and_si512(_mm512_castps_si512(part), magnitude), least) != 0) return true;

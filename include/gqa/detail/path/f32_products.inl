@@ -109,10 +109,10 @@ GQA_KERNEL Staged stage_values(const QueryTile& tile, const Block& block, std::u
 }
 
 template <class Codec>
-inline bool nonfinite(const Block& block, Index value_dim) {
+inline bool nonfinite(const Block& block, std::uint64_t tokens, Index value_dim) {
   const BlockRows<Codec> rows = block_values<Codec>(block);
-  for (Index t = block.first; t < block.last; ++t) {
-    const RowOf<Codec> v = rows(t);
+  for (; tokens != 0; tokens &= tokens - 1) {
+    const RowOf<Codec> v = rows(__builtin_ctzll(tokens));
     Index d = 0;
     for (; d + kLanes <= value_dim; d += kLanes)
       if (any_nonfinite(load(Codec{}, v, d))) return true;

@@ -96,6 +96,7 @@ GQA_OP Vec larger_of(const Vec (&m)[kChains]) { return larger(larger(m[0], m[1])
 // Every row sees every token.
 template <class Score>
 GQA_OP Vec panel_maximum(const QueryTile& tile, const Block& block, Index row, float* scores, const Vec& m_old) {
+  const typename Score::Panel changed(tile, block, row, 0, kBlock);
   Vec m[kChains];
   GQA_UNROLL
   for (int c = 0; c < kChains; ++c) m[c] = m_old;
@@ -104,7 +105,7 @@ GQA_OP Vec panel_maximum(const QueryTile& tile, const Block& block, Index row, f
     for (int c = 0; c < kChains; ++c) {
       float* const at = scores + (t + c) * kLanes;
       Vec s = load(at);
-      if constexpr (Score::kChanges) store(at, s = Score::rows(tile, block, row, t + c, s));
+      if constexpr (Score::kChanges) store(at, s = changed(t + c, s));
       m[c] = larger(s, m[c]);
     }
   }
@@ -119,6 +120,7 @@ GQA_OP Vec masked_panel_maximum(const QueryTile& tile, const Block& block, Index
     half[0][r] = static_cast<std::uint32_t>(block.visible[row + r]);
     half[1][r] = static_cast<std::uint32_t>(block.visible[row + r] >> 32);
   }
+  const typename Score::Panel changed(tile, block, row, 0, kBlock);
   Vec m[kChains];
   GQA_UNROLL
   for (int c = 0; c < kChains; ++c) m[c] = m_old;
@@ -129,7 +131,7 @@ GQA_OP Vec masked_panel_maximum(const QueryTile& tile, const Block& block, Index
       for (int c = 0; c < kChains; ++c, bits = shift_left<1>(bits)) {
         float* const at = scores + --t * kLanes;
         Vec s = load(at);
-        if constexpr (Score::kChanges) s = Score::rows(tile, block, row, t, s);
+        if constexpr (Score::kChanges) s = changed(t, s);
         s = select_negative(bits, s, set1(kMinusInfinity));
         store(at, s);
         m[c] = larger(s, m[c]);
