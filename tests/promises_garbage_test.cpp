@@ -11,7 +11,8 @@ namespace gqa::test {
 namespace {
 
 constexpr Index kLength = detail::kSpan + 36;
-constexpr Index kFirst = detail::kSpan - 30;  ///< the queries' first position: they lie on both sides of a span boundary
+constexpr Index kFirst =
+    detail::kSpan - 30;  ///< the queries' first position: they lie on both sides of a span boundary
 constexpr Index kQueries = kLength - kFirst;
 constexpr Index kHeads = 4;
 constexpr Index kKvHeads = 2;
@@ -38,7 +39,8 @@ class Garbage : public PerPathAndType {
         if (!sees(token, head)) continue;
         const auto row = static_cast<std::size_t>(token * clean.heads + head);
         for (Index i = 0; i < clean.dim; ++i)
-          if (d < 0 || i == d) expected.out[row * static_cast<std::size_t>(clean.dim) + static_cast<std::size_t>(i)] = NAN;
+          if (d < 0 || i == d)
+            expected.out[row * static_cast<std::size_t>(clean.dim) + static_cast<std::size_t>(i)] = NAN;
         if (lse) expected.lse[row] = NAN;
       }
     return same_bits(expected, spoilt);
@@ -57,9 +59,7 @@ TEST_P(Garbage, ANaNInAKeyShowsInTheRowsThatSeeIt) {
     for (const Index kv_head : {0, 1}) {
       Problem p = problem_;
       p.kv.k.at(position, kv_head, position % 20) = NAN;
-      const auto sees = [&](Index token, Index head) {
-        return kFirst + token >= position && head / kGroup == kv_head;
-      };
+      const auto sees = [&](Index token, Index head) { return kFirst + token >= position && head / kGroup == kv_head; };
       EXPECT_TRUE(only_these_rows_are_spoilt(clean, run(p), sees, -1, true))
           << on(path()) << ", " << all_of(type()) << ", key " << position << " of KV head " << kv_head;
     }
@@ -152,6 +152,46 @@ TEST_P(Garbage, NothingHiddenByAMaskReachesARow) {
   }
 }
 
+// Few rows, whose hidden values are looked at when outputs are no finite numbers: streams of one head, and heads side by side.
+TEST_P(Garbage, NothingHiddenReachesAFewRows) {
+  const Sieve sieve;
+  const Types types = all_of(type());
+  const How how{path(), types.out};
+  for (const Index queries : {1, 3}) {
+    const Problem p = make_problem({kHeads, kKvHeads, 20, 24, queries, kLength}, 133);
+    const Index first = kLength - queries;
+    const Tensor q(p.q, types.q);
+    for (const Place& place : {contiguous_place(), contiguous_place(CacheLayout::head_major), paged_place(16)}) {
+      const auto solved = [&](const Problem& of) {
+        const StoredCaches kv = store_cache(of.kv, types.k, types.v, place);
+        return attend(q.const_view(), kv.view(), how, sieve);
+      };
+      const Result clean = solved(p);
+      for (const float poison : {NAN, INFINITY}) {
+        Problem everywhere = p;  // what no row sees, in every block
+        for (Index t = 0; t < kLength; ++t)
+          for (Index h = 0; h < kKvHeads; ++h) {
+            bool seen = false;
+            for (Index i = 0; i < queries * kGroup; ++i)
+              seen = seen || sieve.is_visible(first + i / kGroup, t, h * kGroup + i % kGroup);
+            if (!seen) everywhere.kv.v.at(t, h, t % 24) = poison;
+          }
+        EXPECT_TRUE(same_bits(clean, solved(everywhere)))
+            << on(path()) << ", " << types << ", " << place.name() << ", " << queries << " queries, " << poison;
+      }
+      for (const Index position : {Index{0}, Index{70}, Index{511}, kLength - 2}) {  // what some rows see
+        Problem some = p;
+        some.kv.v.at(position, 1, 5) = NAN;
+        const auto sees = [&](Index token, Index head) {
+          return head / kGroup == 1 && first + token >= position && sieve.is_visible(first + token, position, head);
+        };
+        EXPECT_TRUE(only_these_rows_are_spoilt(clean, solved(some), sees, 5, false))
+            << on(path()) << ", " << types << ", " << place.name() << ", " << queries << " queries, value " << position;
+      }
+    }
+  }
+}
+
 TEST_P(Garbage, NothingOfAnotherDocumentReachesARow) {
   const PackedDocuments documents{100};
   const Result clean = run(problem_, documents);
@@ -227,16 +267,16 @@ TEST_P(Garbage, PastTheLengthAndInUnusedPagesNothingIsRead) {
   const Tensor q(problem_.q, types.q);
   const How how{path(), types.out};
   const Result expected = run(problem_);
-  for (const Place& place :
-       {contiguous_place(CacheLayout::token_major, kLength + 200), contiguous_place(CacheLayout::head_major, kLength + 1),
-        paged_place(7), paged_place(1000), ring_place(kLength + 99)}) {
+  for (const Place& place : {contiguous_place(CacheLayout::token_major, kLength + 200),
+                             contiguous_place(CacheLayout::head_major, kLength + 1), paged_place(7), paged_place(1000),
+                             ring_place(kLength + 99)}) {
     const StoredCaches kv = store_cache(problem_.kv, types.k, types.v, place);
     EXPECT_TRUE(same_bits(expected, attend(q.const_view(), kv.view(), how)))
         << on(path()) << ", " << types << ", " << place.name();
     // Cut in the middle of a block: the tokens behind the cut are no garbage, but hidden all the same.
     const Index cut = kFirst + 11;
-    EXPECT_TRUE(same_bits(expected.slice(0, 11),
-                          attend(q.const_view().slice(0, 11), first_tokens(kv.view(), cut), how)))
+    EXPECT_TRUE(
+        same_bits(expected.slice(0, 11), attend(q.const_view().slice(0, 11), first_tokens(kv.view(), cut), how)))
         << on(path()) << ", " << types << ", " << place.name() << ", cut";
   }
 }
@@ -263,7 +303,8 @@ TEST_P(Garbage, ARowThatSeesNothingIsZeroAndMinusInfinity) {
   // A variant that shows nothing to some tokens, beside others that see a lot.
   const Result half = attend(q.const_view().slice(0, 8), kv.view(), how, StrictlyBeforeOdd{});
   for (Index token = 0; token < 8; ++token)
-    EXPECT_EQ(is_empty(half, token), (kLength - 8 + token) % 2 == 0) << on(path()) << ", " << types << ", token " << token;
+    EXPECT_EQ(is_empty(half, token), (kLength - 8 + token) % 2 == 0)
+        << on(path()) << ", " << types << ", token " << token;
   // More queries than tokens: the first of them stand before the beginning.
   const Result early = attend(q.const_view().slice(0, 3), first_tokens(kv.view(), 1), how);
   EXPECT_TRUE(is_empty(early, 0) && is_empty(early, 1) && !is_empty(early, 2)) << on(path()) << ", " << types;
