@@ -15,7 +15,8 @@ namespace gqa::test {
 struct DrawnSizes {
   Index sequences = 4;
   Index n_kv = 2 * detail::kSpan + 100;
-  Index work = 3'000'000;  ///< query rows · keys · (head dim + value dim), at most about so many
+  Index work =
+      3'000'000;  ///< query rows · keys · (head dim + value dim) of a sequence, about so many; on the portable path a tenth
 };
 
 /// A call, with all memory that it needs. Not moved: its views look into it.
@@ -41,15 +42,19 @@ struct DrawnCall {
   bool has(Part part) const { return std::count(parts().begin(), parts().end(), part) != 0; }
   const std::vector<DrawnSequence>& sequences() const { return numbers.extents.sequences; }
   Index group() const { return shape.query_heads / shape.kv_heads; }
+  /// About what a call of it costs: query rows · keys · (head dim + value dim).
+  Index work() const;
   StoredCaches store(const Place& where) const;
 
  private:
   void draw_shape(Draws& draws);
+  DrawnSequence draw_sequence(Draws& draws, const DrawnSizes& sizes) const;
   void draw_sequences(Draws& draws, const DrawnSizes& sizes);
   void draw_types(Draws& draws);
   void draw_positions(Draws& draws);
   void draw_numbers(Draws& draws);
-  Place draw_place(Draws& draws, Index longest, Index oldest, Index kept) const;
+  Place draw_place(Draws& draws) const;
+  void fit_places();
 };
 
 inline void DrawnCall::draw_shape(Draws& draws) {
@@ -67,25 +72,26 @@ inline void DrawnCall::draw_shape(Draws& draws) {
             : shape.head_dim;
 }
 
+inline DrawnSequence DrawnCall::draw_sequence(Draws& draws, const DrawnSizes& sizes) const {
+  constexpr Index lengths[] = {20, 80, 200, detail::kSpan + 40};
+  const Index kind = draws.draw("length: to 20, 80, 200, 550, or more", 0, 4);
+  DrawnSequence drawn;
+  drawn.n_kv = draws.draw("n_kv", 0, std::min(sizes.n_kv, kind < 4 ? lengths[kind] : sizes.n_kv));
+  const Index work = how.path == Path::portable ? sizes.work / 10 : sizes.work;
+  const Index row_work = std::max<Index>(1, drawn.n_kv) * shape.query_heads * (shape.head_dim + shape.value_dim);
+  const bool several = draws.flag("several query tokens");
+  const Index many = draws.draw("n_q", 0, std::clamp<Index>(work / row_work, 1, 140));
+  drawn.n_q = several ? many : 1;
+  const bool any = draws.seldom("more queries than keys", 8);
+  if (has(Part::draft_tree) || !any) drawn.n_q = std::min(drawn.n_q, drawn.n_kv);
+  return drawn;
+}
+
 inline void DrawnCall::draw_sequences(Draws& draws, const DrawnSizes& sizes) {
-  const bool alike = has(Part::draft_tree) || draws.flag("sequences alike");
-  const Index count = draws.draw("sequences", 1, sizes.sequences);
-  for (Index s = 0; s < count; ++s) {
-    DrawnSequence drawn;
-    if (alike && s > 0) {
-      drawn = numbers.extents.sequences.front();
-    } else {
-      constexpr Index lengths[] = {20, 80, 200, detail::kSpan + 40};
-      const Index kind = draws.draw("length: to 20, 80, 200, 550, or more", 0, 4);
-      drawn.n_kv = draws.draw("n_kv", 0, std::min(sizes.n_kv, kind < 4 ? lengths[kind] : sizes.n_kv));
-      const Index row_work = std::max<Index>(1, drawn.n_kv) * shape.query_heads * (shape.head_dim + shape.value_dim);
-      const Index most = std::clamp<Index>(sizes.work / count / row_work, 1, 140);
-      drawn.n_q = draws.flag("several query tokens") ? draws.draw("n_q", 0, most) : 1;
-      if (has(Part::draft_tree) || !draws.seldom("more queries than keys", 8))
-        drawn.n_q = std::min(drawn.n_q, drawn.n_kv);
-    }
-    numbers.extents.sequences.push_back(drawn);
-  }
+  const bool alike = draws.flag("sequences alike") || has(Part::draft_tree);
+  std::vector<DrawnSequence>& all = numbers.extents.sequences;
+  do all.push_back(alike && !all.empty() ? all.front() : draw_sequence(draws, sizes));
+  while (static_cast<Index>(all.size()) < sizes.sequences && draws.flag("another sequence"));
 }
 
 inline void DrawnCall::draw_types(Draws& draws) {
@@ -133,50 +139,60 @@ inline void DrawnCall::draw_numbers(Draws& draws) {
   }
 }
 
-/// Any storage that holds what the queries see: positions from `oldest` on, `kept` of a sequence at most.
-inline Place DrawnCall::draw_place(Draws& draws, Index longest, Index oldest, Index kept) const {
-  constexpr Index sizes[] = {1, 3, 7, 16, 17, 64, 100, 1000};
+/// Where a cache lies, but for what follows from its lengths: `slots` are further ones.
+inline Place DrawnCall::draw_place(Draws& draws) const {
+  constexpr Storage storages[] = {Storage::contiguous, Storage::paged, Storage::ring};
+  constexpr Index sizes[] = {1, 3, 7, 16, 17, 64, 100, 300};
   constexpr CacheLayout layouts[] = {CacheLayout::token_major, CacheLayout::head_major, CacheLayout::padded,
                                      CacheLayout::reversed, CacheLayout::interleaved};
-  Place place_drawn;
-  place_drawn.keep_from = oldest;
+  Place drawn;
   // Without interleaved ones where values are parts of keys' rows anyway.
-  place_drawn.layout = layouts[draws.draw("cache layout", 0, first_of_values < 0 ? 4 : 3)];
-  switch (draws.draw("storage: contiguous, paged, ring", 0, 2)) {
-    case 0: place_drawn.slots = longest + draws.draw("further slots", 0, 40); break;
-    case 1:
-      place_drawn.storage = Storage::paged;
-      place_drawn.page_size = draws.pick("page size", sizes);
-      place_drawn.seed = static_cast<std::uint64_t>(draws.draw("order of pages", 0, 255));
-      break;
-    default:
-      place_drawn.storage = Storage::ring;
-      place_drawn.slots = std::max<Index>(kept, 1) + draws.draw("further slots", 0, 40);
-  }
-  return place_drawn;
+  drawn.layout = layouts[draws.draw("cache layout", 0, first_of_values < 0 ? 4 : 3)];
+  drawn.storage = draws.pick("storage: contiguous, paged, ring", storages);
+  drawn.slots = draws.draw("further slots", 0, 40);
+  drawn.page_size = draws.pick("page size", sizes);
+  drawn.seed = static_cast<std::uint64_t>(draws.draw("order of pages", 0, 255));
+  return drawn;
 }
 
-inline DrawnCall::DrawnCall(Draws& draws, const DrawnSizes& sizes) {
-  combination = draws.draw("variant", 0, combinations() - 1);
-  draw_shape(draws);
-  draw_sequences(draws, sizes);
-  draw_types(draws);
-  draw_positions(draws);
-  numbers.extents.query_heads = shape.query_heads;
-  numbers.extents.kv_heads = shape.kv_heads;
-  numbers.extents.value_dim = shape.value_dim;
-  Random random(static_cast<std::uint64_t>(draws.draw("seed of the variant", 0, 255)));
-  for (const Part part : parts()) numbers.draw(part, draws, random);
-  draw_numbers(draws);
-  Index oldest = numbers.extents.longest(), kept = 0;
+/// Makes room for what the queries see; what they do not, before it, is garbage, or no longer there.
+inline void DrawnCall::fit_places() {
+  const Index longest = numbers.extents.longest();
+  Index oldest = longest, kept = 1;
   const ScopedVariant variant(numbers, combination);
   for (std::size_t s = 0; s < sequences().size(); ++s) {
     const Index first = first_in_range(variant, static_cast<Index>(s), sequences()[s]);
     oldest = std::min(oldest, first);
     kept = std::max(kept, sequences()[s].n_kv - first);
   }
-  place = draw_place(draws, numbers.extents.longest(), oldest, kept);
-  other_place = draw_place(draws, numbers.extents.longest(), oldest, kept);
+  for (Place* const p : {&place, &other_place}) {
+    p->keep_from = oldest;
+    p->slots += p->storage == Storage::ring ? kept : longest;
+  }
+}
+
+inline DrawnCall::DrawnCall(Draws& draws, const DrawnSizes& sizes) {
+  // The variant's numbers come last, so that a simpler variant leaves the others where they are.
+  combination = draws.draw("variant", 0, combinations() - 1);
+  draw_shape(draws);
+  draw_types(draws);
+  place = draw_place(draws);
+  other_place = draw_place(draws);
+  draw_sequences(draws, sizes);
+  draw_positions(draws);
+  draw_numbers(draws);
+  numbers.extents.query_heads = shape.query_heads;
+  numbers.extents.kv_heads = shape.kv_heads;
+  numbers.extents.value_dim = shape.value_dim;
+  Random random(static_cast<std::uint64_t>(draws.draw("seed of the variant", 0, 255)));
+  for (const Part part : parts()) numbers.draw(part, draws, random);
+  fit_places();
+}
+
+inline Index DrawnCall::work() const {
+  Index pairs = 0;
+  for (const DrawnSequence& s : sequences()) pairs += s.n_q * s.n_kv;
+  return pairs * shape.query_heads * (shape.head_dim + shape.value_dim);
 }
 
 inline StoredCaches DrawnCall::store(const Place& where) const {

@@ -5,9 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <ostream>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "random.hpp"
@@ -69,7 +69,7 @@ class SeededDraws : public Draws {
 /// Distances of the numbers from their least, as a list; what it lacks is 0, what is too large is the largest.
 class ListedDraws : public Draws {
  public:
-  explicit ListedDraws(std::span<const std::uint64_t> offsets) : offsets_(offsets) {}
+  explicit ListedDraws(std::vector<std::uint64_t> offsets) : offsets_(std::move(offsets)) {}
 
  private:
   std::uint64_t next(std::uint64_t range) override {
@@ -77,7 +77,7 @@ class ListedDraws : public Draws {
     const std::uint64_t offset = offsets_[at_++];
     return offset < range ? offset : range;
   }
-  std::span<const std::uint64_t> offsets_;
+  std::vector<std::uint64_t> offsets_;
   std::size_t at_ = 0;
 };
 

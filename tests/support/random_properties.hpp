@@ -103,10 +103,10 @@ inline double StoredCall::share_of_bound(const RowContext& row, const Result& wh
 
 /// How much was looked at.
 struct PropertyCounts {
-  Index rows = 0;      ///< held against the definition
-  Index unjudged = 0;  ///< whose bound said nothing
-  Index calls = 0;     ///< whose bits were compared with those of the whole call
-  double largest_share = 0.0;
+  Index rows = 0;              ///< held against the definition
+  Index unjudged = 0;          ///< whose bound said nothing
+  Index calls = 0;             ///< whose bits were compared with those of the whole call
+  double largest_share = 0.0;  ///< of its bound, of a row in f32: rounded ones come as near as their rounding does
 };
 
 /// Holds a call to its properties. What to look at is drawn, too.
@@ -120,7 +120,6 @@ class PropertyCheck {
     testing::TestPartResultArray noted;  // what Output finds amiss
     const testing::ScopedFakeTestPartResultReporter reporter(
         testing::ScopedFakeTestPartResultReporter::INTERCEPT_ONLY_CURRENT_THREAD, &noted);
-    std::string text;
     try {
       check();
     } catch (const std::exception& error) {
@@ -133,13 +132,11 @@ class PropertyCheck {
  private:
   void check() {
     const How plain = drawn_.how;
-    const ShuffledExecutor shuffled{7, 3};
-    const ThreadsExecutor threads{2};
-    ShuffledExecutor mutable_shuffled = shuffled;
-    ThreadsExecutor mutable_threads = threads;
+    ShuffledExecutor shuffled{7, 3};
+    ThreadsExecutor threads{2};
     How how = plain;
-    if (drawn_.executor == 1) how.executor = mutable_shuffled;
-    if (drawn_.executor == 2) how.executor = mutable_threads;
+    if (drawn_.executor == 1) how.executor = shuffled;
+    if (drawn_.executor == 2) how.executor = threads;
     whole_ = stored_.whole(how);
     check_definition();
     if (drawn_.executor != 0) compare_all("on one thread", stored_.whole(plain));
@@ -149,7 +146,8 @@ class PropertyCheck {
       const std::vector<Path> paths = f32_paths();
       How there = plain;
       there.path = paths[static_cast<std::size_t>(draws_.draw("other path", 0, static_cast<Index>(paths.size()) - 1))];
-      if (there.path != plain.path) compare_all(on(*&there.path).c_str(), stored_.whole(there));
+      const bool slow = there.path == Path::portable && drawn_.work() > 400'000;
+      if (there.path != plain.path && !slow) compare_all(on(there.path).c_str(), stored_.whole(there));
     }
   }
 
@@ -164,7 +162,7 @@ class PropertyCheck {
         const double share = stored_.share_of_bound(row, whole_[s], worst);
         ++counts_.rows;
         counts_.unjudged += share < 0.0 ? 1 : 0;
-        counts_.largest_share = std::max(counts_.largest_share, share);
+        if (drawn_.types.out == ElementType::f32) counts_.largest_share = std::max(counts_.largest_share, share);
         if (!(share <= 1.0))
           broken_ +=
               describe("sequence", s, "token", token, "head", head, share, "times the bound of the definition:", worst);
