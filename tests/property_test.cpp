@@ -54,8 +54,8 @@ void shrink_and_report(const Outcome& outcome) {
   report(run_list(Shrinker(offsets_of(outcome.draws), fails, 5000).run()));
 }
 
-/// The default run is cut in four, which ctest may run at the same time.
-constexpr Index kShares = 4;
+/// A run is cut into shares, which ctest may run at the same time.
+constexpr Index kShares = 8;
 
 class Property : public testing::TestWithParam<Index> {};
 

@@ -79,11 +79,12 @@ inline DrawnSequence DrawnCall::draw_sequence(Draws& draws, const DrawnSizes& si
   drawn.n_kv = draws.draw("n_kv", 0, std::min(sizes.n_kv, kind < 4 ? lengths[kind] : sizes.n_kv));
   const Index work = how.path == Path::portable ? sizes.work / 10 : sizes.work;
   const Index row_work = std::max<Index>(1, drawn.n_kv) * shape.query_heads * (shape.head_dim + shape.value_dim);
-  const bool several = draws.flag("several query tokens");
-  const Index many = draws.draw("n_q", 0, std::clamp<Index>(work / row_work, 1, 140));
+  const bool tree = has(Part::draft_tree);  // of more than 64 nodes, too
+  const bool several = draws.flag("several query tokens") || tree;
+  const Index many = draws.draw("n_q", 0, std::clamp<Index>((tree ? 4 : 1) * work / row_work, 1, 140));
   drawn.n_q = several ? many : 1;
   const bool any = draws.seldom("more queries than keys", 8);
-  if (has(Part::draft_tree) || !any) drawn.n_q = std::min(drawn.n_q, drawn.n_kv);
+  if (tree || !any) drawn.n_q = std::min(drawn.n_q, drawn.n_kv);
   return drawn;
 }
 
@@ -123,7 +124,9 @@ inline void DrawnCall::draw_numbers(Draws& draws) {
   constexpr Distribution distributions[] = {
       Distribution::normal,     Distribution::normal,       Distribution::sinks,    Distribution::equal_keys,
       Distribution::far_values, Distribution::dominant_key, Distribution::denormal, Distribution::large_scores};
-  const Distribution distribution = draws.pick("distribution", distributions);
+  Distribution distribution = draws.pick("distribution", distributions);
+  if (first_of_values >= 0 && distribution == Distribution::large_scores)
+    distribution = Distribution::normal;  // values as large might be what Output takes for "never written"
   may_be_rounded = distribution != Distribution::large_scores;
   const Index seed = draws.draw("seed of tensors", 0, 255);
   for (const DrawnSequence& s : sequences()) {

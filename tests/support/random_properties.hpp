@@ -154,7 +154,7 @@ class PropertyCheck {
   void check_definition() {
     for (std::size_t s = 0; s < whole_.size() && broken_.empty(); ++s) {
       if (!drawn_.may_be_rounded || whole_[s].tokens == 0) continue;
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < 2 && broken_.empty(); ++i) {
         const Index token = draws_.draw("row's token", 0, whole_[s].tokens - 1);
         const Index head = draws_.draw("row's head", 0, drawn_.shape.query_heads - 1);
         const RowContext row{{drawn_.sequences()[s].position(token), token, static_cast<Index>(s)}, head};

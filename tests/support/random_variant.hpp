@@ -280,7 +280,7 @@ inline void VariantNumbers::draw_scores(Part part, Draws& draws, Random& numbers
 
 inline void VariantNumbers::draw_outputs(Part part, Draws& draws, Random& numbers) {
   if (part == Part::value_scale)
-    for (Index h = 0; h < extents.kv_heads; ++h) factors.push_back(numbers.normal());
+    for (Index h = 0; h < extents.kv_heads; ++h) factors.push_back(0.7f * numbers.normal());
   if (part != Part::output_gate) return;
   constexpr ElementType types[] = {ElementType::f32, ElementType::bf16, ElementType::f16};
   constexpr TensorLayout layouts[] = {TensorLayout::packed, TensorLayout::head_major, TensorLayout::padded,
