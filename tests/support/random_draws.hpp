@@ -42,6 +42,8 @@ class Draws {
   bool flag(const char* name) { return draw(name, 0, 1) != 0; }
   /// True once in `count` draws of a seeded engine.
   bool seldom(const char* name, Index count) { return draw(name, 0, count - 1) == count - 1; }
+  /// In [0, count), one of hostile_fields.hpp's choices.
+  Index below(Index count) { return draw("choice", 0, count - 1); }
   template <class T, std::size_t N>
   const T& pick(const char* name, const T (&items)[N]) {
     return items[draw(name, 0, static_cast<Index>(N) - 1)];
