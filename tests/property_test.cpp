@@ -72,12 +72,11 @@ TEST_P(Property, HoldsForDrawnCalls) {
     shrink_and_report(outcome);
     return;
   }
-  std::printf("%s\n",
-              describe("seed " + std::to_string(seed),
-                       "cases " + std::to_string(first) + " to " + std::to_string(last - 1), "comparisons of bits",
-                       counts.calls, "rows held to the definition", counts.rows, "bounds that said nothing",
-                       counts.unjudged, "at most", counts.largest_share, "of a bound of f32 outputs")
-                  .c_str());
+  const std::string ran = "seed " + std::to_string(seed) + ", cases " + std::to_string(first) + " to " +
+                          std::to_string(last - 1) + ", " + std::to_string(counts.calls) + " comparisons of bits";
+  std::printf("%s\n", describe(ran, "rows held to the definition", counts.rows, "bounds that said nothing",
+                               counts.unjudged, "the largest share of a bound of f32 outputs", counts.largest_share)
+                          .c_str());
   EXPECT_LE(counts.unjudged * 10, counts.rows);
 }
 

@@ -248,7 +248,8 @@ inline bool HostileDrawn::gates_in_memory() const {
 }
 
 inline bool HostileDrawn::sequence_in_memory(std::size_t s) const {
-  const auto& [q, kv, out, positions, lse] = batch_[s];
+  const KvCacheView& kv = batch_[s].kv;
+  const std::span<float> lse = batch_[s].lse;
   const auto tensor = [](const ConstTensorView& t, const std::vector<std::byte>& bytes) {
     Extent extent;
     extent.add(t.tokens, t.strides.token);
@@ -258,7 +259,7 @@ inline bool HostileDrawn::sequence_in_memory(std::size_t s) const {
   };
   Output& output = const_cast<Output&>(outputs_[s]);
   const std::span<float> floats = output.lse();
-  if (!tensor(q, q_[s].bytes()) || !tensor(out, output.tensor().bytes())) return false;
+  if (!tensor(batch_[s].q, q_[s].bytes()) || !tensor(batch_[s].out, output.tensor().bytes())) return false;
   if (!lse.empty() && lse.data() + lse.size() > floats.data() + floats.size()) return false;
   if (kv.length == 0) return true;
   const auto& planes = kv_.planes(drawn_.place.storage == Storage::paged ? 0 : s);
