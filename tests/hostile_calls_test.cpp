@@ -11,13 +11,13 @@
 #include <limits>
 
 #include "support/hostile_call.hpp"
+#include "support/hostile_fields.hpp"
 #include "support/messages.hpp"
 
 namespace gqa::test {
 namespace {
 
 constexpr Index kMin = std::numeric_limits<Index>::min();
-constexpr Index kMax = std::numeric_limits<Index>::max();
 
 // --- the same numbers in plain storage ---------------------------------------------------------------------------------
 
@@ -95,80 +95,7 @@ Index written_bytes(HostileCall& call) {
 
 // --- drawing -------------------------------------------------------------------------------------------------------------
 
-Index hostile_number(Random& random, Index was) {
-  const Index power = Index{1} << random.below(63);
-  switch (random.below(12)) {
-    case 0: return 0;
-    case 1: return 1;
-    case 2: return -1;
-    case 3: return power;
-    case 4: return -power;
-    case 5: return kMax;
-    case 6: return kMin;
-    case 7: return was == kMax ? was : was + 1;
-    case 8: return was == kMin ? was : was - 1;
-    case 9: return was == kMin ? was : -was;
-    case 10: return kMax - power;
-    default: return was / 2;
-  }
-}
-ElementType hostile_type(Random& random) {
-  return static_cast<ElementType>(random.below(5) == 0 ? random.below(256) : random.below(3));
-}
-template <class T>
-T* hostile_pointer(Random& random, T* was) {
-  if (random.below(3) == 0) return nullptr;
-  using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
-  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(was) + (was == nullptr ? 0 : random.below(9)));
-}
-void spoil_strides(Random& random, TensorStrides& strides) {
-  Index* const all[] = {&strides.token, &strides.head, &strides.dim};
-  Index& one = *all[random.below(3)];
-  one = hostile_number(random, one);
-}
-void spoil_strides(Random& random, KvStrides& strides) {
-  Index* const all[] = {&strides.token, &strides.head, &strides.page};
-  Index& one = *all[random.below(3)];
-  one = hostile_number(random, one);
-}
-template <class View>
-void spoil_tensor(Random& random, View& view) {
-  Index* const extents[] = {&view.tokens, &view.heads, &view.dim};
-  switch (random.below(6)) {
-    case 0: view.data = hostile_pointer(random, view.data); break;
-    case 1: view.type = hostile_type(random); break;
-    case 2:
-    case 3: spoil_strides(random, view.strides); break;
-    default: {
-      Index& extent = *extents[random.below(3)];
-      extent = hostile_number(random, extent);
-    }
-  }
-}
-void spoil_cache(Random& random, HostileCall& call) {
-  KvCacheView& kv = call.sequence.kv;
-  Index* const numbers[] = {&kv.length,   &kv.length, &kv.kv_heads,  &kv.head_dim,   &kv.value_dim,
-                            &kv.capacity, &kv.oldest, &kv.page_size, &kv.pool_pages, &kv.page_table_size};
-  switch (random.below(9)) {
-    case 0: kv.k = hostile_pointer(random, kv.k); break;
-    case 1: kv.v = hostile_pointer(random, kv.v); break;
-    case 2: (random.below(2) == 0 ? kv.k_type : kv.v_type) = hostile_type(random); break;
-    case 3: kv.storage = static_cast<Storage>(random.below(4)); break;
-    case 4: spoil_strides(random, kv.k_strides); break;
-    case 5: spoil_strides(random, kv.v_strides); break;
-    case 6:
-      if (call.table.empty()) break;
-      if (random.below(4) == 0) kv.page_table = hostile_pointer(random, kv.page_table);
-      else
-        call.table[static_cast<std::size_t>(random.below(static_cast<Index>(call.table.size())))] =
-            static_cast<std::int32_t>(hostile_number(random, 1));
-      break;
-    default: {
-      Index& number = *numbers[random.below(10)];
-      number = hostile_number(random, number);
-    }
-  }
-}
+void spoil_cache(Random& random, HostileCall& call) { spoil_cache(random, call.sequence.kv, call.table); }
 void spoil_rest(Random& random, HostileCall& call) {
   Sequence& s = call.sequence;
   const auto tokens = static_cast<std::size_t>(call.problem.shape.n_q);

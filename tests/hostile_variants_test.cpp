@@ -88,6 +88,21 @@ TEST(HostileVariants, ViewsWhoseOffsetsAreNoNumbers) {
             std::string::npos);
 }
 
+TEST(HostileVariants, NothingIsAskedForASequenceWithoutQueries) {
+  const Problem p = make_problem({4, 2, 8, 8, 0, 10}, 1);
+  const Tensor q(p.q, ElementType::f32);
+  const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
+  const auto said = [&](const auto& part) {
+    return refusal([&] { attend(q.const_view(), kv.view(), {best_f32_path()}, compose(Full{}, part)); });
+  };
+  EXPECT_EQ(said(AdditiveBias{BroadcastView<float>(nullptr, 1, 4, 0, 10)}), "accepted");
+  const std::vector<float> bias(4);
+  EXPECT_EQ(said(DistanceBias{bias, 1, 0}), "accepted");
+  EXPECT_NE(said(DistanceBias{bias, 2, 0}).find("variant.bias.size()"), std::string::npos);
+  EXPECT_NE(refused(AdditiveBias{BroadcastView<float>(nullptr, 1, 4, 3, 10)}).find("variant.bias.data"),
+            std::string::npos);
+}
+
 TEST(HostileVariants, SizesThatOnlyTheReferenceWouldHaveMissed) {
   const std::vector<float> few(3);
   EXPECT_NE(refused(Alibi{few}).find("variant.slopes.size()"), std::string::npos);

@@ -34,12 +34,15 @@
 //       |ô − o| ≤ Σ w_t·(δ_t·|v_t − o| + (1 + δ_t)·(γ(N_o)·|v_t| + γ(N_l)·|o|)) / (1 − η) + 3u·|o| + the output type's rounding,
 //       η = Σ w_t·δ_t + γ(N_l).
 //   A weight's error counts by its value's distance from the output: values that are all alike come out to the roundings of two sums.
+//   A sink is a token whose value is zero; where it is left out of the log-sum-exp, weights of the output and weights of lse differ.
+//   A factor f of the output multiplies error and all; f itself is off by 2 roundings and an exponential, the product by one more.
 //   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding; on Path::avx512bf16 it has the weights before they are rounded.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 
 #include "gqa/reference.hpp"
 #include "problem.hpp"
@@ -72,9 +75,13 @@ inline double left_out(ElementType x, ElementType y) {
   return second(x) * second(y) + rest(x) + rest(y) + rest(x) * rest(y);
 }
 
+/// What each output element is multiplied by at the end, if the variant that was called has such a part and `variant`, here, has none.
+using OutputChange = std::function<double(Index token, Index head, Index d)>;
+
 template <class V>
 ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& kv, const How& how, const V& variant,
-                                   const Result& result, std::span<const Index> positions = {}) {
+                                   const Result& result, std::span<const Index> positions = {},
+                                   const OutputChange& change = nullptr) {
   constexpr double u = 0x1p-24;
   constexpr double ln2 = 0.693147180559945309417;
   const auto gamma = [](double n) { return n * u / (1.0 - n * u); };
@@ -145,13 +152,17 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       double underflow = 0.0;
       Eigen::VectorXd spread = Eigen::VectorXd::Zero(kv.value_dim);
       const RowContext context{{position, token, 0}, head};
+      double total = lse;              // logarithm of the sum that outputs are divided by
       if constexpr (SinkVariant<V>) {  // a token whose value is zero; its weight is merged, not rounded
         const double sink = static_cast<double>(variant.sink(context));
-        const double weight = std::exp(sink - lse);
+        bool in_lse = true;
+        if constexpr (detail::SaysSinkInLse<V>) in_lse = variant.sink_in_lse();
+        if (!in_lse && !std::isinf(sink)) total = std::max(lse, sink) + std::log1p(std::exp(-std::abs(lse - sink)));
+        const double weight = std::isinf(sink) ? 0.0 : std::exp(sink - total);
         const double delta =
             weight == 0.0 ? 0.0 : std::exp2(gamma(4.0) * std::abs(sink) / ln2) * (1.0 + exponential) * (1.0 + u) - 1.0;
         eta += weight * delta;
-        eta_of_lse += weight * delta;
+        if (in_lse) eta_of_lse += weight * delta;
         spread += weight * (delta + (1.0 + delta) * gamma(n_l)) * expected.cwiseAbs();
       }
       for (Index t = 0; t < kv.length; ++t) {
@@ -166,14 +177,14 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         double e = (gamma(score_roundings) + lost_of_score) * magnitude +
                    dim * tiny * (1.0 + key.cwiseAbs().maxCoeff() + query.cwiseAbs().maxCoeff());
         if (ScoringVariant<V>) e = 2.0 * e + gamma(6.0) * (std::abs(score) + std::abs(product)) / ln2;
-        const double below = std::max(0.0, lse - score) / ln2;  // at least m − σ_t, as lse ≥ m
-        const double weight = std::exp(score - lse);
+        const double below = std::max(0.0, total - score) / ln2;  // at least m − σ_t, as total ≥ m
+        const double weight = std::exp(score - total);
         const double unrounded =
             weight == 0.0 ? 1.0
                           : std::exp2(e + u * (below + 2.0 * e)) * std::pow(1.0 + exponential + u, 1.0 + rescalings);
         const double delta = weight == 0.0 ? 0.0 : unrounded * (1.0 + weight_rounding) - 1.0;
         eta += weight * delta;
-        eta_of_lse += weight * (how.path == Path::avx512bf16 ? unrounded - 1.0 : delta);
+        eta_of_lse += std::exp(score - lse) * (how.path == Path::avx512bf16 ? unrounded - 1.0 : delta);
         const double of_sum = gamma(n_o) + lost_of_value * (1.0 + gamma(n_o));
         spread += weight * (delta * (value - expected).cwiseAbs() +
                             (1.0 + delta) * (of_sum * value.cwiseAbs() + gamma(n_l) * expected.cwiseAbs()));
@@ -181,10 +192,14 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       }
       report.largest_eta = std::max(report.largest_eta, eta);
       for (Index d = 0; d < kv.value_dim; ++d) {
-        const double size = std::abs(expected[d]);
-        const double exact = spread[d] / (1.0 - eta) + 3.0 * u * size + underflow;
+        const double factor_of_output = change ? change(token, head, d) : 1.0;
+        const double changed = factor_of_output * expected[d];
+        const double size = std::abs(changed);
+        double exact =
+            (spread[d] / (1.0 - eta) + 3.0 * u * std::abs(expected[d]) + underflow) * std::abs(factor_of_output);
+        if (change) exact += 5.0 * 0x1p-23 * size + 0x1p-120 * (1.0 + std::abs(expected[d]));
         const double bound = exact + out_relative * (size + exact) + out_absolute;
-        judge(static_cast<double>(result.at(token, head, d)), expected[d], bound, "out", token, head, d);
+        judge(static_cast<double>(result.at(token, head, d)), changed, bound, "out", token, head, d);
       }
       const double lse_bound = -std::log1p(-eta_of_lse) + 2.0 * u * std::abs(lse) + 0x1p-125;
       judge(static_cast<double>(result.lse_at(token, head)), lse, lse_bound, "lse", token, head, -1);

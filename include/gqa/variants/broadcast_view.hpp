@@ -56,7 +56,8 @@ struct BroadcastView {
   /// Fails if the view does not fit a sequence. `name`: the member that it is, with its dot.
   GQA_ALWAYS_INLINE void check(const char* name, const SequenceContext& sequence) const {
     const auto given = [&](const char* member) { return detail::Text("variant.") + name + "." + member; };
-    if (data == nullptr) detail::fail(given("data"), "null", "a pointer to the elements");
+    if (data == nullptr && sequence.queries > 0 && sequence.kv_length > 0)  // else there are no elements
+      detail::fail(given("data"), "null", "a pointer to the elements");
     if (sequences != 1 && sequence.sequence >= sequences)
       detail::fail(given("sequences"), sequences,
                    "1, or the sequences of the batch, " + detail::to_text(sequence.sequence + 1) + " at least");

@@ -124,6 +124,7 @@ struct DistanceBias {
     if (static_cast<Index>(bias.size()) != biases)
       detail::fail("variant.bias.size()", static_cast<Index>(bias.size()),
                    "query heads * distances = " + detail::to_text(biases));
+    if (sequence.queries == 0) return;
     const Index behind = sequence.kv_length - 1;  // the last key; positions may be any numbers
     if (least > 0 || !(Checked(least) + behind).at_most(sequence.first_position))
       detail::fail("variant.least", least,
