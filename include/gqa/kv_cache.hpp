@@ -26,9 +26,11 @@
 #include <optional>
 #include <span>
 
+#include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/kv_layout.hpp"
 #include "gqa/detail/kv_pages.hpp"
 #include "gqa/detail/kv_slots.hpp"
+#include "gqa/key_hook.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 
@@ -85,11 +87,19 @@ class ContiguousKvCache {
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v) {
     detail::append_contiguous(slots_, k, v);
   }
-  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for.
-  template <detail::ElementRange K, detail::ElementRange V>
-  GQA_ALWAYS_INLINE void append(const K& k, const V& v) {
+  /// Appends tokens whose keys a hook changes on their way: see gqa::KeyHook.
+  /// @throws what else append throws, and what the hook's check does
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
+    const detail::FloatEnvironment environment;
+    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
+    detail::append_contiguous(slots_, k, v, &ref);
+  }
+  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
+  template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
+  GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
     append(detail::packed_rows("k", std::span(k), slots_.view.kv_heads, slots_.view.head_dim),
-           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim));
+           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim), hook...);
   }
 
   /// Keeps the first `length` tokens and drops the others (draft tokens that were rejected).
@@ -139,11 +149,19 @@ class RingKvCache {
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v) {
     detail::append_ring(slots_, k, v);
   }
-  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for.
-  template <detail::ElementRange K, detail::ElementRange V>
-  GQA_ALWAYS_INLINE void append(const K& k, const V& v) {
+  /// Appends tokens whose keys a hook changes on their way: see gqa::KeyHook.
+  /// @throws what else append throws, and what the hook's check does
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
+    const detail::FloatEnvironment environment;
+    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
+    detail::append_ring(slots_, k, v, &ref);
+  }
+  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
+  template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
+  GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
     append(detail::packed_rows("k", std::span(k), slots_.view.kv_heads, slots_.view.head_dim),
-           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim));
+           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim), hook...);
   }
 
   /// Makes position `length` the next one and drops the tokens from there on. What they had overwritten does not come
@@ -200,12 +218,20 @@ class PagedSequence {
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v) {
     detail::append_paged(table_, k, v);
   }
-  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for.
-  template <detail::ElementRange K, detail::ElementRange V>
-  GQA_ALWAYS_INLINE void append(const K& k, const V& v) {
+  /// Appends tokens whose keys a hook changes on their way: see gqa::KeyHook.
+  /// @throws what else append throws, and what the hook's check does
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
+    const detail::FloatEnvironment environment;
+    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
+    detail::append_paged(table_, k, v, &ref);
+  }
+  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
+  template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
+  GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
     const KvCacheView& pool = detail::pool_of(table_).view;
     append(detail::packed_rows("k", std::span(k), pool.kv_heads, pool.head_dim),
-           detail::packed_rows("v", std::span(v), pool.kv_heads, pool.value_dim));
+           detail::packed_rows("v", std::span(v), pool.kv_heads, pool.value_dim), hook...);
   }
 
   /// Keeps the first `length` tokens, drops the others and gives back the pages that only they used.

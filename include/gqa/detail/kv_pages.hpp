@@ -182,14 +182,16 @@ inline void copy_last_page(KvPageTable& table) noexcept {
   const std::int32_t fresh = take_page(pool);
   const Index tokens = table.view.length % table.view.page_size;
   for (const KvRoom& room : {key_room(pool.view, pool.k), value_room(pool.view, pool.v)})
-    copy_slots(room, table.view.kv_heads, entry, fresh, tokens);
+    copy_slots(room, table.view.kv_heads, {entry, 0}, {fresh, 0}, tokens);
   give_back_page(pool, entry);
   entry = fresh;
 }
 
-inline void append_paged(KvPageTable& table, const ConstTensorView& k, const ConstTensorView& v) {
+inline void append_paged(KvPageTable& table, const ConstTensorView& k, const ConstTensorView& v,
+                         const KeyHookRef* hook = nullptr) {
   KvPool& pool = pool_of(table);
   check_append(table.view, k, v);
+  const KeyChange change(hook, {table.view.length, k.tokens, k.heads, k.dim});
   if (k.tokens == 0) return;
   const Index needed = pages_to_append(table, k.tokens);
   if (needed > pool.free_count)
@@ -210,7 +212,7 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
     const Index slot = position % page_size;
     const Index count = k.tokens - done < page_size - slot ? k.tokens - done : page_size - slot;
     const Index page = entries[position / page_size];
-    write_rows(keys, page, slot, k.slice(done, count));
+    write_rows(keys, page, slot, k.slice(done, count), change.if_any(), position);
     write_rows(values, page, slot, v.slice(done, count));
     done += count;
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// How rows of keys and values get into an owning cache: checked, converted to the stored type, written to their slots.
+/// How rows of keys and values get into an owning cache: checked, changed by a hook, converted to the stored type, written to their slots.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "gqa/detail/check_views.hpp"
 #include "gqa/detail/kv_buffer.hpp"
+#include "gqa/key_hook.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 
@@ -64,25 +65,102 @@ inline RowEncoder row_encoder(KvType to, ElementType from) {
   return encoder_of<typename CodecWithId<Id>::type>(from);
 }
 
-/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages).
-inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows) {
-  const RowEncoder encode = row_encoder(room.type, rows.type);
+/// to[0 … dim) ← a stored row.
+using RowDecoder = void (*)(const std::byte* row, const std::byte* scale, Index dim, float* to);
+
+template <class Codec>
+inline void decode_row(const std::byte* row, const std::byte* scale, Index dim, float* to) {
+  Codec::decode(row, scale, dim, to);
+}
+/// Of a type that is one of the library's codecs.
+template <int Id = 0>
+inline RowDecoder row_decoder(KvType from) {
+  if constexpr (Id + 1 < CodecList::size)
+    if (from.id() != Id) return row_decoder<Id + 1>(from);
+  return decode_row<typename CodecWithId<Id>::type>;
+}
+
+/// A hook for one call, checked, and a row for it to work on: from here on nothing fails. Without a hook it is nothing.
+class KeyChange {
+ public:
+  KeyChange(const KeyHookRef* hook, const KeyRows& rows)
+      : hook_(hook), row_(few_), first_position_(rows.first_position) {
+    if (hook == nullptr) return;
+    hook->check(hook->hook, rows);
+    if (rows.dim <= kFew) return;
+    many_ = Buffer(rows.dim * static_cast<Index>(sizeof(float)), "a key row");
+    row_ = many_.as<float>();
+  }
+  KeyChange(const KeyChange&) = delete;
+  KeyChange& operator=(const KeyChange&) = delete;
+  ~KeyChange() {}
+
+  float* row() const noexcept { return row_; }
+  /// Has the hook change what is in row(). Returns that, as elements of f32.
+  const std::byte* operator()(Index dim, Index head, Index position) const {
+    hook_->change(hook_->hook, {row_, dim, head, position, position - first_position_});
+    return reinterpret_cast<const std::byte*>(row_);
+  }
+  /// `this`, if there is a hook.
+  const KeyChange* if_any() const noexcept { return hook_ != nullptr ? this : nullptr; }
+
+ private:
+  static constexpr Index kFew = 1024;
+
+  const KeyHookRef* hook_;
+  float* row_;
+  Index first_position_;
+  Buffer many_{};
+  float few_[kFew];
+};
+
+/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
+/// positions position, position + 1, …
+inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows,
+                       const KeyChange* change = nullptr, Index position = 0) {
+  const RowEncoder widen = row_encoder(ElementType::f32, rows.type);
+  const RowEncoder encode = row_encoder(room.type, change == nullptr ? rows.type : ElementType::f32);
   const Index bytes = element_bytes(rows.type);
   const auto* from = static_cast<const std::byte*>(rows.data);
   for (Index head = 0; head < rows.heads; ++head)
-    for (Index token = 0; token < rows.tokens; ++token)
-      encode(from + (head * rows.strides.head + token * rows.strides.token) * bytes, rows.strides.dim, room.dim,
-             room.row(page, slot + token, head), room.scale(page, slot + token, head));
+    for (Index token = 0; token < rows.tokens; ++token) {
+      const std::byte* row = from + (head * rows.strides.head + token * rows.strides.token) * bytes;
+      Index step = rows.strides.dim;
+      if (change != nullptr) {
+        widen(row, step, room.dim, reinterpret_cast<std::byte*>(change->row()), nullptr);
+        row = (*change)(room.dim, head, position + token);
+        step = 1;
+      }
+      encode(row, step, room.dim, room.row(page, slot + token, head), room.scale(page, slot + token, head));
+    }
+}
+/// Changes keys of positions position, position + 1, … where they are.
+inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot, Index tokens, Index position,
+                         const KeyChange& change) {
+  const RowDecoder decode = row_decoder(room.type);
+  const RowEncoder encode = row_encoder(room.type, ElementType::f32);
+  for (Index head = 0; head < heads; ++head)
+    for (Index token = 0; token < tokens; ++token) {
+      std::byte* const row = room.row(page, slot + token, head);
+      std::byte* const scale = room.scale(page, slot + token, head);
+      decode(row, scale, room.dim, change.row());
+      encode(change(room.dim, head, position + token), 1, room.dim, row, scale);
+    }
 }
 
-/// The first `tokens` slots of a page → those of another one: bytes, whatever they mean.
-inline void copy_slots(const KvRoom& room, Index heads, Index from, Index to, Index tokens) noexcept {
+/// Where a token is.
+struct Slot {
+  Index page;  ///< physical; 0 where there are no pages
+  Index slot;
+};
+/// Slots from `from` on → those from `to` on, in ascending order: bytes, whatever they mean.
+inline void copy_slots(const KvRoom& room, Index heads, const Slot& from, const Slot& to, Index tokens) noexcept {
   const auto row_bytes = static_cast<std::size_t>(room.type.row_bytes(room.dim));
   for (Index head = 0; head < heads; ++head)
     for (Index token = 0; token < tokens; ++token) {
-      std::memcpy(room.row(to, token, head), room.row(from, token, head), row_bytes);
+      std::memcpy(room.row(to.page, to.slot + token, head), room.row(from.page, from.slot + token, head), row_bytes);
       if (room.scales != nullptr)
-        std::memcpy(room.scale(to, token, head), room.scale(from, token, head),
+        std::memcpy(room.scale(to.page, to.slot + token, head), room.scale(from.page, from.slot + token, head),
                     static_cast<std::size_t>(room.type.scale_bytes()));
     }
 }
