@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <cfenv>
-#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -30,20 +29,6 @@ KvNumbers numbers_of(ElementType type, const KvDims& dims, std::uint64_t seed) {
   KvNumbers numbers(kTokens, dims, seed);
   for (float& x : numbers.k.values) x = rounded_to(type, x);
   return numbers;
-}
-
-// Positions [first_position, length) of both hold the same bits.
-testing::AssertionResult same_rows(const KvCacheView& a, const KvCacheView& b) {
-  if (a.length != b.length) return testing::AssertionFailure() << "lengths " << a.length << " and " << b.length;
-  for (const bool key : {true, false})
-    for (Index position = a.first_position(); position < a.length; ++position)
-      for (Index head = 0; head < a.kv_heads; ++head) {
-        const Index bytes = key ? a.k_type.row_bytes(a.head_dim) : a.v_type.row_bytes(a.value_dim);
-        if (std::memcmp(stored_row(a, key, position, head), stored_row(b, key, position, head),
-                        static_cast<std::size_t>(bytes)) != 0)
-          return testing::AssertionFailure() << (key ? "k" : "v") << " of position " << position << ", head " << head;
-      }
-  return testing::AssertionSuccess();
 }
 
 // Appends all tokens in chunks of several sizes, with a hook or without.
