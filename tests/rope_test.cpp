@@ -128,8 +128,8 @@ TEST_P(RopePairing, TurnsPairsAsComplexNumbers) {
       const std::size_t b = at + static_cast<std::size_t>(split ? i + 11 : 2 * i + 1);
       const double angle = static_cast<double>(positions[row / 2]) * std::pow(10000.0, -static_cast<double>(i) / 11.0);
       const auto turned = std::complex<double>(before[a], before[b]) * std::polar(1.0, angle);
-      // Sine, cosine and result are rounded once each.
-      const double bound = 0x1p-23 * (std::abs(before[a]) + std::abs(before[b]));
+      // Sine and cosine, at most 1, are rounded; then the products, and their sum.
+      const double bound = 2.5 * 0x1p-24 * (std::abs(before[a]) + std::abs(before[b]));
       EXPECT_NEAR(rows[a], turned.real(), bound);
       EXPECT_NEAR(rows[b], turned.imag(), bound);
     }

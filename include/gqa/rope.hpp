@@ -26,10 +26,10 @@ class RopeKeys;
 class RopeShift;
 
 /// Turns rows of queries and of keys by their positions: pair i of a row by position · frequency(i), in f32 from sines and cosines that were
-/// computed in double precision. Keys are turned once, as they go into a cache: append with the hook keys(). Cached keys can be moved by a
+/// computed in double precision: those, their products and sums of products are each rounded to f32, the same on every path. Keys are turned once, as they go into a cache: append with the hook keys(). Cached keys can be moved by a
 /// number of positions where they are, with the hook shift(), which is how a context is shortened in its middle.
 ///
-/// Thread safe once made, for rows that no two threads share. Element types f32, bf16 and f16: a row is widened, turned and rounded once.
+/// Thread safe once made, for rows that no two threads share. Element types f32, bf16 and f16: a row is widened, turned, and rounded to its type.
 class Rope {
  public:
   /// Sines and cosines of the positions [0, positions).

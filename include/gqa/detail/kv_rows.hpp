@@ -11,6 +11,7 @@
 
 #include "gqa/detail/check_views.hpp"
 #include "gqa/detail/kv_buffer.hpp"
+#include "gqa/detail/row_ops.hpp"
 #include "gqa/key_hook.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
@@ -44,9 +45,6 @@ concept ElementRange = Element<typename decltype(std::span(std::declval<const R&
 
 inline namespace GQA_ABI {
 
-/// row ← `dim` elements, `step` of them apart, as a codec stores them.
-using RowEncoder = void (*)(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale);
-
 template <class Codec, class From>
 inline void encode_row(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale) {
   Codec::template encode<From>(from, step, dim, row, scale);
@@ -59,10 +57,19 @@ inline RowEncoder encoder_of(ElementType from) {
 }
 /// Of a type that is one of the library's codecs.
 template <int Id = 0>
-inline RowEncoder row_encoder(KvType to, ElementType from) {
+inline RowEncoder codec_encoder(KvType to, ElementType from) {
   if constexpr (Id + 1 < CodecList::size)
-    if (to.id() != Id) return row_encoder<Id + 1>(to, from);
+    if (to.id() != Id) return codec_encoder<Id + 1>(to, from);
   return encoder_of<typename CodecWithId<Id>::type>(from);
+}
+inline RowEncoder row_encoder(KvType to, ElementType from) {
+  const RowOps& ops = row_ops();
+  RowEncoder fast = nullptr;
+  if (from == ElementType::f32 && to == ElementType::bf16) fast = ops.f32_to_bf16;
+  if (from == ElementType::f32 && to == ElementType::f16) fast = ops.f32_to_f16;
+  if (from == ElementType::bf16 && to == ElementType::f32) fast = ops.bf16_to_f32;
+  if (from == ElementType::f16 && to == ElementType::f32) fast = ops.f16_to_f32;
+  return fast != nullptr ? fast : codec_encoder(to, from);
 }
 
 /// to[0 … dim) ← a stored row.
@@ -111,8 +118,10 @@ class KeyChange {
   float* row_;
   Index first_position_;
   Buffer many_{};
-  float few_[kFew];
+  alignas(kCacheLineBytes) float few_[kFew];
 };
+
+GQA_ALWAYS_INLINE Index magnitude(Index stride) noexcept { return stride < 0 ? -stride : stride; }
 
 /// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
 /// positions position, position + 1, …
@@ -122,8 +131,14 @@ inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTe
   const RowEncoder encode = row_encoder(room.type, change == nullptr ? rows.type : ElementType::f32);
   const Index bytes = element_bytes(rows.type);
   const auto* from = static_cast<const std::byte*>(rows.data);
-  for (Index head = 0; head < rows.heads; ++head)
-    for (Index token = 0; token < rows.tokens; ++token) {
+  // In the order in which they lie, which memory gives and takes twice as fast as any other.
+  const bool by_token = magnitude(rows.strides.token) >= magnitude(rows.strides.head);
+  const Index outer = by_token ? rows.tokens : rows.heads;
+  const Index inner = by_token ? rows.heads : rows.tokens;
+  for (Index i = 0; i < outer; ++i)
+    for (Index j = 0; j < inner; ++j) {
+      const Index token = by_token ? i : j;
+      const Index head = by_token ? j : i;
       const std::byte* row = from + (head * rows.strides.head + token * rows.strides.token) * bytes;
       Index step = rows.strides.dim;
       if (change != nullptr) {
@@ -181,6 +196,7 @@ inline void check_not_moved_from(Index kv_heads) {
 /// What append takes: k (tokens × Hkv × D) and v (tokens × Hkv × Dv), each in any element type and with any strides.
 inline void check_append(const KvCacheView& cache, const ConstTensorView& k, const ConstTensorView& v) {
   check_not_moved_from(cache.kv_heads);
+  row_ops();  // throws now if it ever does
   check_rows(kAppendedKeyNames, "k.tokens", "k.heads", "k.dim", k, cache.kv_heads, "head_dim", cache.head_dim);
   check_rows(kAppendedValueNames, "v.tokens", "v.heads", "v.dim", v, cache.kv_heads, "value_dim", cache.value_dim);
   if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + to_text(k.tokens));

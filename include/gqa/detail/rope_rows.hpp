@@ -4,44 +4,25 @@
 #pragma once
 
 #include "gqa/detail/check_views.hpp"
-#include "gqa/detail/path/region.hpp"
 #include "gqa/detail/rope_frequencies.hpp"
+#include "gqa/detail/row_ops.hpp"
 #include "gqa/tensor_view.hpp"
 
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// Pairs that are taken at a time: whole registers for a compiler that vectorises.
-inline constexpr Index kTurnedPairs = 8;
-
-/// (a, b) ← (a·cos − b·sin, b·cos + a·sin). In double, where products of floats are exact: fused or not, the sums are the same.
-template <class T>
-GQA_OP void turn_pairs(T* a, T* b, Index step, const float* cosines, const float* sines, Index count) {
-  for (Index i = 0; i < count; ++i) {
-    const double x = static_cast<double>(static_cast<float>(a[i * step]));
-    const double y = static_cast<double>(static_cast<float>(b[i * step]));
-    const double cosine = static_cast<double>(cosines[i]);
-    const double sine = static_cast<double>(sines[i]);
-    a[i * step] = static_cast<T>(static_cast<float>(x * cosine - y * sine));
-    b[i * step] = static_cast<T>(static_cast<float>(y * cosine + x * sine));
-  }
-}
-
 /// Pairs [first, last) of a row.
 /// @param turns  cosines of the pairs, then sines, of all dims / 2
+inline void turn_row(float* row, const float* turns, Index dims, RopePairs pairs, Index first, Index last) {
+  row_ops().turn(row, turns, dims, pairs == RopePairs::half_split, first, last);
+}
 template <class T>
 inline void turn_row(T* row, const float* turns, Index dims, RopePairs pairs, Index first, Index last) {
-  const Index half = dims / 2;
-  const bool split = pairs == RopePairs::half_split;
-  T* const b = split ? row + half : row + 1;
-  const Index step = split ? 1 : 2;
-  Index i = first;
-  for (; i + kTurnedPairs <= last; i += kTurnedPairs) {
-    if (split) turn_pairs(row + i, b + i, 1, turns + i, turns + half + i, kTurnedPairs);
-    else turn_pairs(row + 2 * i, b + 2 * i, 2, turns + i, turns + half + i, kTurnedPairs);
-  }
-  turn_pairs(row + i * step, b + i * step, step, turns + i, turns + half + i, last - i);
+  const float* const sines = turns + dims / 2;
+  if (pairs == RopePairs::half_split)
+    turn_pairs(row + first, row + dims / 2 + first, 1, turns + first, sines + first, last - first);
+  else turn_pairs(row + 2 * first, row + 2 * first + 1, 2, turns + first, sines + first, last - first);
 }
 
 /// What a token is turned by: the pairs of each axis by that axis's turns.
