@@ -48,7 +48,7 @@ namespace gqa {
 struct RmsNormOptions {
   std::span<const float> weights = {};  ///< of each dim; none: 1
   float weight_offset = 0.0f;           ///< added to each weight: 1 in Gemma
-  double epsilon = 1e-6;
+  double epsilon = static_cast<double>(1e-6L);
 };
 
 namespace detail::inline GQA_ABI {
@@ -57,7 +57,7 @@ inline void check_norm(const RmsNormOptions& options, const char* dim_name, Inde
   if (!options.weights.empty() && static_cast<Index>(options.weights.size()) != dim)
     fail("options.weights.size()", static_cast<Index>(options.weights.size()),
          Text(dim_name) + " = " + to_text(dim) + ", or none");
-  if (!(options.epsilon >= 0.0) || options.epsilon > 1e300)
+  if (!(options.epsilon >= 0.0) || options.epsilon > static_cast<double>(1e300L))
     fail("options.epsilon", to_text(options.epsilon), "a number, 0 or more");
 }
 inline const float* weights_of(const RmsNormOptions& options) noexcept {

@@ -40,8 +40,10 @@ class Rope {
     frequencies_.resize(static_cast<std::size_t>(options.dims / 2));
     detail::fill_frequencies(options, frequencies_);
     factor_ = detail::attention_factor(options);
-    table_.resize(static_cast<std::size_t>(positions * options.dims));
-    detail::fill_turns(frequencies_, 0, positions, factor_, table_.data());
+    constexpr Index line = detail::TurnLine::size;
+    table_.resize(static_cast<std::size_t>((positions * options.dims + line - 1) / line));
+    positions_ = positions;
+    detail::fill_turns(frequencies_, 0, positions, factor_, detail::typed<float>(table_.data()));
   }
 
   /// Rows of consecutive positions, of `first_position` and on, in place.
@@ -84,7 +86,8 @@ class Rope {
   GQA_ALWAYS_INLINE RopeShift shift(Index by) const;
 
   GQA_ALWAYS_INLINE Index positions() const noexcept {
-    return options_.dims == 0 ? Index{1} << 32 : static_cast<Index>(table_.size()) / options_.dims;
+    if (options_.dims == 0) return Index{1} << 32;
+    return table_.empty() ? 0 : positions_;  // also when moved from
   }
   /// Radians a position of each pair, dims / 2 of them.
   GQA_ALWAYS_INLINE std::span<const double> frequencies() const noexcept { return frequencies_; }
@@ -112,9 +115,10 @@ class Rope {
                      "0 to " + detail::to_text(positions() - 1) + ", the positions of the table");
     }
   }
+  GQA_ALWAYS_INLINE const float* table() const noexcept { return detail::typed<const float>(table_.data()); }
   /// Cosines of the pairs, then sines: the same on every axis, or those of each.
   GQA_ALWAYS_INLINE detail::TokenTurns turns_at(Index position) const noexcept {
-    const float* const turns = table_.data() + position * options_.dims;
+    const float* const turns = table() + position * options_.dims;
     return {{turns, turns, turns, turns}};
   }
   GQA_ALWAYS_INLINE detail::TokenTurns turns_at(std::span<const Index> of_tokens, Index token) const noexcept {
@@ -122,13 +126,14 @@ class Rope {
     const std::size_t tokens = of_tokens.size() / axes;
     detail::TokenTurns turns{};
     for (std::size_t axis = 0; axis < axes; ++axis)
-      turns.of_axis[axis] = table_.data() + of_tokens[axis * tokens + static_cast<std::size_t>(token)] * options_.dims;
+      turns.of_axis[axis] = table() + of_tokens[axis * tokens + static_cast<std::size_t>(token)] * options_.dims;
     return turns;
   }
 
   RopeOptions options_;
   std::vector<double> frequencies_{};
-  std::vector<float> table_{};  // [position][cosines, sines]
+  std::vector<detail::TurnLine> table_{};  // [position][cosines, sines]
+  Index positions_ = 0;
   double factor_ = 1.0;
 };
 

@@ -91,22 +91,22 @@ inline RowDecoder row_decoder(KvType from) {
 class KeyChange {
  public:
   KeyChange(const KeyHookRef* hook, const KeyRows& rows)
-      : hook_(hook), row_(few_), first_position_(rows.first_position) {
+      : hook_(hook), row_(reinterpret_cast<std::byte*>(few_)), first_position_(rows.first_position) {
     if (hook == nullptr) return;
     hook->check(hook->hook, rows);
     if (rows.dim <= kFew) return;
     many_ = Buffer(rows.dim * static_cast<Index>(sizeof(float)), "a key row");
-    row_ = many_.as<float>();
+    row_ = many_.as<std::byte>();
   }
   KeyChange(const KeyChange&) = delete;
   KeyChange& operator=(const KeyChange&) = delete;
   ~KeyChange() {}
 
-  float* row() const noexcept { return row_; }
-  /// Has the hook change what is in row(). Returns that, as elements of f32.
-  const std::byte* operator()(Index dim, Index head, Index position) const {
-    hook_->change(hook_->hook, {row_, dim, head, position, position - first_position_});
-    return reinterpret_cast<const std::byte*>(row_);
+  /// For one row, which is not stored yet or no longer.
+  std::byte* row() const noexcept { return row_; }
+  /// Has the hook change `row`, f32 elements.
+  void operator()(std::byte* row, Index dim, Index head, Index position) const {
+    hook_->change(hook_->hook, {typed<float>(row), dim, head, position, position - first_position_});
   }
   /// `this`, if there is a hook.
   const KeyChange* if_any() const noexcept { return hook_ != nullptr ? this : nullptr; }
@@ -115,7 +115,7 @@ class KeyChange {
   static constexpr Index kFew = 1024;
 
   const KeyHookRef* hook_;
-  float* row_;
+  std::byte* row_;
   Index first_position_;
   Buffer many_{};
   alignas(kCacheLineBytes) float few_[kFew];
@@ -139,14 +139,17 @@ inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTe
     for (Index j = 0; j < inner; ++j) {
       const Index token = by_token ? i : j;
       const Index head = by_token ? j : i;
-      const std::byte* row = from + (head * rows.strides.head + token * rows.strides.token) * bytes;
-      Index step = rows.strides.dim;
-      if (change != nullptr) {
-        widen(row, step, room.dim, reinterpret_cast<std::byte*>(change->row()), nullptr);
-        row = (*change)(room.dim, head, position + token);
-        step = 1;
+      const std::byte* const row = from + (head * rows.strides.head + token * rows.strides.token) * bytes;
+      std::byte* const to = room.row(page, slot + token, head);
+      std::byte* const scale = room.scale(page, slot + token, head);
+      if (change == nullptr) {
+        encode(row, rows.strides.dim, room.dim, to, scale);
+        continue;
       }
-      encode(row, step, room.dim, room.row(page, slot + token, head), room.scale(page, slot + token, head));
+      std::byte* const changed = room.type == ElementType::f32 ? to : change->row();
+      widen(row, rows.strides.dim, room.dim, changed, nullptr);
+      (*change)(changed, room.dim, head, position + token);
+      if (changed != to) encode(changed, 1, room.dim, to, scale);
     }
 }
 /// Changes keys of positions position, position + 1, … where they are.
@@ -158,8 +161,9 @@ inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot
     for (Index token = 0; token < tokens; ++token) {
       std::byte* const row = room.row(page, slot + token, head);
       std::byte* const scale = room.scale(page, slot + token, head);
-      decode(row, scale, room.dim, change.row());
-      encode(change(room.dim, head, position + token), 1, room.dim, row, scale);
+      decode(row, scale, room.dim, typed<float>(change.row()));
+      change(change.row(), room.dim, head, position + token);
+      encode(change.row(), 1, room.dim, row, scale);
     }
 }
 

@@ -92,6 +92,33 @@ inline constexpr int kLanes = 16;
 
 GQA_END_REGION()
 
+GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
+
+namespace gqa::detail::inline GQA_ABI::rows_avx512bf16 {
+
+/// By the processor's own rounding, in a third of the instructions. That takes denormals for zeros: rows that have some are converted again.
+inline void f32_to_bf16(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale) {
+  constexpr Index lanes = 16;
+  Index i = 0;
+  unsigned denormals = 0;
+  if (step == 1)
+    for (; i + lanes <= dim; i += lanes) {
+      const __m512 x = _mm512_loadu_ps(from + i * 4);
+      const __m256bh rounded = _mm512_cvtneps_pbh(x);
+      std::memcpy(row + i * 2, &rounded, sizeof rounded);
+      denormals |= _mm512_fpclass_ps_mask(x, 0x20);
+    }
+  if (denormals != 0) i = 0;
+  if (i < dim) rows_avx512::f32_to_bf16(from + i * step * 4, step, dim - i, row + i * 2, scale);
+}
+
+inline constexpr RowOps kOps{f32_to_bf16, rows_avx512::f32_to_f16, rows_avx512::bf16_to_f32, rows_avx512::f16_to_f32,
+                             rows_avx512::turn_row};
+
+}  // namespace gqa::detail::inline GQA_ABI::rows_avx512bf16
+
+GQA_END_REGION()
+
 #endif
 
 namespace gqa::detail::inline GQA_ABI {
@@ -99,6 +126,7 @@ namespace gqa::detail::inline GQA_ABI {
 /// Of what a path may use.
 inline const RowOps& row_ops_of([[maybe_unused]] Path path) noexcept {
 #if GQA_DETAIL_X86
+  if (path >= Path::avx512bf16) return rows_avx512bf16::kOps;
   if (path >= Path::avx512) return rows_avx512::kOps;
   if (path >= Path::avx2) return rows_avx2::kOps;
 #endif
