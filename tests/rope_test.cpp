@@ -8,6 +8,8 @@
 #include <complex>
 #include <functional>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "support/random.hpp"
 
@@ -202,6 +204,33 @@ void expect_refused(const std::function<void()>& call, const char* argument) {
   } catch (const ArgumentError& error) {
     EXPECT_NE(std::string(error.what()).find(argument), std::string::npos) << error.what();
   }
+}
+
+TEST(Rope, ACopyHasItsOwnTableAndWhatIsMovedFromRefuses) {
+  const std::vector<float> before = random_row(32, 185);
+  const auto turned_by = [&](const Rope& rope) {
+    std::vector<float> row = before;
+    rope(TensorView(row.data(), 1, 1, 32), 7);
+    rope.shift(TensorView(row.data(), 1, 1, 32), 3);
+    return row;
+  };
+  Rope first({.dims = 32}, 10), other({.dims = 8, .base = 3.0}, 2);
+  const std::vector<float> expected = turned_by(first);
+  Rope copy = first;
+  EXPECT_EQ(turned_by(copy), expected);
+  const Rope moved = std::move(first);
+  EXPECT_EQ(turned_by(moved), expected);
+  EXPECT_EQ(first.positions(), 0);  // NOLINT: moved from
+  EXPECT_EQ(moved.positions(), 10);
+  std::vector<float> row = before;
+  expect_refused([&] { first(TensorView(row.data(), 1, 1, 32), 0); }, "first_position");
+  expect_refused([&] { first.shift(TensorView(row.data(), 1, 1, 32), 1); }, "rope");
+  EXPECT_EQ(row, before);
+  other = copy;
+  copy = Rope({.dims = 8}, 1);
+  EXPECT_EQ(turned_by(other), expected);
+  first = std::move(other);
+  EXPECT_EQ(turned_by(first), expected);
 }
 
 TEST(Rope, WhatIsWrongIsNamed) {

@@ -49,6 +49,11 @@ struct KeyHooks {
   A first;
   B second;
 
+  GQA_ALWAYS_INLINE KeyHooks(const A& a, const B& b) : first(a), second(b) {}
+  GQA_ALWAYS_INLINE KeyHooks(const KeyHooks& other) : first(other.first), second(other.second) {}
+  KeyHooks& operator=(const KeyHooks&) = delete;
+  GQA_ALWAYS_INLINE ~KeyHooks() {}
+
   GQA_ALWAYS_INLINE void change(const KeyRow& row) const noexcept {
     first.change(row);
     second.change(row);

@@ -13,9 +13,9 @@
 #pragma once
 
 #include <span>
-#include <vector>
 
 #include "gqa/detail/float_environment.hpp"
+#include "gqa/detail/kv_buffer.hpp"
 #include "gqa/detail/rope_frequencies.hpp"
 #include "gqa/detail/rope_rows.hpp"
 #include "gqa/key_hook.hpp"
@@ -26,25 +26,45 @@ class RopeKeys;
 class RopeShift;
 
 /// Turns rows of queries and of keys by their positions: pair i of a row by position · frequency(i), in f32 from sines and cosines that were
-/// computed in double precision: those, their products and sums of products are each rounded to f32, the same on every path. Keys are turned once, as they go into a cache: append with the hook keys(). Cached keys can be moved by a
-/// number of positions where they are, with the hook shift(), which is how a context is shortened in its middle.
+/// computed in double precision. Those, their products, and sums of two are each rounded to f32, the same on every path. Keys are turned once,
+/// as they go into a cache: append with the hook keys(). Cached keys can be moved by a number of positions where they are, with the hook
+/// shift(), which is how a context is shortened in its middle.
 ///
-/// Thread safe once made, for rows that no two threads share. Element types f32, bf16 and f16: a row is widened, turned, and rounded to its type.
+/// Thread safe once made, for rows that no two threads share. Element types f32, bf16 and f16: a row is widened, turned, and rounded to its
+/// type. A copy has a table of its own; one that has been moved from refuses every row.
 class Rope {
  public:
   /// Sines and cosines of the positions [0, positions).
-  /// @throws ArgumentError if an option is not as RopeOptions says, or positions < 0
+  /// @throws ArgumentError if an option is not as RopeOptions says, or positions < 0; StorageExhausted if there is no memory for them
   GQA_ALWAYS_INLINE Rope(const RopeOptions& options, Index positions) : options_(options) {
     if (positions < 0 || positions > (Index{1} << 32)) detail::fail("positions", positions, "0 to 2^32");
     detail::check_rope(options);
-    frequencies_.resize(static_cast<std::size_t>(options.dims / 2));
-    detail::fill_frequencies(options, frequencies_);
+    constexpr const char* what = "rotary embeddings";
+    frequencies_ = detail::CopiedBuffer(options.dims / 2 * static_cast<Index>(sizeof(double)), what);
+    detail::fill_frequencies(options, {frequencies_.as<double>(), static_cast<std::size_t>(options.dims / 2)});
     factor_ = detail::attention_factor(options);
-    constexpr Index line = detail::TurnLine::size;
-    table_.resize(static_cast<std::size_t>((positions * options.dims + line - 1) / line));
-    positions_ = positions;
-    detail::fill_turns(frequencies_, 0, positions, factor_, detail::typed<float>(table_.data()));
+    table_ = detail::CopiedBuffer(positions * options.dims * static_cast<Index>(sizeof(float)), what);
+    detail::fill_turns(frequencies(), 0, positions, factor_, table_.as<float>());
   }
+  GQA_ALWAYS_INLINE Rope(const Rope& other)
+      : options_(other.options_), frequencies_(other.frequencies_), table_(other.table_), factor_(other.factor_) {}
+  GQA_ALWAYS_INLINE Rope(Rope&& other) noexcept
+      : options_(other.options_),
+        frequencies_(static_cast<detail::CopiedBuffer&&>(other.frequencies_)),
+        table_(static_cast<detail::CopiedBuffer&&>(other.table_)),
+        factor_(other.factor_) {}
+  GQA_ALWAYS_INLINE Rope& operator=(const Rope& other) {
+    if (this != &other) *this = Rope(other);
+    return *this;
+  }
+  GQA_ALWAYS_INLINE Rope& operator=(Rope&& other) noexcept {
+    options_ = other.options_;
+    frequencies_ = static_cast<detail::CopiedBuffer&&>(other.frequencies_);
+    table_ = static_cast<detail::CopiedBuffer&&>(other.table_);
+    factor_ = other.factor_;
+    return *this;
+  }
+  GQA_ALWAYS_INLINE ~Rope() {}
 
   /// Rows of consecutive positions, of `first_position` and on, in place.
   /// @param rows  tokens × heads × dim, dim stride 1, dim at least the turned dims
@@ -85,12 +105,15 @@ class Rope {
   /// @throws ArgumentError if `by` is not −2^32 to 2^32
   GQA_ALWAYS_INLINE RopeShift shift(Index by) const;
 
+  /// Positions of the table; none, if it has been moved from.
   GQA_ALWAYS_INLINE Index positions() const noexcept {
     if (options_.dims == 0) return Index{1} << 32;
-    return table_.empty() ? 0 : positions_;  // also when moved from
+    return table_.bytes() / (options_.dims * static_cast<Index>(sizeof(float)));
   }
   /// Radians a position of each pair, dims / 2 of them.
-  GQA_ALWAYS_INLINE std::span<const double> frequencies() const noexcept { return frequencies_; }
+  GQA_ALWAYS_INLINE std::span<const double> frequencies() const noexcept {
+    return {frequencies_.as<const double>(), static_cast<std::size_t>(frequencies_.bytes()) / sizeof(double)};
+  }
   /// What sines and cosines are multiplied by (YaRN, LongRoPE), or 1.
   GQA_ALWAYS_INLINE double attention_factor() const noexcept { return factor_; }
   GQA_ALWAYS_INLINE const RopeOptions& options() const noexcept { return options_; }
@@ -115,7 +138,7 @@ class Rope {
                      "0 to " + detail::to_text(positions() - 1) + ", the positions of the table");
     }
   }
-  GQA_ALWAYS_INLINE const float* table() const noexcept { return detail::typed<const float>(table_.data()); }
+  GQA_ALWAYS_INLINE const float* table() const noexcept { return table_.as<const float>(); }
   /// Cosines of the pairs, then sines: the same on every axis, or those of each.
   GQA_ALWAYS_INLINE detail::TokenTurns turns_at(Index position) const noexcept {
     const float* const turns = table() + position * options_.dims;
@@ -131,9 +154,8 @@ class Rope {
   }
 
   RopeOptions options_;
-  std::vector<double> frequencies_{};
-  std::vector<detail::TurnLine> table_{};  // [position][cosines, sines]
-  Index positions_ = 0;
+  detail::CopiedBuffer frequencies_{};
+  detail::CopiedBuffer table_{};  // [position][cosines, sines]
   double factor_ = 1.0;
 };
 
@@ -179,22 +201,30 @@ class RopeKeys {
 /// would have given, each element of a pair (a, b) is off by at most 3 u √(a² + b²) and some roundings of f32.
 class RopeShift {
  public:
+  GQA_ALWAYS_INLINE RopeShift(const RopeShift& other) : options_(other.options_), turns_(other.turns_) {}
+  RopeShift& operator=(const RopeShift&) = delete;
+  GQA_ALWAYS_INLINE ~RopeShift() {}
+
   GQA_ALWAYS_INLINE void change(const KeyRow& row) const noexcept { detail::turn_row(row.elements, turns(), options_); }
   GQA_ALWAYS_INLINE void check(const KeyRows& rows) const { detail::check_turned_dims(options_, rows); }
 
  private:
   friend class Rope;
   GQA_ALWAYS_INLINE RopeShift(const Rope& rope, Index by)
-      : options_(rope.options()), turns_(static_cast<std::size_t>(options_.dims)) {
+      : options_(rope.options()),
+        turns_(options_.dims * static_cast<Index>(sizeof(float)), "sines and cosines of a shift") {
     if (by < -(Index{1} << 32) || by > (Index{1} << 32)) detail::fail("by", by, "-2^32 to 2^32 positions");
-    detail::fill_turns(rope.frequencies(), by, 1, 1.0, turns_.data());
+    if (static_cast<Index>(rope.frequencies().size()) != options_.dims / 2)
+      detail::fail("rope", "empty (moved from)", "one that has frequencies");
+    detail::fill_turns(rope.frequencies(), by, 1, 1.0, turns_.as<float>());
   }
   GQA_ALWAYS_INLINE detail::TokenTurns turns() const noexcept {
-    return {{turns_.data(), turns_.data(), turns_.data(), turns_.data()}};
+    const float* const all = turns_.as<const float>();
+    return {{all, all, all, all}};
   }
 
   RopeOptions options_;
-  std::vector<float> turns_;
+  detail::CopiedBuffer turns_;
 };
 
 GQA_ALWAYS_INLINE RopeKeys Rope::keys() const noexcept { return {*this, {}, false}; }

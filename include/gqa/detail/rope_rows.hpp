@@ -12,12 +12,6 @@ GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// A cache line of a table: registers as long as that one load whole.
-struct alignas(64) TurnLine {
-  static constexpr Index size = 16;
-  float turns[size];
-};
-
 /// Pairs [first, last) of a row.
 /// @param turns  cosines of the pairs, then sines, of all dims / 2
 inline void turn_row(float* row, const float* turns, Index dims, RopePairs pairs, Index first, Index last) {
