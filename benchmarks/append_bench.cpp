@@ -4,8 +4,10 @@
 /// prompt. Held against the speed at which memory can be written.
 ///
 ///   append_<cache>/<heads>/<from>_<type>/<tokens>/t1             <tokens> at a time, converted from <from> to <type>
+///   append_rope_<pairs>/<heads>/<from>_<type>/<tokens>/t1        to a contiguous cache, keys turned by their positions on the way
 
 #include "bench_main.hpp"
+#include "gqa/rope.hpp"
 
 namespace gqa::bench {
 namespace {
@@ -13,11 +15,12 @@ namespace {
 constexpr Index kv_heads = 8, head_dim = 128, capacity = 2048, sequences = 32;
 
 /// Owning caches of one kind, that tokens are appended to in turn; one that is full starts again.
-template <class Cache>
+template <class Cache, class... Hook>
 class Appender {
  public:
-  Appender(std::vector<Cache> caches, ElementType from, Index tokens)
+  Appender(std::vector<Cache> caches, ElementType from, Index tokens, const Hook&... hook)
       : caches_(std::move(caches)),
+        hook_(hook...),
         rows_(normal_elements(from, static_cast<std::size_t>(tokens * kv_heads * head_dim))) {
     view_.data = rows_.data();
     view_.type = from;
@@ -31,11 +34,12 @@ class Appender {
     at_ = (at_ + 1) % caches_.size();
     if constexpr (!std::is_same_v<Cache, RingKvCache>)
       if (cache.length() + view_.tokens > capacity) cache.clear();
-    cache.append(view_, view_);
+    std::apply([&](const Hook&... hook) { cache.append(view_, view_, hook...); }, hook_);
   }
 
  private:
   std::vector<Cache> caches_;
+  std::tuple<Hook...> hook_;
   std::vector<std::byte> rows_;
   ConstTensorView view_;
   std::size_t at_ = 0;
@@ -51,13 +55,15 @@ std::vector<Cache> open_caches(ElementType type) {
 }
 
 /// @param open makes the caches when the entry runs
-template <class Open>
-void add_append(const std::string& kind, ElementType from, ElementType to, Index tokens, Open open) {
+/// @param hook a gqa::KeyHook, or none
+template <class Open, class... Hook>
+void add_append(const std::string& kind, ElementType from, ElementType to, Index tokens, Open open,
+                const Hook&... hook) {
   const std::string name = "append_" + kind + "/gqa_32_8/" + element_name(from) + "_" + element_name(to) + "/" +
                            std::to_string(tokens) + "/t1";
   add(name, [=](benchmark::State& state) {
     auto caches = open(to);
-    Appender append(std::move(caches), from, tokens);
+    Appender append(std::move(caches), from, tokens, hook...);
     for (Index i = 0; i < sequences * capacity / tokens; ++i) append();  // every page has been written
     Work work;
     work.bytes = 2.0 * static_cast<double>(tokens * kv_heads * head_dim * element_bytes(to));
@@ -82,10 +88,14 @@ void register_benchmarks() {
     for (Index i = 0; i < sequences; ++i) opened.push_back(pool->sequence());
     return opened;
   };
+  static const Rope half_split({.dims = head_dim}, capacity);
+  static const Rope interleaved({.dims = head_dim, .pairs = RopePairs::interleaved}, capacity);
   constexpr ElementType bf16 = ElementType::bf16, f16 = ElementType::f16, f32 = ElementType::f32;
   for (const auto& [from, to] : {std::pair{bf16, bf16}, std::pair{f32, bf16}, std::pair{f32, f16}, std::pair{f32, f32}})
     for (const Index tokens : {1, 512}) {
       add_append("contiguous", from, to, tokens, open_caches<ContiguousKvCache>);
+      add_append("rope_half_split", from, to, tokens, open_caches<ContiguousKvCache>, half_split.keys());
+      add_append("rope_interleaved", from, to, tokens, open_caches<ContiguousKvCache>, interleaved.keys());
       if (to == f16 || to == f32) continue;
       add_append("ring", from, to, tokens, open_caches<RingKvCache>);
       add_append("paged", from, to, tokens, open_sequences);

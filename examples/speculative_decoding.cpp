@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Speculative decoding with a tree of draft tokens: all of them verified in one call, and the accepted path kept in the cache without computing
 // anything again. Each node's output is that of decoding its path token by token, to the roundings of sums in another order.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "gqa/gqa.hpp"
@@ -40,34 +41,30 @@ const gqa::Rope& rope() {
   return made;
 }
 
-// A token at a position: keys turned into the cache, the query turned into `query`.
-void append(gqa::ContiguousKvCache& cache, unsigned token, Index position, float* query) {
-  Projections made = project(token);
-  rope()(gqa::TensorView(made.k.data(), 1, kKvHeads, kDim), position);
-  rope()(gqa::TensorView(made.q.data(), 1, kQueryHeads, kDim), position);
-  cache.append(made.k, made.v);
-  if (query != nullptr) std::memcpy(query, made.q.data(), made.q.size() * sizeof(float));
+// Tokens at positions of their own: keys are turned on their way into the cache, and queries into `queries`.
+void append(gqa::ContiguousKvCache& cache, std::span<const unsigned> tokens, std::span<const Index> positions,
+            std::span<float> queries) {
+  std::vector<float> k, v, q;
+  for (const unsigned token : tokens) {
+    const Projections made = project(token);
+    k.insert(k.end(), made.k.begin(), made.k.end());
+    v.insert(v.end(), made.v.begin(), made.v.end());
+    q.insert(q.end(), made.q.begin(), made.q.end());
+  }
+  cache.append(k, v, rope().keys(positions));
+  if (queries.empty()) return;
+  rope()(gqa::TensorView(q.data(), static_cast<Index>(tokens.size()), kQueryHeads, kDim), positions);
+  std::copy(q.begin(), q.end(), queries.begin());
 }
-
-// Row `slot` of a plane of a contiguous cache, as a token to append.
-gqa::ConstTensorView row_of(const void* plane, gqa::ElementType type, const gqa::KvStrides& strides, Index slot) {
-  const auto* const first = static_cast<const std::byte*>(plane) + slot * strides.token * gqa::element_bytes(type);
-  return gqa::ConstTensorView(first, type, 1, kKvHeads, kDim, {strides.token, strides.head});
-}
-
-// Keeps the prefix and the nodes of `path`, in ascending order: their rows move to where they belong.
-void keep_path(gqa::ContiguousKvCache& cache, const std::vector<Index>& path) {
-  const gqa::KvCacheView rows = cache.view();
-  cache.truncate(kPrefix);
-  for (const Index node : path)
-    cache.append(row_of(rows.k, rows.k_type, rows.k_strides, kPrefix + node),
-                 row_of(rows.v, rows.v_type, rows.v_strides, kPrefix + node));
+void append(gqa::ContiguousKvCache& cache, unsigned token, std::span<float> query) {
+  const Index position = cache.length();
+  append(cache, {&token, 1}, {&position, 1}, query);
 }
 
 gqa::ContiguousKvCache prefix_cache() {
   gqa::ContiguousKvCache cache(
       {.kv_heads = kKvHeads, .head_dim = kDim, .k_type = gqa::ElementType::bf16, .capacity = kPrefix + kNodes + 1});
-  for (Index i = 0; i < kPrefix; ++i) append(cache, static_cast<unsigned>(i), i, nullptr);
+  for (Index i = 0; i < kPrefix; ++i) append(cache, static_cast<unsigned>(i), {});
   return cache;
 }
 
@@ -83,6 +80,12 @@ int main() {
   for (std::size_t i = 0; i < kNodes; ++i)
     depth[i] = parents[i] < 0 ? 0 : depth[static_cast<std::size_t>(parents[i])] + 1;
   const auto token = [](Index node) { return static_cast<unsigned>(1000 + node); };
+  std::vector<unsigned> tokens;
+  std::vector<Index> positions;
+  for (Index node = 0; node < kNodes; ++node) {
+    tokens.push_back(token(node));
+    positions.push_back(kPrefix + depth[static_cast<std::size_t>(node)]);
+  }
   std::vector<std::uint64_t> ancestors(static_cast<std::size_t>(kNodes * gqa::DraftTree::words_a_node(kNodes)));
   gqa::DraftTree::fill_ancestors(parents, ancestors);
 
@@ -90,8 +93,7 @@ int main() {
   gqa::ContiguousKvCache cache = prefix_cache();
   std::vector<float> queries(static_cast<std::size_t>(kNodes * row));
   std::vector<float> outputs(queries.size());
-  for (Index node = 0; node < kNodes; ++node)
-    append(cache, token(node), kPrefix + depth[static_cast<std::size_t>(node)], queries.data() + node * row);
+  append(cache, tokens, positions, queries);
   attention(gqa::ConstTensorView(queries.data(), kNodes, kQueryHeads, kDim), cache.view(),
             gqa::TensorView(outputs.data(), kNodes, kQueryHeads, kDim), gqa::DraftTree{kPrefix, parents, ancestors});
 
@@ -108,7 +110,7 @@ int main() {
   std::vector<float> expected(query.size());
   bool right = true;
   for (const Index node : path) {
-    append(one_by_one, token(node), one_by_one.length(), query.data());
+    append(one_by_one, token(node), query);
     attention(gqa::ConstTensorView(query.data(), 1, kQueryHeads, kDim), one_by_one.view(),
               gqa::TensorView(expected.data(), 1, kQueryHeads, kDim));
     double error = 0.0;
@@ -120,11 +122,12 @@ int main() {
     right = right && error < 1e-5;
   }
 
-  // Commit: the path's rows move together, and the next step reads what token-by-token decoding would have left.
-  keep_path(cache, path);
+  // Commit: the path's rows move together; their keys have the positions that they were turned by already. The next step reads what
+  // token-by-token decoding would have left.
+  cache.keep(kPrefix, path);
   std::vector<float> next(query.size());
-  append(cache, 5000, cache.length(), query.data());
-  append(one_by_one, 5000, one_by_one.length(), nullptr);
+  append(cache, 5000, query);
+  append(one_by_one, 5000, {});
   const gqa::ConstTensorView q(query.data(), 1, kQueryHeads, kDim);
   attention(q, cache.view(), gqa::TensorView(next.data(), 1, kQueryHeads, kDim));
   attention(q, one_by_one.view(), gqa::TensorView(expected.data(), 1, kQueryHeads, kDim));

@@ -16,24 +16,6 @@ namespace {
 
 // --- running out -----------------------------------------------------------------------------------------------------
 
-// Everything that a failed call must leave alone.
-struct Snapshot {
-  Index length;
-  Index free_pages;
-  std::vector<std::int32_t> pages;
-  std::vector<std::int32_t> references;
-  const void* table;
-  Snapshot(const PagedKvPool& pool, const PagedSequence& sequence)
-      : length(sequence.length()),
-        free_pages(pool.free_pages()),
-        pages(pages_of(sequence)),
-        table(sequence.view().page_table) {
-    for (Index page = 0; page < pool.pages(); ++page)
-      references.push_back(static_cast<std::int32_t>(pool.reference_count(page)));
-  }
-  bool operator==(const Snapshot&) const = default;
-};
-
 TEST(PagedKvPool, ExhaustedByAChunkLeavesEverythingAsItWas) {
   const KvSource source(KvNumbers(200, kDims, 15)), other(KvNumbers(200, kDims, 16));
   for (const Index page_size : {1, 7, 16}) {

@@ -8,6 +8,8 @@
 #include <complex>
 #include <functional>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "support/random.hpp"
 
@@ -128,8 +130,8 @@ TEST_P(RopePairing, TurnsPairsAsComplexNumbers) {
       const std::size_t b = at + static_cast<std::size_t>(split ? i + 11 : 2 * i + 1);
       const double angle = static_cast<double>(positions[row / 2]) * std::pow(10000.0, -static_cast<double>(i) / 11.0);
       const auto turned = std::complex<double>(before[a], before[b]) * std::polar(1.0, angle);
-      // Sine, cosine and result are rounded once each.
-      const double bound = 0x1p-23 * (std::abs(before[a]) + std::abs(before[b]));
+      // Sine and cosine, at most 1, are rounded; then the products, and their sum.
+      const double bound = 2.5 * 0x1p-24 * (std::abs(before[a]) + std::abs(before[b]));
       EXPECT_NEAR(rows[a], turned.real(), bound);
       EXPECT_NEAR(rows[b], turned.imag(), bound);
     }
@@ -202,6 +204,33 @@ void expect_refused(const std::function<void()>& call, const char* argument) {
   } catch (const ArgumentError& error) {
     EXPECT_NE(std::string(error.what()).find(argument), std::string::npos) << error.what();
   }
+}
+
+TEST(Rope, ACopyHasItsOwnTableAndWhatIsMovedFromRefuses) {
+  const std::vector<float> before = random_row(32, 185);
+  const auto turned_by = [&](const Rope& rope) {
+    std::vector<float> row = before;
+    rope(TensorView(row.data(), 1, 1, 32), 7);
+    rope.shift(TensorView(row.data(), 1, 1, 32), 3);
+    return row;
+  };
+  Rope first({.dims = 32}, 10), other({.dims = 8, .base = 3.0}, 2);
+  const std::vector<float> expected = turned_by(first);
+  Rope copy = first;
+  EXPECT_EQ(turned_by(copy), expected);
+  const Rope moved = std::move(first);
+  EXPECT_EQ(turned_by(moved), expected);
+  EXPECT_EQ(first.positions(), 0);  // NOLINT: moved from
+  EXPECT_EQ(moved.positions(), 10);
+  std::vector<float> row = before;
+  expect_refused([&] { first(TensorView(row.data(), 1, 1, 32), 0); }, "first_position");
+  expect_refused([&] { first.shift(TensorView(row.data(), 1, 1, 32), 1); }, "rope");
+  EXPECT_EQ(row, before);
+  other = copy;
+  copy = Rope({.dims = 8}, 1);
+  EXPECT_EQ(turned_by(other), expected);
+  first = std::move(other);
+  EXPECT_EQ(turned_by(first), expected);
 }
 
 TEST(Rope, WhatIsWrongIsNamed) {

@@ -13,7 +13,7 @@
 /// - Memory is allocated once, by the constructor, without being written: the system provides it as tokens come. From
 ///   4 MiB on it asks for huge pages. It never moves, not even when the object is moved.
 /// - view() costs nothing and shows the tokens held at that moment; it never reaches past them. It stays good while
-///   tokens are appended, until one of them is dropped (truncate, clear, and in a ring also append), and until the
+///   tokens are appended, until one of them is dropped (truncate, keep, erase, clear, and in a ring also append), and until the
 ///   cache is destroyed; for a paged sequence, see also PagedSequence::reserve.
 /// - Move-only: a copy of gigabytes should not happen by accident. A moved-from object holds nothing.
 /// - A call that throws changes nothing.
@@ -26,9 +26,12 @@
 #include <optional>
 #include <span>
 
+#include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/kv_layout.hpp"
+#include "gqa/detail/kv_moves.hpp"
 #include "gqa/detail/kv_pages.hpp"
 #include "gqa/detail/kv_slots.hpp"
+#include "gqa/key_hook.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 
@@ -85,16 +88,42 @@ class ContiguousKvCache {
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v) {
     detail::append_contiguous(slots_, k, v);
   }
-  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for.
-  template <detail::ElementRange K, detail::ElementRange V>
-  GQA_ALWAYS_INLINE void append(const K& k, const V& v) {
+  /// Appends tokens whose keys a hook changes on their way: see gqa::KeyHook.
+  /// @throws what else append throws, and what the hook's check does
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
+    const detail::FloatEnvironment environment;
+    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
+    detail::append_contiguous(slots_, k, v, &ref);
+  }
+  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
+  template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
+  GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
     append(detail::packed_rows("k", std::span(k), slots_.view.kv_heads, slots_.view.head_dim),
-           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim));
+           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim), hook...);
   }
 
   /// Keeps the first `length` tokens and drops the others (draft tokens that were rejected).
   /// @throws ArgumentError if fewer are held
   GQA_ALWAYS_INLINE void truncate(Index length) { detail::truncate_contiguous(slots_, length); }
+  /// Of the tokens from position `first` on keeps those listed and drops the others (the accepted path of a draft tree). Those kept take the
+  /// positions first, first + 1, …: rows that move are copied as they are stored, the others are not touched.
+  /// @param tokens  counted from `first`, in ascending order
+  /// @throws ArgumentError if `first` is not held, nor the next position, or the list is not in order or goes beyond the last token
+  GQA_ALWAYS_INLINE void keep(Index first, std::span<const Index> tokens) {
+    detail::keep_tokens(slots_, first, tokens);
+  }
+  /// Drops the tokens of positions [first, last); those behind them take their positions, as keep says. Keys that have been turned by their
+  /// positions are moved with change_keys then, see gqa/rope.hpp.
+  /// @throws ArgumentError if those are not positions held
+  GQA_ALWAYS_INLINE void erase(Index first, Index last) { detail::erase_tokens(slots_, first, last); }
+  /// Has a hook change the keys of positions [first, last) where they are: each row is decoded to f32, changed, and stored again.
+  /// @throws ArgumentError if those are not positions held; what the hook's check throws
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void change_keys(Index first, Index last, const H& hook) {
+    const detail::FloatEnvironment environment;
+    detail::change_keys(slots_, first, last, detail::key_hook_ref(hook));
+  }
   /// Drops all tokens; the memory is kept.
   GQA_ALWAYS_INLINE void clear() noexcept { slots_.view.length = 0; }
 
@@ -139,17 +168,37 @@ class RingKvCache {
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v) {
     detail::append_ring(slots_, k, v);
   }
-  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for.
-  template <detail::ElementRange K, detail::ElementRange V>
-  GQA_ALWAYS_INLINE void append(const K& k, const V& v) {
+  /// Appends tokens whose keys a hook changes on their way: see gqa::KeyHook.
+  /// @throws what else append throws, and what the hook's check does
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
+    const detail::FloatEnvironment environment;
+    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
+    detail::append_ring(slots_, k, v, &ref);
+  }
+  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
+  template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
+  GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
     append(detail::packed_rows("k", std::span(k), slots_.view.kv_heads, slots_.view.head_dim),
-           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim));
+           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim), hook...);
   }
 
   /// Makes position `length` the next one and drops the tokens from there on. What they had overwritten does not come
   /// back: first_position() stays, and a call whose queries reach further back throws ArgumentError.
   /// @throws ArgumentError unless length is 0 or between first_position() and length()
   GQA_ALWAYS_INLINE void truncate(Index length) { detail::truncate_ring(slots_, length); }
+  /// As ContiguousKvCache::keep; first_position() stays.
+  GQA_ALWAYS_INLINE void keep(Index first, std::span<const Index> tokens) {
+    detail::keep_tokens(slots_, first, tokens);
+  }
+  /// As ContiguousKvCache::erase; first_position() stays.
+  GQA_ALWAYS_INLINE void erase(Index first, Index last) { detail::erase_tokens(slots_, first, last); }
+  /// As ContiguousKvCache::change_keys.
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void change_keys(Index first, Index last, const H& hook) {
+    const detail::FloatEnvironment environment;
+    detail::change_keys(slots_, first, last, detail::key_hook_ref(hook));
+  }
   /// Drops all tokens; the next position is 0 again. The memory is kept.
   GQA_ALWAYS_INLINE void clear() noexcept {
     slots_.view.length = 0;
@@ -200,17 +249,40 @@ class PagedSequence {
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v) {
     detail::append_paged(table_, k, v);
   }
-  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for.
-  template <detail::ElementRange K, detail::ElementRange V>
-  GQA_ALWAYS_INLINE void append(const K& k, const V& v) {
+  /// Appends tokens whose keys a hook changes on their way: see gqa::KeyHook.
+  /// @throws what else append throws, and what the hook's check does
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
+    const detail::FloatEnvironment environment;
+    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
+    detail::append_paged(table_, k, v, &ref);
+  }
+  /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
+  template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
+  GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
     const KvCacheView& pool = detail::pool_of(table_).view;
     append(detail::packed_rows("k", std::span(k), pool.kv_heads, pool.head_dim),
-           detail::packed_rows("v", std::span(v), pool.kv_heads, pool.value_dim));
+           detail::packed_rows("v", std::span(v), pool.kv_heads, pool.value_dim), hook...);
   }
 
   /// Keeps the first `length` tokens, drops the others and gives back the pages that only they used.
   /// @throws ArgumentError if fewer are held
   GQA_ALWAYS_INLINE void truncate(Index length) { detail::truncate_paged(table_, length); }
+  /// As ContiguousKvCache::keep. Pages that rows move into, and that other sequences use too, are replaced by copies first; those behind the
+  /// last token are given back.
+  /// @throws what that throws; StorageExhausted if the pool has no pages for the copies
+  GQA_ALWAYS_INLINE void keep(Index first, std::span<const Index> tokens) {
+    detail::keep_tokens(table_, first, tokens);
+  }
+  /// As ContiguousKvCache::erase, with pages as keep has them. @throws what keep throws
+  GQA_ALWAYS_INLINE void erase(Index first, Index last) { detail::erase_tokens(table_, first, last); }
+  /// As ContiguousKvCache::change_keys. Pages that other sequences use too are replaced by copies first.
+  /// @throws what that throws; StorageExhausted if the pool has no pages for the copies
+  template <KeyHook H>
+  GQA_ALWAYS_INLINE void change_keys(Index first, Index last, const H& hook) {
+    const detail::FloatEnvironment environment;
+    detail::change_keys(table_, first, last, detail::key_hook_ref(hook));
+  }
   /// Drops all tokens and gives back their pages. The sequence still belongs to its pool.
   GQA_ALWAYS_INLINE void clear() noexcept {
     detail::give_back_behind(table_, 0);
@@ -269,7 +341,7 @@ class PagedSequence {
 /// per sequence and is free when the last lets go of it. A moved-from pool has no pages.
 ///
 /// Threads: the pool and its sequences share the page accounts, so that of all calls that change any of them (append,
-/// truncate, clear, release, fork, reserve, sequence(), assignment, destruction) only one may run at a time. Attention
+/// truncate, keep, erase, change_keys, clear, release, fork, reserve, sequence(), assignment, destruction) only one may run at a time. Attention
 /// over views of sequences that this one call does not change may go on meanwhile, also where they share pages with one
 /// that it does.
 class PagedKvPool {

@@ -6,7 +6,9 @@
 #include <span>
 
 #include "gqa/detail/check_views.hpp"
+#include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/path/region.hpp"
+#include "gqa/key_hook.hpp"
 #include "gqa/tensor_view.hpp"
 
 GQA_BEGIN_PLAIN_REGION()
@@ -46,24 +48,36 @@ namespace gqa {
 struct RmsNormOptions {
   std::span<const float> weights = {};  ///< of each dim; none: 1
   float weight_offset = 0.0f;           ///< added to each weight: 1 in Gemma
-  double epsilon = 1e-6;
+  double epsilon = static_cast<double>(1e-6L);
 };
 
+namespace detail::inline GQA_ABI {
+
+inline void check_norm(const RmsNormOptions& options, const char* dim_name, Index dim) {
+  if (!options.weights.empty() && static_cast<Index>(options.weights.size()) != dim)
+    fail("options.weights.size()", static_cast<Index>(options.weights.size()),
+         Text(dim_name) + " = " + to_text(dim) + ", or none");
+  if (!(options.epsilon >= 0.0) || options.epsilon > static_cast<double>(1e300L))
+    fail("options.epsilon", to_text(options.epsilon), "a number, 0 or more");
+}
+inline const float* weights_of(const RmsNormOptions& options) noexcept {
+  return options.weights.empty() ? nullptr : options.weights.data();
+}
+
+}  // namespace detail::inline GQA_ABI
+
 /// Each row ← row / √(mean of its squares + epsilon) · (weights + offset), in place: a head of a token at a time. Queries and keys go through
-/// it before they are turned by their positions (gqa/rope.hpp), keys once, before they are appended to a cache. Rounded to f32 after the
-/// quotient and after the product.
+/// it before they are turned by their positions (gqa/rope.hpp), keys once, before they are appended to a cache or as they are (RmsNormKeys).
+/// Rounded to f32 after the quotient and after the product.
 /// @param rows  tokens × heads × dim, of any element type; dim stride 1
 /// @throws ArgumentError if the weights are not as many as dims, or epsilon is not a number from 0 on
 GQA_ALWAYS_INLINE void rms_norm(const TensorView& rows, const RmsNormOptions& options = {}) {
   detail::check_tensor({}, detail::kRowsNames, rows);
   if (rows.strides.dim != 1) detail::fail("rows.strides.dim", rows.strides.dim, "1");
-  if (!options.weights.empty() && static_cast<Index>(options.weights.size()) != rows.dim)
-    detail::fail("options.weights.size()", static_cast<Index>(options.weights.size()),
-                 "rows.dim = " + detail::to_text(rows.dim) + ", or none");
-  if (!(options.epsilon >= 0.0) || options.epsilon > 1e300)
-    detail::fail("options.epsilon", detail::to_text(options.epsilon), "a number, 0 or more");
-  const float* const weights = options.weights.empty() ? nullptr : options.weights.data();
+  detail::check_norm(options, "rows.dim", rows.dim);
+  const float* const weights = detail::weights_of(options);
   const auto offset = static_cast<double>(options.weight_offset);
+  const detail::FloatEnvironment environment;
   switch (rows.type) {
     case ElementType::f32: detail::norm_rows<float>(rows, weights, offset, options.epsilon); break;
     case ElementType::bf16: detail::norm_rows<bf16>(rows, weights, offset, options.epsilon); break;
@@ -71,5 +85,18 @@ GQA_ALWAYS_INLINE void rms_norm(const TensorView& rows, const RmsNormOptions& op
     default: break;
   }
 }
+
+/// A hook for append (gqa::KeyHook): keys are normalised as rms_norm does it, in f32. Where there are rotary embeddings too, they come after:
+/// `cache.append(k, v, compose_hooks(RmsNormKeys{{.weights = w}}, rope.keys()))`.
+struct RmsNormKeys {
+  RmsNormOptions options = {};
+
+  GQA_ALWAYS_INLINE void change(const KeyRow& row) const noexcept {
+    detail::norm_row(row.elements, row.dim, detail::weights_of(options), static_cast<double>(options.weight_offset),
+                     options.epsilon);
+  }
+  /// @throws ArgumentError if the weights are not as many as dims, or epsilon is not a number from 0 on
+  GQA_ALWAYS_INLINE void check(const KeyRows& rows) const { detail::check_norm(options, "k.dim", rows.dim); }
+};
 
 }  // namespace gqa

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "gqa/gqa.hpp"
+#include "gqa/qk_norm.hpp"
+#include "gqa/rope.hpp"
 
 #if !defined(GQA_FLAGS_TYPES)
 #define GQA_FLAGS_TYPES float, gqa::bf16, gqa::f16
@@ -120,6 +122,31 @@ void run_type(gqa::Path path) {
   std::printf("%s: ", type), run("not finite", path, kv(710), q, 20, gqa::Causal{}, {});
 }
 
+// Keys normalised and turned as they are appended, then shifted: what is stored.
+template <class T>
+void run_appended(const gqa::RopeOptions& options, const char* name) {
+  const gqa::Rope rope(options, 500);
+  const std::vector<float> rows = uniform(100 * kKvHeads * kHeadDim, 4);
+  const std::vector<float> weights = uniform(kHeadDim, 5);
+  const gqa::ElementType type = gqa::ElementTraits<T>::type;
+  gqa::ContiguousKvCache cache({.kv_heads = kKvHeads, .head_dim = kHeadDim, .k_type = type, .capacity = 100});
+  const gqa::RmsNormKeys norm{{.weights = weights, .weight_offset = 1.0f}};
+  cache.append(rows, rows, gqa::compose_hooks(norm, rope.keys()));
+  cache.change_keys(50, 100, rope.shift(-17));
+  const T* const keys = static_cast<const T*>(cache.view().k);
+  std::vector<float> held(rows.size());
+  for (std::size_t i = 0; i < held.size(); ++i) held[i] = static_cast<float>(keys[i]);
+  std::printf("%s appended, %s: %016" PRIx64 "\n", gqa::element_name(type), name, digest(held));
+}
+template <class T>
+void run_hooks() {
+  run_appended<T>({.dims = 40}, "half split");
+  run_appended<T>({.dims = 36, .pairs = gqa::RopePairs::interleaved}, "interleaved");
+  run_appended<T>({.dims = 40, .scaling = gqa::RopeScaling::yarn, .factor = 8.0, .original_positions = 64}, "YaRN");
+  run_appended<T>({.dims = 40, .scaling = gqa::RopeScaling::llama3, .factor = 8.0, .original_positions = 64},
+                  "Llama 3");
+}
+
 template <class... T>
 void run_types(gqa::Path path, gqa::CacheOf<T...>) {
   (run_type<T>(path), ...);
@@ -131,6 +158,9 @@ int main() {
   for (const gqa::Path path :
        {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
     if (gqa::path_available(path)) run_types(path, gqa::CacheOf<GQA_FLAGS_TYPES>{});
+  run_hooks<float>();
+  run_hooks<gqa::bf16>();
+  run_hooks<gqa::f16>();
   [[maybe_unused]] float element = 0.0f;
   // A scale that is no finite number is refused; a compiler that takes all numbers for finite would let it pass.
   for (const std::uint32_t bits : {0x7f800000u, 0xff800000u, 0x7fc00000u}) {

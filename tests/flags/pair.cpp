@@ -2,6 +2,8 @@
 // One unit of a pair with different flags: calls of the whole core, under a name of its own (GQA_UNIT). It uses nothing of the standard
 // library's itself, so that what it shares with other units comes from the library.
 #include "gqa/gqa.hpp"
+#include "gqa/qk_norm.hpp"
+#include "gqa/rope.hpp"
 
 // A digest of the bits of every result. Plain data only.
 extern "C" std::uint64_t GQA_UNIT();
@@ -99,6 +101,9 @@ extern "C" std::uint64_t GQA_UNIT() {
   gqa::PagedSequence pages = pool.sequence();
   pages.append(k_rows, v_rows);
   gqa::PagedSequence fork = pages.fork();
-  fork.append(k_rows.slice(0, 5), v_rows.slice(0, 5));
+  const gqa::Rope rope({.dims = kHeadDim}, 2 * kTokens);
+  fork.append(k_rows.slice(0, 5), v_rows.slice(0, 5), gqa::compose_hooks(gqa::RmsNormKeys{}, rope.keys()));
+  fork.erase(3, 6);
+  fork.change_keys(3, fork.length(), rope.shift(-3));
   return run(fork.view(), 5, PairVariant{}, hash);
 }

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -116,6 +118,38 @@ inline testing::AssertionResult holds(const KvCacheView& view, const KvSource& s
 inline testing::AssertionResult holds(const KvCacheView& view, const KvSource& source, Index length) {
   return holds(view, source, 0, length);
 }
+
+/// What both hold of their tokens has the same bits.
+inline testing::AssertionResult same_rows(const KvCacheView& a, const KvCacheView& b) {
+  if (a.length != b.length) return testing::AssertionFailure() << "lengths " << a.length << " and " << b.length;
+  for (const bool key : {true, false})
+    for (Index position = std::max(a.first_position(), b.first_position()); position < a.length; ++position)
+      for (Index head = 0; head < a.kv_heads; ++head) {
+        const Index bytes = key ? a.k_type.row_bytes(a.head_dim) : a.v_type.row_bytes(a.value_dim);
+        if (std::memcmp(stored_row(a, key, position, head), stored_row(b, key, position, head),
+                        static_cast<std::size_t>(bytes)) != 0)
+          return testing::AssertionFailure() << (key ? "k" : "v") << " of position " << position << ", head " << head;
+      }
+  return testing::AssertionSuccess();
+}
+
+/// Everything of a sequence and its pool that a failed call must leave alone.
+struct Snapshot {
+  Index length;
+  Index free_pages;
+  std::vector<std::int32_t> pages;
+  std::vector<std::int32_t> references;
+  const void* table;
+  Snapshot(const PagedKvPool& pool, const PagedSequence& sequence)
+      : length(sequence.length()),
+        free_pages(pool.free_pages()),
+        pages(pages_of(sequence)),
+        table(sequence.view().page_table) {
+    for (Index page = 0; page < pool.pages(); ++page)
+      references.push_back(static_cast<std::int32_t>(pool.reference_count(page)));
+  }
+  bool operator==(const Snapshot&) const = default;
+};
 
 /// Runs `call`, which must throw exactly E, and returns the message.
 template <class E, class Call>

@@ -3,7 +3,7 @@
 /// Round to nearest and no flushing of denormals while tasks run, whatever the calling thread has set.
 #pragma once
 
-#include "gqa/detail/path/region.hpp"
+#include "gqa/detail/config.hpp"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>

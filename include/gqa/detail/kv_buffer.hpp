@@ -88,4 +88,38 @@ class Buffer {
   Index bytes_;
 };
 
+/// A Buffer that is copied with its owner; of 0 bytes there is none.
+class CopiedBuffer {
+ public:
+  GQA_ALWAYS_INLINE CopiedBuffer() noexcept {}
+  GQA_ALWAYS_INLINE CopiedBuffer(Index bytes, const char* what) : what_(what) {
+    if (bytes > 0) buffer_ = Buffer(bytes, what);
+  }
+  GQA_ALWAYS_INLINE CopiedBuffer(const CopiedBuffer& other) : CopiedBuffer(other.bytes(), other.what_) {
+    if (bytes() > 0) __builtin_memcpy(as<void>(), other.as<void>(), static_cast<std::size_t>(bytes()));
+  }
+  GQA_ALWAYS_INLINE CopiedBuffer(CopiedBuffer&& other) noexcept
+      : buffer_(static_cast<Buffer&&>(other.buffer_)), what_(other.what_) {}
+  GQA_ALWAYS_INLINE CopiedBuffer& operator=(const CopiedBuffer& other) {
+    if (this != &other) *this = CopiedBuffer(other);
+    return *this;
+  }
+  GQA_ALWAYS_INLINE CopiedBuffer& operator=(CopiedBuffer&& other) noexcept {
+    buffer_ = static_cast<Buffer&&>(other.buffer_);
+    what_ = other.what_;
+    return *this;
+  }
+  GQA_ALWAYS_INLINE ~CopiedBuffer() {}
+
+  template <class T>
+  GQA_ALWAYS_INLINE T* as() const noexcept {
+    return buffer_.as<T>();
+  }
+  GQA_ALWAYS_INLINE Index bytes() const noexcept { return buffer_.bytes(); }
+
+ private:
+  Buffer buffer_{};
+  const char* what_ = "";
+};
+
 }  // namespace gqa::detail

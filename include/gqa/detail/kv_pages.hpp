@@ -158,11 +158,14 @@ inline void reserve_tokens(KvPageTable& table, Index tokens) {
   reserve_entries(table, pages_for(tokens, pool.view.page_size));
 }
 
-/// True if the next token falls into a page that other sequences use too: that page is copied first.
+/// True if other sequences use a page of the table's too: it is copied before it is written.
+inline bool is_shared(const KvPageTable& table, Index page) noexcept {
+  return table.pool->references.as<std::int32_t>()[table.view.page_table[page]] > 1;
+}
+/// True if the next token falls into such a page.
 inline bool writes_shared_page(const KvPageTable& table) noexcept {
   const KvCacheView& view = table.view;
-  return view.length % view.page_size != 0 &&
-         table.pool->references.as<std::int32_t>()[view.page_table[view.page_table_size - 1]] > 1;
+  return view.length % view.page_size != 0 && is_shared(table, view.page_table_size - 1);
 }
 
 /// Free pages that appending `tokens` takes.
@@ -175,21 +178,29 @@ inline Index pages_to_append(const KvPageTable& table, Index tokens) {
   return (tokens > rest ? pages_for(tokens - rest, page_size) : 0) + (writes_shared_page(table) ? 1 : 0);
 }
 
-/// Puts an own copy of the last page's tokens in the place of the shared page.
-inline void copy_last_page(KvPageTable& table) noexcept {
-  KvPool& pool = *table.pool;
-  std::int32_t& entry = table.entries.as<std::int32_t>()[table.view.page_table_size - 1];
-  const std::int32_t fresh = take_page(pool);
-  const Index tokens = table.view.length % table.view.page_size;
-  for (const KvRoom& room : {key_room(pool.view, pool.k), value_room(pool.view, pool.v)})
-    copy_slots(room, table.view.kv_heads, entry, fresh, tokens);
-  give_back_page(pool, entry);
-  entry = fresh;
+/// Puts a page that has been taken in the place of one of the table's.
+inline void replace_page(KvPageTable& table, Index page, std::int32_t taken) noexcept {
+  std::int32_t& entry = table.entries.as<std::int32_t>()[page];
+  give_back_page(*table.pool, entry);
+  entry = taken;
 }
 
-inline void append_paged(KvPageTable& table, const ConstTensorView& k, const ConstTensorView& v) {
+/// Puts an own copy of a page's tokens in the place of the shared page.
+inline void copy_page(KvPageTable& table, Index page) noexcept {
+  KvPool& pool = *table.pool;
+  const std::int32_t fresh = take_page(pool);
+  const Index behind = table.view.length - page * table.view.page_size;
+  const Index tokens = behind < table.view.page_size ? behind : table.view.page_size;
+  for (const KvRoom& room : {key_room(pool.view, pool.k), value_room(pool.view, pool.v)})
+    copy_slots(room, table.view.kv_heads, {table.view.page_table[page], 0}, {fresh, 0}, tokens);
+  replace_page(table, page, fresh);
+}
+
+inline void append_paged(KvPageTable& table, const ConstTensorView& k, const ConstTensorView& v,
+                         const KeyHookRef* hook = nullptr) {
   KvPool& pool = pool_of(table);
   check_append(table.view, k, v);
+  const KeyChange change(hook, {table.view.length, k.tokens, k.heads, k.dim});
   if (k.tokens == 0) return;
   const Index needed = pages_to_append(table, k.tokens);
   if (needed > pool.free_count)
@@ -200,7 +211,7 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
   const Index room = table.entries.bytes() / static_cast<Index>(sizeof(std::int32_t));
   if (pages > room) reserve_entries(table, pages > 2 * room ? pages : 2 * room);  // doubles: O(1) per token over time
   // Nothing fails from here on.
-  if (writes_shared_page(table)) copy_last_page(table);
+  if (writes_shared_page(table)) copy_page(table, table.view.page_table_size - 1);
   auto* entries = table.entries.as<std::int32_t>();
   while (table.view.page_table_size < pages) entries[table.view.page_table_size++] = take_page(pool);
   const KvRoom keys = key_room(pool.view, pool.k);
@@ -210,7 +221,7 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
     const Index slot = position % page_size;
     const Index count = k.tokens - done < page_size - slot ? k.tokens - done : page_size - slot;
     const Index page = entries[position / page_size];
-    write_rows(keys, page, slot, k.slice(done, count));
+    write_rows(keys, page, slot, k.slice(done, count), change.if_any(), position);
     write_rows(values, page, slot, v.slice(done, count));
     done += count;
   }

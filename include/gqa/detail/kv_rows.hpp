@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// How rows of keys and values get into an owning cache: checked, converted to the stored type, written to their slots.
+/// How rows of keys and values get into an owning cache: checked, changed by a hook, converted to the stored type, written to their slots.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,8 @@
 
 #include "gqa/detail/check_views.hpp"
 #include "gqa/detail/kv_buffer.hpp"
+#include "gqa/detail/row_ops.hpp"
+#include "gqa/key_hook.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
 
@@ -43,9 +45,6 @@ concept ElementRange = Element<typename decltype(std::span(std::declval<const R&
 
 inline namespace GQA_ABI {
 
-/// row ← `dim` elements, `step` of them apart, as a codec stores them.
-using RowEncoder = void (*)(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale);
-
 template <class Codec, class From>
 inline void encode_row(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale) {
   Codec::template encode<From>(from, step, dim, row, scale);
@@ -58,31 +57,129 @@ inline RowEncoder encoder_of(ElementType from) {
 }
 /// Of a type that is one of the library's codecs.
 template <int Id = 0>
-inline RowEncoder row_encoder(KvType to, ElementType from) {
+inline RowEncoder codec_encoder(KvType to, ElementType from) {
   if constexpr (Id + 1 < CodecList::size)
-    if (to.id() != Id) return row_encoder<Id + 1>(to, from);
+    if (to.id() != Id) return codec_encoder<Id + 1>(to, from);
   return encoder_of<typename CodecWithId<Id>::type>(from);
 }
-
-/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages).
-inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows) {
-  const RowEncoder encode = row_encoder(room.type, rows.type);
-  const Index bytes = element_bytes(rows.type);
-  const auto* from = static_cast<const std::byte*>(rows.data);
-  for (Index head = 0; head < rows.heads; ++head)
-    for (Index token = 0; token < rows.tokens; ++token)
-      encode(from + (head * rows.strides.head + token * rows.strides.token) * bytes, rows.strides.dim, room.dim,
-             room.row(page, slot + token, head), room.scale(page, slot + token, head));
+inline RowEncoder row_encoder(KvType to, ElementType from) {
+  const RowOps& ops = row_ops();
+  RowEncoder fast = nullptr;
+  if (from == ElementType::f32 && to == ElementType::bf16) fast = ops.f32_to_bf16;
+  if (from == ElementType::f32 && to == ElementType::f16) fast = ops.f32_to_f16;
+  if (from == ElementType::bf16 && to == ElementType::f32) fast = ops.bf16_to_f32;
+  if (from == ElementType::f16 && to == ElementType::f32) fast = ops.f16_to_f32;
+  return fast != nullptr ? fast : codec_encoder(to, from);
 }
 
-/// The first `tokens` slots of a page → those of another one: bytes, whatever they mean.
-inline void copy_slots(const KvRoom& room, Index heads, Index from, Index to, Index tokens) noexcept {
+/// to[0 … dim) ← a stored row.
+using RowDecoder = void (*)(const std::byte* row, const std::byte* scale, Index dim, float* to);
+
+template <class Codec>
+inline void decode_row(const std::byte* row, const std::byte* scale, Index dim, float* to) {
+  Codec::decode(row, scale, dim, to);
+}
+/// Of a type that is one of the library's codecs.
+template <int Id = 0>
+inline RowDecoder row_decoder(KvType from) {
+  if constexpr (Id + 1 < CodecList::size)
+    if (from.id() != Id) return row_decoder<Id + 1>(from);
+  return decode_row<typename CodecWithId<Id>::type>;
+}
+
+/// A hook for one call, checked, and a row for it to work on: from here on nothing fails. Without a hook it is nothing.
+class KeyChange {
+ public:
+  KeyChange(const KeyHookRef* hook, const KeyRows& rows)
+      : hook_(hook), row_(reinterpret_cast<std::byte*>(few_)), first_position_(rows.first_position) {
+    if (hook == nullptr) return;
+    hook->check(hook->hook, rows);
+    if (rows.dim <= kFew) return;
+    many_ = Buffer(rows.dim * static_cast<Index>(sizeof(float)), "a key row");
+    row_ = many_.as<std::byte>();
+  }
+  KeyChange(const KeyChange&) = delete;
+  KeyChange& operator=(const KeyChange&) = delete;
+  ~KeyChange() {}
+
+  /// For one row, which is not stored yet or no longer.
+  std::byte* row() const noexcept { return row_; }
+  /// Has the hook change `row`, f32 elements.
+  void operator()(std::byte* row, Index dim, Index head, Index position) const {
+    hook_->change(hook_->hook, {typed<float>(row), dim, head, position, position - first_position_});
+  }
+  /// `this`, if there is a hook.
+  const KeyChange* if_any() const noexcept { return hook_ != nullptr ? this : nullptr; }
+
+ private:
+  static constexpr Index kFew = 1024;
+
+  const KeyHookRef* hook_;
+  std::byte* row_;
+  Index first_position_;
+  Buffer many_{};
+  alignas(kCacheLineBytes) float few_[kFew];
+};
+
+GQA_ALWAYS_INLINE Index magnitude(Index stride) noexcept { return stride < 0 ? -stride : stride; }
+
+/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
+/// positions position, position + 1, …
+inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows,
+                       const KeyChange* change = nullptr, Index position = 0) {
+  const RowEncoder widen = row_encoder(ElementType::f32, rows.type);
+  const RowEncoder encode = row_encoder(room.type, change == nullptr ? rows.type : ElementType::f32);
+  const Index bytes = element_bytes(rows.type);
+  const auto* from = static_cast<const std::byte*>(rows.data);
+  // In the order in which they lie, which memory gives and takes twice as fast as any other.
+  const bool by_token = magnitude(rows.strides.token) >= magnitude(rows.strides.head);
+  const Index outer = by_token ? rows.tokens : rows.heads;
+  const Index inner = by_token ? rows.heads : rows.tokens;
+  for (Index i = 0; i < outer; ++i)
+    for (Index j = 0; j < inner; ++j) {
+      const Index token = by_token ? i : j;
+      const Index head = by_token ? j : i;
+      const std::byte* const row = from + (head * rows.strides.head + token * rows.strides.token) * bytes;
+      std::byte* const to = room.row(page, slot + token, head);
+      std::byte* const scale = room.scale(page, slot + token, head);
+      if (change == nullptr) {
+        encode(row, rows.strides.dim, room.dim, to, scale);
+        continue;
+      }
+      std::byte* const changed = room.type == ElementType::f32 ? to : change->row();
+      widen(row, rows.strides.dim, room.dim, changed, nullptr);
+      (*change)(changed, room.dim, head, position + token);
+      if (changed != to) encode(changed, 1, room.dim, to, scale);
+    }
+}
+/// Changes keys of positions position, position + 1, … where they are.
+inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot, Index tokens, Index position,
+                         const KeyChange& change) {
+  const RowDecoder decode = row_decoder(room.type);
+  const RowEncoder encode = row_encoder(room.type, ElementType::f32);
+  for (Index head = 0; head < heads; ++head)
+    for (Index token = 0; token < tokens; ++token) {
+      std::byte* const row = room.row(page, slot + token, head);
+      std::byte* const scale = room.scale(page, slot + token, head);
+      decode(row, scale, room.dim, typed<float>(change.row()));
+      change(change.row(), room.dim, head, position + token);
+      encode(change.row(), 1, room.dim, row, scale);
+    }
+}
+
+/// Where a token is.
+struct Slot {
+  Index page;  ///< physical; 0 where there are no pages
+  Index slot;
+};
+/// Slots from `from` on → those from `to` on, in ascending order: bytes, whatever they mean.
+inline void copy_slots(const KvRoom& room, Index heads, const Slot& from, const Slot& to, Index tokens) noexcept {
   const auto row_bytes = static_cast<std::size_t>(room.type.row_bytes(room.dim));
   for (Index head = 0; head < heads; ++head)
     for (Index token = 0; token < tokens; ++token) {
-      std::memcpy(room.row(to, token, head), room.row(from, token, head), row_bytes);
+      std::memcpy(room.row(to.page, to.slot + token, head), room.row(from.page, from.slot + token, head), row_bytes);
       if (room.scales != nullptr)
-        std::memcpy(room.scale(to, token, head), room.scale(from, token, head),
+        std::memcpy(room.scale(to.page, to.slot + token, head), room.scale(from.page, from.slot + token, head),
                     static_cast<std::size_t>(room.type.scale_bytes()));
     }
 }
@@ -103,6 +200,7 @@ inline void check_not_moved_from(Index kv_heads) {
 /// What append takes: k (tokens × Hkv × D) and v (tokens × Hkv × Dv), each in any element type and with any strides.
 inline void check_append(const KvCacheView& cache, const ConstTensorView& k, const ConstTensorView& v) {
   check_not_moved_from(cache.kv_heads);
+  row_ops();  // throws now if it ever does
   check_rows(kAppendedKeyNames, "k.tokens", "k.heads", "k.dim", k, cache.kv_heads, "head_dim", cache.head_dim);
   check_rows(kAppendedValueNames, "v.tokens", "v.heads", "v.dim", v, cache.kv_heads, "value_dim", cache.value_dim);
   if (v.tokens != k.tokens) fail("v.tokens", v.tokens, "k.tokens = " + to_text(k.tokens));

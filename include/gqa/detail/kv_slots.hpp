@@ -57,37 +57,44 @@ inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity
   cache.slots = capacity;
 }
 
-inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v) {
+inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v,
+                              const KeyHookRef* hook = nullptr) {
   check_append(cache.view, k, v);
   const Index room = cache.slots - cache.view.length;
   if (k.tokens > room)
     raise<StorageExhausted>("gqa: the contiguous cache has room for " + to_text(room) + " of " + to_text(cache.slots) +
                             " tokens; appending needs " + to_text(k.tokens));
-  write_rows(key_room(cache.view, cache.k), 0, cache.view.length, k);
-  write_rows(value_room(cache.view, cache.v), 0, cache.view.length, v);
+  const Index position = cache.view.length;
+  const KeyChange change(hook, {position, k.tokens, k.heads, k.dim});
+  write_rows(key_room(cache.view, cache.k), 0, position, k, change.if_any(), position);
+  write_rows(value_room(cache.view, cache.v), 0, position, v);
   cache.view.length += k.tokens;
 }
 
 /// Rows that take positions position, position + 1, … of the ring; at most as many as it has slots.
-inline void write_around(const KvRoom& room, Index slots, Index position, const ConstTensorView& rows) {
+inline void write_around(const KvRoom& room, Index slots, Index position, const ConstTensorView& rows,
+                         const KeyChange* change = nullptr) {
   const Index slot = position % slots;
   const Index before_end = rows.tokens < slots - slot ? rows.tokens : slots - slot;
-  write_rows(room, 0, slot, rows.slice(0, before_end));
-  write_rows(room, 0, 0, rows.slice(before_end, rows.tokens - before_end));
+  write_rows(room, 0, slot, rows.slice(0, before_end), change, position);
+  write_rows(room, 0, 0, rows.slice(before_end, rows.tokens - before_end), change, position + before_end);
 }
 
-inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v) {
+inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v,
+                        const KeyHookRef* hook = nullptr) {
   check_append(cache.view, k, v);
   const Checked sum = Checked(cache.view.length) + k.tokens;
   if (!sum.fits()) fail("k.tokens", k.tokens, "a length that fits in 63 bits");
   if (!sum.at_most(kMaxTokens)) fail("k.tokens", k.tokens, "a length of at most 2^48 tokens");
+  const KeyChange change(hook, {cache.view.length, k.tokens, k.heads, k.dim});
   if (k.tokens == 0) return;
   const Index length = sum.value();
   // Of a chunk that is longer than the ring, the tokens at the front would be overwritten by those behind.
   const Index skipped = k.tokens > cache.slots ? k.tokens - cache.slots : 0;
   const Index position = cache.view.length + skipped;
-  write_around(key_room(cache.view, cache.k), cache.slots, position, k.slice(skipped, k.tokens - skipped));
-  write_around(value_room(cache.view, cache.v), cache.slots, position, v.slice(skipped, v.tokens - skipped));
+  const Index tokens = k.tokens - skipped;
+  write_around(key_room(cache.view, cache.k), cache.slots, position, k.slice(skipped, tokens), change.if_any());
+  write_around(value_room(cache.view, cache.v), cache.slots, position, v.slice(skipped, tokens));
   cache.view.length = length;
   if (length - cache.slots > cache.first) cache.first = length - cache.slots;
   cache.view.oldest = cache.first;

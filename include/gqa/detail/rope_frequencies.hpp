@@ -7,6 +7,7 @@
 #include <cmath>
 #include <span>
 
+#include "gqa/detail/path/region.hpp"
 #include "gqa/error.hpp"
 
 namespace gqa {
@@ -54,15 +55,20 @@ struct RopeOptions {
 
 namespace detail {
 
-inline constexpr double kPi = 3.14159265358979323846;
+// With a suffix: there is a flag that makes floats of constants without.
+inline constexpr double kPi = static_cast<double>(3.14159265358979323846L);
+inline constexpr double kLargestOption = static_cast<double>(1e300L);
 
 }  // namespace detail
+}  // namespace gqa
 
-namespace detail::inline GQA_ABI {
+GQA_BEGIN_PLAIN_REGION()
+
+namespace gqa::detail::inline GQA_ABI {
 
 inline void check_rope(const RopeOptions& options) {
   const auto positive = [](const char* name, double given) {
-    if (!(given > 0.0) || given > 1e300) fail(name, to_text(given), "a number above 0");
+    if (!(given > 0.0) || given > kLargestOption) fail(name, to_text(given), "a number above 0");
   };
   if (options.dims < 0 || options.dims % 2 != 0 || options.dims > (Index{1} << 20))
     fail("options.dims", options.dims, "an even number, 0 to 2^20");
@@ -117,7 +123,7 @@ inline double yarn_ramp(const RopeOptions& options, Index i) noexcept {
   }
   low = low < 0.0 ? 0.0 : low;
   high = high > dims - 1.0 ? dims - 1.0 : high;
-  if (!(low < high) && !(high < low)) high += 0.001;
+  if (!(low < high) && !(high < low)) high += static_cast<double>(0.001L);
   const double ramp = (static_cast<double>(i) - low) / (high - low);
   return ramp < 0.0 ? 0.0 : ramp > 1.0 ? 1.0 : ramp;
 }
@@ -130,7 +136,7 @@ inline double llama3_frequency(const RopeOptions& options, double frequency) noe
   if (wavelength < original / options.high_freq_factor) return frequency;
   const double smooth =
       (original / wavelength - options.low_freq_factor) / (options.high_freq_factor - options.low_freq_factor);
-  return (1.0 - smooth) * frequency / options.factor + smooth * frequency;
+  return (1.0 - smooth) * frequency / options.factor + rounded_product(smooth * frequency);
 }
 
 /// frequencies[i] ← radians a position of pair i, i in [0, dims / 2).
@@ -149,7 +155,7 @@ inline void fill_frequencies(const RopeOptions& options, std::span<double> frequ
       case RopeScaling::linear: frequency /= options.factor; break;
       case RopeScaling::yarn: {
         const double ramp = yarn_ramp(options, i);
-        frequency = ramp * frequency / options.factor + (1.0 - ramp) * frequency;
+        frequency = ramp * frequency / options.factor + rounded_product((1.0 - ramp) * frequency);
         break;
       }
       case RopeScaling::llama3: frequency = llama3_frequency(options, frequency); break;
@@ -161,7 +167,10 @@ inline void fill_frequencies(const RopeOptions& options, std::span<double> frequ
 inline double attention_factor(const RopeOptions& options) noexcept {
   if (options.attention_factor > 0.0) return options.attention_factor;
   if (options.scaling == RopeScaling::yarn) {
-    const auto scale = [&](double m) { return options.factor <= 1.0 ? 1.0 : 0.1 * m * std::log(options.factor) + 1.0; };
+    const auto scale = [&](double m) {
+      const double tenth = static_cast<double>(0.1L);
+      return options.factor <= 1.0 ? 1.0 : rounded_product(tenth * m * std::log(options.factor)) + 1.0;
+    };
     if (options.mscale > 0.0 && options.mscale_all_dim > 0.0)
       return scale(options.mscale) / scale(options.mscale_all_dim);
     return scale(1.0);
@@ -186,5 +195,6 @@ inline void fill_turns(std::span<const double> frequencies, Index first, Index p
   }
 }
 
-}  // namespace detail::inline GQA_ABI
-}  // namespace gqa
+}  // namespace gqa::detail::inline GQA_ABI
+
+GQA_END_PLAIN_REGION()

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "gqa/gqa.hpp"
+#include "gqa/qk_norm.hpp"
+#include "gqa/rope.hpp"
 
 #if defined(GQA_TEST_EIGEN)
 #include "gqa/eigen.hpp"
@@ -122,6 +124,37 @@ int run(const V& variant) {
   return count + (forked.length() == kTokens - 1 && forked.pages().size() == 14 ? 0 : 1);
 }
 
+// A hook with nothing but what it must have.
+struct Doubles {
+  void change(const gqa::KeyRow& row) const noexcept {
+    for (gqa::Index d = 0; d < row.dim; ++d) row.elements[d] *= 2.0f;
+  }
+};
+
+// Keys through hooks, in each cache.
+template <class Element>
+int hooked() {
+  const gqa::KvCacheConfig config{
+      .kv_heads = kKvHeads, .head_dim = kHeadDim, .k_type = gqa::ElementTraits<Element>::type, .capacity = kTokens};
+  gqa::ContiguousKvCache contiguous(config);
+  gqa::RingKvCache ring(config);
+  gqa::PagedKvPool pool({.kv_heads = kKvHeads, .head_dim = kHeadDim, .page_size = 5, .pages = 40});
+  gqa::PagedSequence paged = pool.sequence();
+  const gqa::Rope rope({.dims = kHeadDim}, kTokens);
+  const gqa::Index positions[] = {3, 9};
+  const gqa::Index kept[] = {1};
+  const std::vector<float> rows(2 * kRow, 0.5f);
+  const auto use = [&](auto& cache) {
+    cache.append(rows, rows, gqa::compose_hooks(gqa::RmsNormKeys{}, Doubles{}, rope.keys()));
+    cache.append(rows, rows, rope.keys(positions));
+    cache.keep(2, kept);
+    cache.erase(0, 1);
+    cache.change_keys(0, 2, rope.shift(-1));
+    return cache.length() == 2 ? 0 : 1;
+  };
+  return use(contiguous) + use(ring) + use(paged);
+}
+
 #if defined(GQA_TEST_EIGEN)
 // Largest distance from the definition in double precision.
 double largest_error() {
@@ -150,8 +183,9 @@ double largest_error() {
 }  // namespace
 
 int main() {
-  int count = run<float>(gqa::Causal{}) + run<gqa::bf16>(SlopedTree{}) + run<gqa::f16>(gqa::CausalWindow{31}) +
-              run<gqa::f16>(gqa::Full{});
+  int count = hooked<float>() + hooked<gqa::bf16>() + hooked<gqa::f16>();
+  count += run<float>(gqa::Causal{}) + run<gqa::bf16>(SlopedTree{}) + run<gqa::f16>(gqa::CausalWindow{31}) +
+           run<gqa::f16>(gqa::Full{});
 #if defined(GQA_TEST_EIGEN)
   count += largest_error() < 1e-6 ? 0 : 1;
 #endif

@@ -7,7 +7,9 @@
 #include "gqa/budget_time.hpp"
 #include "gqa/eigen.hpp"
 #include "gqa/gqa.hpp"
+#include "gqa/qk_norm.hpp"
 #include "gqa/reference.hpp"
+#include "gqa/rope.hpp"
 #include "gqa/thread_pool.hpp"
 
 bool second_unit();
@@ -73,6 +75,12 @@ bool second_unit() {
     paged.append(row, row);
   }
   const gqa::PagedSequence forked = paged.fork();
+  const gqa::Rope rope({.dims = kHeadDim}, 2 * kTokens);
+  gqa::PagedSequence turned = paged.fork();
+  const std::vector<float> row(kHeadDim, 0.5f);
+  turned.append(row, row, gqa::compose_hooks(gqa::RmsNormKeys{}, rope.keys()));
+  turned.erase(0, 1);
+  turned.change_keys(kTokens - 1, kTokens, rope.shift(-1));
 
   const Matrix q = Matrix::Constant(3, kHeads * kHeadDim, 0.25f);
   const Matrix expected = attend(contiguous.view(), q, {});
