@@ -55,14 +55,14 @@ GQA_OP void turn_pairs(T* a, T* b, Index step, const float* cosines, const float
 
 }  // namespace gqa::detail::inline GQA_ABI
 
-namespace gqa::detail::inline GQA_ABI::rows_plain {
+namespace gqa::detail::inline GQA_ABI::portable::rows {
 
 inline constexpr int kLanes = 4;
 #define GQA_DETAIL_ROWS_F16C 0
 #include "gqa/detail/row_ops.inl"
 #undef GQA_DETAIL_ROWS_F16C
 
-}  // namespace gqa::detail::inline GQA_ABI::rows_plain
+}  // namespace gqa::detail::inline GQA_ABI::portable::rows
 
 GQA_END_PLAIN_REGION()
 
@@ -70,31 +70,31 @@ GQA_END_PLAIN_REGION()
 
 GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 
-namespace gqa::detail::inline GQA_ABI::rows_avx2 {
+namespace gqa::detail::inline GQA_ABI::avx2::rows {
 
 inline constexpr int kLanes = 8;
 #define GQA_DETAIL_ROWS_F16C 1
 #include "gqa/detail/row_ops.inl"
 
-}  // namespace gqa::detail::inline GQA_ABI::rows_avx2
+}  // namespace gqa::detail::inline GQA_ABI::avx2::rows
 
 GQA_END_REGION()
 
 GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
 
-namespace gqa::detail::inline GQA_ABI::rows_avx512 {
+namespace gqa::detail::inline GQA_ABI::avx512::rows {
 
 inline constexpr int kLanes = 16;
 #include "gqa/detail/row_ops.inl"
 #undef GQA_DETAIL_ROWS_F16C
 
-}  // namespace gqa::detail::inline GQA_ABI::rows_avx512
+}  // namespace gqa::detail::inline GQA_ABI::avx512::rows
 
 GQA_END_REGION()
 
 GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
 
-namespace gqa::detail::inline GQA_ABI::rows_avx512bf16 {
+namespace gqa::detail::inline GQA_ABI::avx512bf16::rows {
 
 /// By the processor's own rounding, in a third of the instructions. That takes denormals for zeros: rows that have some are converted again.
 inline void f32_to_bf16(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale) {
@@ -109,13 +109,13 @@ inline void f32_to_bf16(const std::byte* from, Index step, Index dim, std::byte*
       denormals |= _mm512_fpclass_ps_mask(x, 0x20);
     }
   if (denormals != 0) i = 0;
-  if (i < dim) rows_avx512::f32_to_bf16(from + i * step * 4, step, dim - i, row + i * 2, scale);
+  if (i < dim) avx512::rows::f32_to_bf16(from + i * step * 4, step, dim - i, row + i * 2, scale);
 }
 
-inline constexpr RowOps kOps{f32_to_bf16, rows_avx512::f32_to_f16, rows_avx512::bf16_to_f32, rows_avx512::f16_to_f32,
-                             rows_avx512::turn_row};
+inline constexpr RowOps kOps{f32_to_bf16, avx512::rows::f32_to_f16, avx512::rows::bf16_to_f32, avx512::rows::f16_to_f32,
+                             avx512::rows::turn_row};
 
-}  // namespace gqa::detail::inline GQA_ABI::rows_avx512bf16
+}  // namespace gqa::detail::inline GQA_ABI::avx512bf16::rows
 
 GQA_END_REGION()
 
@@ -126,11 +126,11 @@ namespace gqa::detail::inline GQA_ABI {
 /// Of what a path may use.
 inline const RowOps& row_ops_of([[maybe_unused]] Path path) noexcept {
 #if GQA_DETAIL_X86
-  if (path >= Path::avx512bf16) return rows_avx512bf16::kOps;
-  if (path >= Path::avx512) return rows_avx512::kOps;
-  if (path >= Path::avx2) return rows_avx2::kOps;
+  if (path >= Path::avx512bf16) return avx512bf16::rows::kOps;
+  if (path >= Path::avx512) return avx512::rows::kOps;
+  if (path >= Path::avx2) return avx2::rows::kOps;
 #endif
-  return rows_plain::kOps;
+  return portable::rows::kOps;
 }
 /// Of the path that calls take by default.
 /// @throws ArgumentError if GQA_PATH is not a path's name
