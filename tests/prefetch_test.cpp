@@ -268,6 +268,28 @@ TEST_F(Queue, ScatteredRowsOfSeveralHeadsAreFetchedTokenByToken) {
   EXPECT_EQ(stretch(prefetcher, 3, 4), (std::vector<Index>{0, 3, 1000, 1001}));
 }
 
+// Strips that share the fetching of evenly spaced rows may come, before they share anew, to a run of scattered ones of several heads.
+TEST_F(Queue, StripsFindTheirRowsInAScatteredRunThatBeganMeanwhile) {
+  const Index offset[] = {1080 * kRow, 1040 * kRow, 1060 * kRow, 1000 * kRow};
+  detail::PrefetchPolicy shared = policy(2);
+  shared.shared = true;
+  detail::Prefetcher prefetcher(shared, room_, 4);
+  prefetcher.begin_stage(3, 64, kRow);
+  prefetcher.append(run(0, 4, 3), {memory_.data(), offset, 4, 3, 5 * kRow, kRow});
+  prefetcher.begin_reading();
+  prefetcher.begin_stretches();
+  prefetcher.share(4, 4);
+  prefetcher.end_stretch(8, 8);  // of the keys' 12 rows, 6 had been fetched
+  std::vector<Index> rows;
+  for (Index strip = 0; strip < 3; ++strip) {
+    detail::PrefetchCursor cursor = prefetcher.cursor(strip, 4);
+    for (Index t = 0; t < 4 && cursor.row != nullptr; ++t, cursor.next())
+      for (const Index row : fetched([&] { cursor.fetch(); })) rows.push_back(row);
+  }
+  // But for the two that the end of the stretch has fetched.
+  EXPECT_EQ(rows, (std::vector<Index>{1090, 1040, 1045, 1050, 1060, 1065, 1070, 1000, 1005, 1010}));
+}
+
 TEST_F(Queue, AStageGoesOnWhereTheLastOneEnded) {
   detail::Prefetcher prefetcher(policy(16), room_, 4);
   prefetcher.begin_stage(1, 64, kRow);

@@ -26,7 +26,7 @@ class HostileDrawn {
   std::string complaint();
 
  private:
-  static constexpr DrawnSizes kSizes{3, detail::kSpan + 40, 100'000};
+  static constexpr DrawnSizes kSizes{3, detail::kSpan + 40, 40'000};
 
   void spoil(Draws& draws);
   void spoil_sequence(Draws& draws);

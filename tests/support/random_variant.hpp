@@ -103,7 +103,7 @@ struct DrawnElements {
     memory.resize(size);
     for (std::size_t i = 0; i < size; ++i) memory[i] = make();
     const T* first = memory.data();
-    if (backwards) {
+    if (backwards && size > 0) {
       first += size - 1;
       strides = {-strides.sequence, -strides.head, -strides.query, -strides.key};
     }

@@ -136,11 +136,16 @@ struct PrefetchCursor {
     row = run.base + run.offset[token] + head * run.stride;
     even = run.heads - head;
   }
-  /// Leaves rows out, of evenly spaced ones or of one head's.
+  /// Leaves rows out, fewer than are left of the run.
   GQA_ALWAYS_INLINE void skip(Index rows) noexcept {
     if (details->scattered != nullptr) {
-      token += rows;
-      row = details->scattered->base + details->scattered->offset[token];
+      const RowRun& run = *details->scattered;
+      const Index heads = run.heads - even + rows;  // from the first head of `token` on
+      const Index tokens = run.heads == 1 ? heads : heads / run.heads;
+      const Index head = heads - tokens * run.heads;
+      token += tokens;
+      row = run.base + run.offset[token] + head * run.stride;
+      even = run.heads - head;
     } else {
       row += rows * stride;
       even -= rows;
