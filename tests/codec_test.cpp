@@ -203,7 +203,7 @@ TEST(OwningCaches, CopySlotsOfAnyCodec) {
   const detail::KvRoom room{rows.data(),   Int8::type,
                             kDim,          KvStrides::head_major(kHeads, kSlots, kDim),
                             scales.data(), KvStrides::head_major(kHeads, kSlots, 1)};
-  detail::copy_slots(room, kHeads, 0, 2, 3);
+  detail::copy_slots(room, kHeads, {0, 0}, {2, 0}, 3);
   for (Index head = 0; head < kHeads; ++head)
     for (Index slot = 0; slot < kSlots; ++slot) {
       const Index from = (head * kSlots + slot) * kDim, to = from + 2 * kHeads * kSlots * kDim;
