@@ -10,3 +10,5 @@
 #include GQA_CODEC(f32)
 #include GQA_CODEC(bf16)
 #include GQA_CODEC(f16)
+#include GQA_CODEC(q8_0)
+#include GQA_CODEC(q4_0)
