@@ -204,7 +204,7 @@ TEST(OwningCaches, CopySlotsOfAnyCodec) {
                             kDim,          KvStrides::head_major(kHeads, kSlots, kDim),
                             scales.data(), KvStrides::head_major(kHeads, kSlots, 1),
                             nullptr};
-  detail::copy_slots(room, kHeads, 0, 2, 3);
+  detail::copy_slots(room, kHeads, {0, 0}, {2, 0}, 3);
   for (Index head = 0; head < kHeads; ++head)
     for (Index slot = 0; slot < kSlots; ++slot) {
       const Index from = (head * kSlots + slot) * kDim, to = from + 2 * kHeads * kSlots * kDim;

@@ -99,9 +99,10 @@ inline std::uint32_t largest_of_row(const std::byte* from, Index step, Index dim
   return most;
 }
 
-/// x within [low, high]; 0 where it is NaN.
+/// x within [low, high]; 0 where it is NaN, by its bits: a compiler may have been told that there are none.
 GQA_ALWAYS_INLINE float clamped(float x, float low, float high) noexcept {
-  return x < low ? low : x > high ? high : x == x ? x : 0.0f;
+  const float number = (bits_of_float(x) & kMagnitudeBits) > kInfinityBits ? 0.0f : x;
+  return number < low ? low : number > high ? high : number;
 }
 /// To nearest, ties to even, of numbers below 2^21.
 GQA_ALWAYS_INLINE int round_even(float x) noexcept {
