@@ -6,14 +6,11 @@
 
 #include <utility>
 
-#include "gqa/codec.hpp"
 #include "gqa/cpu.hpp"
 #include "gqa/detail/path/region.hpp"
+#include "gqa/detail/row_codec.hpp"
 
 namespace gqa::detail {
-
-/// row ← `dim` elements, `step` of them apart, as a codec stores them.
-using RowEncoder = void (*)(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale);
 
 /// The functions of one instruction set. Null: a codec's own does as well.
 struct RowOps {
@@ -31,16 +28,6 @@ struct RowOps {
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
-
-/// As rounded_product().
-GQA_OP float rounded_product(float product) noexcept {
-#if defined(__clang__) && GQA_DETAIL_X86
-  asm("" : "+x"(product));
-#elif defined(__clang__) && defined(__aarch64__)
-  asm("" : "+w"(product));
-#endif
-  return product;
-}
 
 /// (a, b) ← (a·cos − b·sin, b·cos + a·sin), in f32, every product and sum rounded.
 template <class T>
