@@ -30,8 +30,8 @@ TEST_P(QuantisedCache, GoesWithOtherTypes) {
   Random random(12);
   const Case c{4, 2, 128, 128, 5, 300};
   const Rows rows(c, random);
-  const KvFormat plain = ElementType::f32;
-  for (const KvFormat& values : {plain, other().format}) {
+  const KvEncoding plain = ElementType::f32;
+  for (const KvEncoding& values : {plain, other().format}) {
     ContiguousKvCache coded(config_of(c, codec().format, values, KvLayout::head_major, c.length));
     ContiguousKvCache f32(config_of(c, plain, plain, KvLayout::head_major, c.length));
     coded.append(rows.k, rows.v);
@@ -49,7 +49,7 @@ TEST_P(QuantisedCache, HasScalesWhereTheirStridesLead) {
   Random random(15);
   const Case c{2, 2, 128, 128, 2, 90};
   const Rows rows(c, random);
-  const KvFormat plain = ElementType::f32;
+  const KvEncoding plain = ElementType::f32;
   ContiguousKvCache coded(config_of(c, codec().format, codec().format, KvLayout::token_major, c.length));
   ContiguousKvCache f32(config_of(c, plain, plain, KvLayout::token_major, c.length));
   coded.append(rows.k, rows.v);

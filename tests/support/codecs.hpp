@@ -11,7 +11,7 @@ namespace gqa::test {
 
 struct TestedCodec {
   const char* name;
-  KvFormat format;
+  KvEncoding format;
   KvType type() const { return format; }
   const detail::RowCodec& rows() const { return *format.codec(); }
 };

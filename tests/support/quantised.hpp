@@ -36,7 +36,8 @@ struct Rows {
   }
 };
 
-inline KvCacheConfig config_of(const Case& c, const KvFormat& k, const KvFormat& v, KvLayout layout, Index capacity) {
+inline KvCacheConfig config_of(const Case& c, const KvEncoding& k, const KvEncoding& v, KvLayout layout,
+                               Index capacity) {
   return {.kv_heads = c.kv_heads,
           .head_dim = c.head_dim,
           .value_dim = c.value_dim,
@@ -45,7 +46,7 @@ inline KvCacheConfig config_of(const Case& c, const KvFormat& k, const KvFormat&
           .capacity = capacity,
           .layout = layout};
 }
-inline KvPoolConfig pool_of(const Case& c, const KvFormat& k, const KvFormat& v, KvLayout layout, Index page_size) {
+inline KvPoolConfig pool_of(const Case& c, const KvEncoding& k, const KvEncoding& v, KvLayout layout, Index page_size) {
   return {.kv_heads = c.kv_heads,
           .head_dim = c.head_dim,
           .value_dim = c.value_dim,
@@ -73,13 +74,14 @@ inline At row_at(const KvCacheView& kv, bool keys, Index position, Index head) {
   return {rows + type.stride_bytes(offset(keys ? kv.k_strides : kv.v_strides)),
           scale == nullptr ? nullptr : scale + offset(scales.strides) * type.scale_bytes()};
 }
-inline void decode(const KvFormat& format, const At& at, Index dim, float* to) {
+inline void decode(const KvEncoding& format, const At& at, Index dim, float* to) {
   if (format.codec() == nullptr) std::memcpy(to, at.row, static_cast<std::size_t>(dim) * sizeof(float));
   else format.codec()->decode(at.row, at.scale, dim, to);
 }
 
 /// What a cache's rows stand for, in the same storage: `dequantised` holds as many tokens, and its rows are written over.
-inline void dequantise(const KvCacheView& kv, const KvFormat& k, const KvFormat& v, const KvCacheView& dequantised) {
+inline void dequantise(const KvCacheView& kv, const KvEncoding& k, const KvEncoding& v,
+                       const KvCacheView& dequantised) {
   for (const bool keys : {true, false})
     for (Index t = kv.first_position(); t < kv.length; ++t)
       for (Index head = 0; head < kv.kv_heads; ++head)
@@ -134,9 +136,9 @@ struct Coded {
     }
   }
   /// Every storage.
-  void compare(const Case& c, const KvFormat& format, Random& random) const {
+  void compare(const Case& c, const KvEncoding& format, Random& random) const {
     const Rows rows(c, random);
-    const KvFormat plain = ElementType::f32;
+    const KvEncoding plain = ElementType::f32;
     for (const KvLayout layout : {KvLayout::head_major, KvLayout::token_major}) {
       SCOPED_TRACE(describe(c, layout == KvLayout::head_major ? "head-major" : "token-major"));
       const auto over = [&](auto&& coded, auto&& f32) {

@@ -6,9 +6,9 @@
 template <int Mantissa, class Bytes>
 GQA_OP Vec widen_fp8(const Bytes& bytes) {
   const Vec bits = byte_bits(bytes);
-  const Vec small = shift_left<23 - Mantissa>(bit_and(bits, set1(float_of_bits(0x7f))));
+  const Vec scaled = shift_left<23 - Mantissa>(bit_and(bits, set1(float_of_bits(0x7f))));
   const Vec magnitude =
-      mul(small, set1(float_of_bits(static_cast<std::uint32_t>(254 - Fp8Format<Mantissa>::bias) << 23)));
+      mul(scaled, set1(float_of_bits(static_cast<std::uint32_t>(254 - Fp8Format<Mantissa>::bias) << 23)));
   const Vec infinity =
       bit_and(less(set1(Fp8Format<Mantissa>::largest_value), magnitude), set1(float_of_bits(kInfinityBits)));
   return bit_or(bit_or(magnitude, infinity), shift_left<24>(bit_and(bits, set1(float_of_bits(0x80)))));

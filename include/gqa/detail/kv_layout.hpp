@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "gqa/detail/kv_rows.hpp"
-#include "gqa/kv_format.hpp"
+#include "gqa/kv_encoding.hpp"
 
 namespace gqa {
 
@@ -25,8 +25,8 @@ struct KvRowFormat {
   Index kv_heads;
   Index head_dim;
   Index value_dim;  // 0: head_dim
-  KvFormat k_type;
-  std::optional<KvFormat> v_type;  // none: k_type
+  KvEncoding k_type;
+  std::optional<KvEncoding> v_type;  // none: k_type
   KvLayout layout;
 };
 
@@ -54,7 +54,7 @@ struct KvMemory {
 };
 
 /// How a cache stores keys or values, `width` elements a row.
-inline void check_stored(const char* member, const KvFormat& format, const char* width_name, Index width) {
+inline void check_stored(const char* member, const KvEncoding& format, const char* width_name, Index width) {
   const KvType type = format;
   check_type({}, member, type);
   if (format.codec() == nullptr && !type.is_element())

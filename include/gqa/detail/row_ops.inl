@@ -78,33 +78,33 @@ GQA_OP Floats unfused(Floats product) {
 }
 
 #if defined(__clang__)
-template <int... I>
+template <int... Lane>
 GQA_OP Floats shuffled(const Floats& x) {
-  return __builtin_shufflevector(x, x, I...);
+  return __builtin_shufflevector(x, x, Lane...);
 }
 #else
-template <int... I>
+template <int... Lane>
 GQA_OP Floats shuffled(const Floats& x) {
-  return __builtin_shuffle(x, Ints{I...});
+  return __builtin_shuffle(x, Ints{Lane...});
 }
 #endif
-template <int... I>
-GQA_OP Floats swapped(const Floats& x, std::integer_sequence<int, I...>) {
-  return shuffled<(I ^ 1)...>(x);
+template <int... Lane>
+GQA_OP Floats swapped(const Floats& x, std::integer_sequence<int, Lane...>) {
+  return shuffled<(Lane ^ 1)...>(x);
 }
 // Each of the lower or upper half of the elements twice.
-template <int... I>
-GQA_OP Floats lower_twice(const Floats& x, std::integer_sequence<int, I...>) {
-  return shuffled<I / 2 ...>(x);
+template <int... Lane>
+GQA_OP Floats lower_twice(const Floats& x, std::integer_sequence<int, Lane...>) {
+  return shuffled<Lane / 2 ...>(x);
 }
-template <int... I>
-GQA_OP Floats upper_twice(const Floats& x, std::integer_sequence<int, I...>) {
-  return shuffled<(I / 2 + kLanes / 2)...>(x);
+template <int... Lane>
+GQA_OP Floats upper_twice(const Floats& x, std::integer_sequence<int, Lane...>) {
+  return shuffled<(Lane / 2 + kLanes / 2)...>(x);
 }
-// -x where I is even.
-template <int... I>
-GQA_OP Floats negated_firsts(const Floats& x, std::integer_sequence<int, I...>) {
-  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) ^ Ints{(I % 2 == 0 ? (-0x7fffffff - 1) : 0)...});
+// -x where Lane is even.
+template <int... Lane>
+GQA_OP Floats negated_firsts(const Floats& x, std::integer_sequence<int, Lane...>) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) ^ Ints{(Lane % 2 == 0 ? (-0x7fffffff - 1) : 0)...});
 }
 // (a, b), (a, b), … of which each has its cosine and its sine twice.
 GQA_OP Floats turned(const Floats& pairs, const Floats& cosine, const Floats& sine) {

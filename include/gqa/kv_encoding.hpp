@@ -14,15 +14,15 @@ namespace gqa {
 ///
 /// A codec is given itself, not as its KvType, which says how rows lie and not how they are encoded: so a program has the encoders that it
 /// names, and no others.
-class KvFormat {
+class KvEncoding {
  public:
   /// Rows of f32 elements.
-  GQA_ALWAYS_INLINE constexpr KvFormat() noexcept {}
-  GQA_ALWAYS_INLINE constexpr KvFormat(ElementType elements) noexcept : type_(elements) {}
+  GQA_ALWAYS_INLINE constexpr KvEncoding() noexcept {}
+  GQA_ALWAYS_INLINE constexpr KvEncoding(ElementType elements) noexcept : type_(elements) {}
   /// Of plain elements; caches refuse other types.
-  GQA_ALWAYS_INLINE constexpr KvFormat(KvType elements) noexcept : type_(elements) {}
+  GQA_ALWAYS_INLINE constexpr KvEncoding(KvType elements) noexcept : type_(elements) {}
   template <Codec C>
-  GQA_ALWAYS_INLINE constexpr KvFormat(C) noexcept : type_(C::type) {
+  GQA_ALWAYS_INLINE constexpr KvEncoding(C) noexcept : type_(C::type) {
     if constexpr (!KvType(C::type).is_element()) codec_ = &detail::kRowCodec<C>;
   }
 
