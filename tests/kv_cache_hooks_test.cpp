@@ -14,6 +14,7 @@
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
 #include "support/owned_caches.hpp"
+#include "support/rope_cases.hpp"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -52,14 +53,7 @@ void expect_hooked(const KvNumbers& plain, const KvNumbers& changed, const KvDim
   for (const ElementType type : kTypes)
     for (const KvLayout layout : kLayouts) {
       SCOPED_TRACE(std::string("from ") + element_name(from) + ", " + types_and_layout(type, type, layout));
-      const auto with = [&](Index capacity) {
-        return KvCacheConfig{.kv_heads = dims.kv_heads,
-                             .head_dim = dims.head_dim,
-                             .value_dim = dims.value_dim,
-                             .k_type = type,
-                             .capacity = capacity,
-                             .layout = layout};
-      };
+      const auto with = [&](Index capacity) { return config(capacity, type, type, layout, dims); };
       const auto compare = [&](auto& hooked, auto& again, auto& before) {
         append_all(hooked, source, hook);
         append_all(again, apart, hook);
@@ -74,13 +68,7 @@ void expect_hooked(const KvNumbers& plain, const KvNumbers& changed, const KvDim
         compare(d, e, f);
       }
       for (const Index page_size : {1, 7, 64}) {
-        PagedKvPool pool({.kv_heads = dims.kv_heads,
-                          .head_dim = dims.head_dim,
-                          .value_dim = dims.value_dim,
-                          .k_type = type,
-                          .page_size = page_size,
-                          .pages = 3 * kTokens,
-                          .layout = layout});
+        PagedKvPool pool(pool_config(page_size, 3 * kTokens, type, type, layout, dims));
         PagedSequence d = pool.sequence(), e = pool.sequence(), f = pool.sequence();
         compare(d, e, f);
       }
@@ -93,7 +81,7 @@ TensorView rows_of(Numbers& numbers) {
 
 constexpr KvDims kWide{2, 22, 3};  // neither whole registers nor all dims turned
 
-class KeyHooks : public testing::TestWithParam<std::tuple<RopePairs, ElementType>> {
+class KeyHooks : public testing::TestWithParam<RopeCase> {
  protected:
   RopePairs pairs() const { return std::get<0>(GetParam()); }
   ElementType from() const { return std::get<1>(GetParam()); }
@@ -129,14 +117,7 @@ TEST_P(KeyHooks, SectionsOfSeveralAxesTakeTheCachesPosition) {
   expect_hooked(plain, turned, kWide, from(), rope.keys());
 }
 
-INSTANTIATE_TEST_SUITE_P(All, KeyHooks,
-                         testing::Combine(testing::Values(RopePairs::half_split, RopePairs::interleaved),
-                                          testing::ValuesIn(kTypes)),
-                         [](const auto& each) {
-                           return std::string(std::get<0>(each.param) == RopePairs::half_split ? "half_split_"
-                                                                                               : "interleaved_") +
-                                  element_name(std::get<1>(each.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(All, KeyHooks, rope_cases(), rope_case_name);
 
 TEST(KeyHook, RowsOfAnyWidth) {
   for (const Index dim : {2, 1024, 1026, 5000}) {
@@ -175,18 +156,9 @@ TEST(KeyHook, PositionsMayBeGiven) {
   check(plane, rows_and_columns);
 }
 
-// Writes down what it is called for, and marks the row.
-struct Recorder {
-  std::vector<std::vector<Index>>* calls;
-  void change(const KeyRow& row) const noexcept {
-    calls->push_back({row.position, row.token, row.head, row.dim});
-    row.elements[0] += 100.0f;
-  }
-};
-
 TEST(KeyHook, IsGivenEachRowOnce) {
   std::vector<std::vector<Index>> calls;
-  const Recorder hook{&calls};
+  const Adder hook{100.0f, &calls};
   const KvSource source(KvNumbers(9, kDims, 307));
   const auto expect_calls = [&](Index first, Index begin, Index end) {  // of an append at position `first`
     std::vector<std::vector<Index>> expected;
@@ -322,10 +294,11 @@ TEST(KeyHook, IsNotAskedWhereThereIsNoRoom) {
   std::vector<std::vector<Index>> calls;
   const KvSource source(KvNumbers(9, kDims, 311));
   ContiguousKvCache contiguous(config(8));
-  EXPECT_THROW(contiguous.append(source.k.const_view(), source.v.const_view(), Recorder{&calls}), StorageExhausted);
+  EXPECT_THROW(contiguous.append(source.k.const_view(), source.v.const_view(), Adder{100.0f, &calls}),
+               StorageExhausted);
   PagedKvPool pool(pool_config(4, 2));
   PagedSequence paged = pool.sequence();
-  EXPECT_THROW(paged.append(source.k.const_view(), source.v.const_view(), Recorder{&calls}), StorageExhausted);
+  EXPECT_THROW(paged.append(source.k.const_view(), source.v.const_view(), Adder{100.0f, &calls}), StorageExhausted);
   EXPECT_TRUE(calls.empty());
 }
 

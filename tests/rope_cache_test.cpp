@@ -11,6 +11,7 @@
 #include "gqa/gqa.hpp"
 #include "gqa/rope.hpp"
 #include "support/owned_caches.hpp"
+#include "support/rope_cases.hpp"
 
 namespace gqa::test {
 namespace {
@@ -19,21 +20,10 @@ constexpr KvDims kShape{2, 64, 8};
 constexpr Index kTokens = 90;
 
 KvCacheConfig shape(Index capacity, ElementType type) {
-  return {.kv_heads = kShape.kv_heads,
-          .head_dim = kShape.head_dim,
-          .value_dim = kShape.value_dim,
-          .k_type = type,
-          .v_type = ElementType::f32,
-          .capacity = capacity};
+  return config(capacity, type, ElementType::f32, KvLayout::head_major, kShape);
 }
 KvPoolConfig pool_shape(Index page_size, ElementType type) {
-  return {.kv_heads = kShape.kv_heads,
-          .head_dim = kShape.head_dim,
-          .value_dim = kShape.value_dim,
-          .k_type = type,
-          .v_type = ElementType::f32,
-          .page_size = page_size,
-          .pages = 200};
+  return pool_config(page_size, 200, type, ElementType::f32, KvLayout::head_major, kShape);
 }
 
 // Runs `test` on a cache of every kind.
@@ -50,7 +40,7 @@ void in_every_cache(ElementType type, const Test& test) {
   }
 }
 
-class RopeInCaches : public testing::TestWithParam<std::tuple<RopePairs, ElementType>> {
+class RopeInCaches : public testing::TestWithParam<RopeCase> {
  protected:
   ElementType type() const { return std::get<1>(GetParam()); }
   RopeOptions options() const { return {.dims = 48, .pairs = std::get<0>(GetParam())}; }
@@ -176,14 +166,7 @@ TEST_P(RopeInCaches, WithoutItsMiddleAContextIsAFreshOne) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RopeInCaches,
-                         testing::Combine(testing::Values(RopePairs::half_split, RopePairs::interleaved),
-                                          testing::ValuesIn(kTypes)),
-                         [](const auto& each) {
-                           return std::string(std::get<0>(each.param) == RopePairs::half_split ? "half_split_"
-                                                                                               : "interleaved_") +
-                                  element_name(std::get<1>(each.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(All, RopeInCaches, rope_cases(), rope_case_name);
 
 TEST(RopeInCache, AForksShiftLeavesTheOtherAlone) {
   const KvSource source(KvNumbers(kTokens, kShape, 335));

@@ -83,6 +83,7 @@ struct KeyHookRef {
   void (*change)(const void* hook, const KeyRow& row);
   void (*check)(const void* hook, const KeyRows& rows);
 };
+inline constexpr KeyHookRef kNoKeyHook{nullptr, nullptr, nullptr};
 
 inline namespace GQA_ABI {
 

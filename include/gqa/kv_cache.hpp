@@ -93,14 +93,12 @@ class ContiguousKvCache {
   template <KeyHook H>
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
     const detail::FloatEnvironment environment;
-    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
-    detail::append_contiguous(slots_, k, v, &ref);
+    detail::append_contiguous(slots_, k, v, detail::key_hook_ref(hook));
   }
   /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
   template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
   GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
-    append(detail::packed_rows("k", std::span(k), slots_.view.kv_heads, slots_.view.head_dim),
-           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim), hook...);
+    detail::append_packed(*this, slots_.view, k, v, hook...);
   }
 
   /// Keeps the first `length` tokens and drops the others (draft tokens that were rejected).
@@ -173,14 +171,12 @@ class RingKvCache {
   template <KeyHook H>
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
     const detail::FloatEnvironment environment;
-    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
-    detail::append_ring(slots_, k, v, &ref);
+    detail::append_ring(slots_, k, v, detail::key_hook_ref(hook));
   }
   /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
   template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
   GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
-    append(detail::packed_rows("k", std::span(k), slots_.view.kv_heads, slots_.view.head_dim),
-           detail::packed_rows("v", std::span(v), slots_.view.kv_heads, slots_.view.value_dim), hook...);
+    detail::append_packed(*this, slots_.view, k, v, hook...);
   }
 
   /// Makes position `length` the next one and drops the tokens from there on. What they had overwritten does not come
@@ -254,15 +250,12 @@ class PagedSequence {
   template <KeyHook H>
   GQA_ALWAYS_INLINE void append(const ConstTensorView& k, const ConstTensorView& v, const H& hook) {
     const detail::FloatEnvironment environment;
-    const detail::KeyHookRef ref = detail::key_hook_ref(hook);
-    detail::append_paged(table_, k, v, &ref);
+    detail::append_paged(table_, k, v, detail::key_hook_ref(hook));
   }
   /// Appends packed (token, head, dim) rows from vectors, arrays or spans; as many tokens as there are rows for. With a hook, if one is given.
   template <detail::ElementRange K, detail::ElementRange V, KeyHook... Hook>
   GQA_ALWAYS_INLINE void append(const K& k, const V& v, const Hook&... hook) requires(sizeof...(Hook) <= 1) {
-    const KvCacheView& pool = detail::pool_of(table_).view;
-    append(detail::packed_rows("k", std::span(k), pool.kv_heads, pool.head_dim),
-           detail::packed_rows("v", std::span(v), pool.kv_heads, pool.value_dim), hook...);
+    detail::append_packed(*this, detail::pool_of(table_).view, k, v, hook...);
   }
 
   /// Keeps the first `length` tokens, drops the others and gives back the pages that only they used.

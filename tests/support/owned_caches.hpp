@@ -28,10 +28,11 @@ inline constexpr KvLayout kLayouts[] = {KvLayout::head_major, KvLayout::token_ma
 inline constexpr KvDims kDims;
 
 inline KvCacheConfig config(Index capacity, ElementType k_type = ElementType::f32,
-                            ElementType v_type = ElementType::f32, KvLayout layout = KvLayout::head_major) {
-  return {.kv_heads = kDims.kv_heads,
-          .head_dim = kDims.head_dim,
-          .value_dim = kDims.value_dim,
+                            ElementType v_type = ElementType::f32, KvLayout layout = KvLayout::head_major,
+                            const KvDims& dims = kDims) {
+  return {.kv_heads = dims.kv_heads,
+          .head_dim = dims.head_dim,
+          .value_dim = dims.value_dim,
           .k_type = k_type,
           .v_type = v_type,
           .capacity = capacity,
@@ -46,10 +47,11 @@ inline std::string types_and_layout(ElementType k, ElementType v, KvLayout layou
 inline constexpr Index kPageSizes[] = {1, 7, 16, 64, 1000};
 
 inline KvPoolConfig pool_config(Index page_size, Index pages, ElementType k_type = ElementType::f32,
-                                ElementType v_type = ElementType::f32, KvLayout layout = KvLayout::head_major) {
-  return {.kv_heads = kDims.kv_heads,
-          .head_dim = kDims.head_dim,
-          .value_dim = kDims.value_dim,
+                                ElementType v_type = ElementType::f32, KvLayout layout = KvLayout::head_major,
+                                const KvDims& dims = kDims) {
+  return {.kv_heads = dims.kv_heads,
+          .head_dim = dims.head_dim,
+          .value_dim = dims.value_dim,
           .k_type = k_type,
           .v_type = v_type,
           .page_size = page_size,
@@ -132,6 +134,16 @@ inline testing::AssertionResult same_rows(const KvCacheView& a, const KvCacheVie
       }
   return testing::AssertionSuccess();
 }
+
+/// A hook that writes down its calls (position, token, head, dim), and adds a number to elements.
+struct Adder {
+  float added;
+  std::vector<std::vector<Index>>* calls;
+  void change(const KeyRow& row) const noexcept {
+    calls->push_back({row.position, row.token, row.head, row.dim});
+    for (Index d = 0; d < row.dim; ++d) row.elements[d] += added;
+  }
+};
 
 /// Everything of a sequence and its pool that a failed call must leave alone.
 struct Snapshot {

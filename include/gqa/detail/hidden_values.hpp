@@ -39,12 +39,9 @@ class HiddenValues {
     std::memcpy(tile.m, kept_, state_bytes_);
     Prefetcher nothing;
     values_.accumulate(tile, stage, nothing);
-    for (Index i = 0; i < stage.blocks * stage.heads; ++i) unit(stage, i).careful = false;
   }
 
  private:
-  Block& unit(const Stage& stage, Index i) const noexcept { return units_[stage.units - units_ + i]; }
-
   static bool hides(const Stage& stage) noexcept {
     std::uint64_t hidden = 0;
     for (Index i = 0; i < stage.blocks * stage.heads; ++i) hidden |= stage.units[i].hidden;
@@ -62,7 +59,7 @@ class HiddenValues {
   bool find_careful(const Stage& stage) const {
     bool found = false;
     for (Index i = 0; i < stage.blocks * stage.heads; ++i) {
-      Block& block = unit(stage, i);
+      Block& block = units_[stage.units - units_ + i];
       block.careful = block.hidden != 0 && values_.nonfinite(block, block.hidden, value_dim_);
       found |= block.careful;
     }

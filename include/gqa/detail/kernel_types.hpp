@@ -41,6 +41,8 @@ GQA_ALWAYS_INLINE constexpr Index round_up(Index value, Index multiple) noexcept
   return (value + multiple - 1) / multiple * multiple;
 }
 
+GQA_ALWAYS_INLINE constexpr Index magnitude(Index stride) noexcept { return stride < 0 ? -stride : stride; }
+
 /// What a functor's scores and outputs are compiled for: one of the extents that there are kernels for, any (gqa::dynamic), or any but
 /// those (kOtherDim).
 inline constexpr int kOtherDim = 0;

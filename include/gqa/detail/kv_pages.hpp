@@ -197,7 +197,7 @@ inline void copy_page(KvPageTable& table, Index page) noexcept {
 }
 
 inline void append_paged(KvPageTable& table, const ConstTensorView& k, const ConstTensorView& v,
-                         const KeyHookRef* hook = nullptr) {
+                         const KeyHookRef& hook = kNoKeyHook) {
   KvPool& pool = pool_of(table);
   check_append(table.view, k, v);
   const KeyChange change(hook, {table.view.length, k.tokens, k.heads, k.dim});

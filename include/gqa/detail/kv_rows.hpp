@@ -90,10 +90,10 @@ inline RowDecoder row_decoder(KvType from) {
 /// A hook for one call, checked, and a row for it to work on: from here on nothing fails. Without a hook it is nothing.
 class KeyChange {
  public:
-  KeyChange(const KeyHookRef* hook, const KeyRows& rows)
+  KeyChange(const KeyHookRef& hook, const KeyRows& rows)
       : hook_(hook), row_(reinterpret_cast<std::byte*>(few_)), first_position_(rows.first_position) {
-    if (hook == nullptr) return;
-    hook->check(hook->hook, rows);
+    if (if_any() == nullptr) return;
+    hook.check(hook.hook, rows);
     if (rows.dim <= kFew) return;
     many_ = Buffer(rows.dim * static_cast<Index>(sizeof(float)), "a key row");
     row_ = many_.as<std::byte>();
@@ -106,22 +106,20 @@ class KeyChange {
   std::byte* row() const noexcept { return row_; }
   /// Has the hook change `row`, f32 elements.
   void operator()(std::byte* row, Index dim, Index head, Index position) const {
-    hook_->change(hook_->hook, {typed<float>(row), dim, head, position, position - first_position_});
+    hook_.change(hook_.hook, {typed<float>(row), dim, head, position, position - first_position_});
   }
   /// `this`, if there is a hook.
-  const KeyChange* if_any() const noexcept { return hook_ != nullptr ? this : nullptr; }
+  const KeyChange* if_any() const noexcept { return hook_.change != nullptr ? this : nullptr; }
 
  private:
   static constexpr Index kFew = 1024;
 
-  const KeyHookRef* hook_;
+  KeyHookRef hook_;
   std::byte* row_;
   Index first_position_;
   Buffer many_{};
   alignas(kCacheLineBytes) float few_[kFew];
 };
-
-GQA_ALWAYS_INLINE Index magnitude(Index stride) noexcept { return stride < 0 ? -stride : stride; }
 
 /// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
 /// positions position, position + 1, …
@@ -214,6 +212,14 @@ inline ConstTensorView packed_rows(const char* name, std::span<T, Extent> elemen
   const Index token = kv_heads * dim;
   if (size % token != 0) fail(Text(name) + ".size()", size, "a multiple of the elements of a token, " + to_text(token));
   return ConstTensorView(elements.data(), size / token, kv_heads, dim);
+}
+
+/// Appends them to an owning cache whose rows are as `like` says.
+template <class Cache, class K, class V, class... Hook>
+GQA_ALWAYS_INLINE void append_packed(Cache& cache, const KvCacheView& like, const K& k, const V& v,
+                                     const Hook&... hook) {
+  cache.append(packed_rows("k", std::span(k), like.kv_heads, like.head_dim),
+               packed_rows("v", std::span(v), like.kv_heads, like.value_dim), hook...);
 }
 
 inline void check_truncate(Index length, Index first, Index current) {

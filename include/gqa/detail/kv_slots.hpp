@@ -58,7 +58,7 @@ inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity
 }
 
 inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v,
-                              const KeyHookRef* hook = nullptr) {
+                              const KeyHookRef& hook = kNoKeyHook) {
   check_append(cache.view, k, v);
   const Index room = cache.slots - cache.view.length;
   if (k.tokens > room)
@@ -81,7 +81,7 @@ inline void write_around(const KvRoom& room, Index slots, Index position, const 
 }
 
 inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v,
-                        const KeyHookRef* hook = nullptr) {
+                        const KeyHookRef& hook = kNoKeyHook) {
   check_append(cache.view, k, v);
   const Checked sum = Checked(cache.view.length) + k.tokens;
   if (!sum.fits()) fail("k.tokens", k.tokens, "a length that fits in 63 bits");

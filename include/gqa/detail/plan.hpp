@@ -108,7 +108,6 @@ inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index
   constexpr Index many = 8;
   const bool in_turn = kernels.of(kv.k_type).stream_rows.followed > 0 && rows < kPanelRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
-  const auto magnitude = [](Index stride) { return stride < 0 ? -stride : stride; };
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
   const Index by_rows = kTileRows / (rows > 0 ? rows : 1);
   const Index by_bytes = block_bytes / (kBlock * kv.k_type.row_bytes(kv.head_dim));

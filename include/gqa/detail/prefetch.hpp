@@ -47,8 +47,6 @@ struct PrefetchPolicy {
   Index side_tokens =
       0;  ///< tokens that each of several heads takes before the next one does; 0: the path's own choice
   Index softmax_bytes = 0;  ///< fetched during the softmax of a row and block, if `between`
-  Index begun_bytes =
-      0;  ///< of a run, fetched when it is planned: what a processor that follows needs to be on its way
 };
 
 /// What a policy is chosen by.
@@ -67,7 +65,7 @@ struct PrefetchFacts {
 inline constexpr Index kStreamedBytes = 8192;  ///< of one head's rows that are fetched ahead
 inline constexpr Index kSoftmaxPieces = kBlock / kLanes;
 inline constexpr Index kSoftmaxPiece = 192;  ///< bytes of a piece where there are several query rows
-inline constexpr Index kBegunBytes = 4096;   ///< PrefetchPolicy::begun_bytes, where a processor follows the loads
+inline constexpr Index kBegunBytes = 4096;   ///< of rows that a processor follows: fetched for it to be on its way
 inline constexpr Index kPrefetchGrain = 16;  ///< tokens: as many at least go by at one pace, of one run
 
 /// Where one head's rows are streamed, some KiB ahead; where heads take a few tokens in turn, those of a turn at least; else a block, because
@@ -102,7 +100,6 @@ GQA_ALWAYS_INLINE PrefetchPolicy choose_prefetch(const PrefetchFacts& facts) noe
                                                    : facts.few_rows_distance;
   }
   policy.limit = policy.distance + 4 * kBlock;
-  policy.begun_bytes = policy.on ? 0 : kBegunBytes;
   return policy;
 }
 
@@ -326,13 +323,12 @@ class Prefetcher {
   }
 
   /// Fetches the first bytes of rows that do not go on where the last ones ended.
-  GQA_ALWAYS_INLINE void begin_followed(const RowRun& rows, const std::byte*& expected) const noexcept {
+  GQA_ALWAYS_INLINE static void begin_followed(const RowRun& rows, const std::byte*& expected) noexcept {
     if (rows.offset != nullptr) return;
     const Index bytes = rows.rows() * rows.stride;
     if (rows.base != expected) {
       asm volatile("");  // see fetch
-      for (Index line = 0; line < policy_.begun_bytes && line < bytes; line += 64)
-        __builtin_prefetch(rows.base + line, 0, 2);
+      for (Index line = 0; line < kBegunBytes && line < bytes; line += 64) __builtin_prefetch(rows.base + line, 0, 2);
     }
     expected = rows.base + bytes;
   }

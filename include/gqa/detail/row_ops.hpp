@@ -32,16 +32,6 @@ GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// As rounded_product().
-GQA_OP float rounded_product(float product) noexcept {
-#if defined(__clang__) && GQA_DETAIL_X86
-  asm("" : "+x"(product));
-#elif defined(__clang__) && defined(__aarch64__)
-  asm("" : "+w"(product));
-#endif
-  return product;
-}
-
 /// (a, b) ← (a·cos − b·sin, b·cos + a·sin), in f32, every product and sum rounded.
 template <class T>
 GQA_OP void turn_pairs(T* a, T* b, Index step, const float* cosines, const float* sines, Index count) {

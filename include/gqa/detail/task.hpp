@@ -342,8 +342,8 @@ class SequenceTasks {
   std::uint64_t* visible_of(Index b, Index j) const noexcept {
     return scratch_.visible + (b * range_.heads + j) * range_.rows;
   }
-  /// The tokens of the block at `begin`, which would be the stage's block b, from the first that any row sees to the last, by sixteens (more
-  /// would be gained in no kernel), without those in no row's range. A variant that refines ranges is asked here, once a pair.
+  /// The tokens of the block at `begin`, which would be the stage's block b, from the first that any row sees to the last, in whole
+  /// sixteens (cut finer, streams would break), without those in no row's range. A variant that refines ranges is asked here, once a pair.
   std::uint64_t seen_in(Index begin, Index b) const {
     const std::uint64_t in_ranges = rows_.of_any(begin);
     if (!call_.variant.masks() || in_ranges == 0) return in_ranges;

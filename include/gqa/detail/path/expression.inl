@@ -120,7 +120,8 @@ struct RowLanes {
   }
 };
 
-// The value of a tree whose first constant is number C of a row's, its first lookup number L. look_up(f) calls f.of<T, L>() for each lookup.
+// The value of a tree whose first constant is number C of a row's, its first lookup number L. look_up(f) calls
+// f.look_up<T, L>() for each lookup.
 template <class E, int C, int L>
 struct Evaluated;
 template <int C, int L>
@@ -130,7 +131,7 @@ struct Evaluated<expression::Score, C, L> {
     return lanes.score;
   }
   template <class F>
-  static GQA_OP void look_up(const F&) {}
+  static GQA_OP void look_up(F&) {}
 };
 template <int C, int L>
 struct Evaluated<expression::Key, C, L> {
@@ -139,7 +140,7 @@ struct Evaluated<expression::Key, C, L> {
     return lanes.key();
   }
   template <class F>
-  static GQA_OP void look_up(const F&) {}
+  static GQA_OP void look_up(F&) {}
 };
 template <int C, int L>
 struct Evaluated<expression::Constant, C, L> {
@@ -148,7 +149,7 @@ struct Evaluated<expression::Constant, C, L> {
     return lanes.template constant<C>();
   }
   template <class F>
-  static GQA_OP void look_up(const F&) {}
+  static GQA_OP void look_up(F&) {}
 };
 template <class T, int C, int L>
 struct Evaluated<expression::Lookup<T>, C, L> {
@@ -157,8 +158,8 @@ struct Evaluated<expression::Lookup<T>, C, L> {
     return lanes.template lookup<T, L>();
   }
   template <class F>
-  static GQA_OP void look_up(const F& f) {
-    f.template of<T, L>();
+  static GQA_OP void look_up(F& f) {
+    f.template look_up<T, L>();
   }
 };
 template <class Op, class A, int C, int L>
@@ -168,7 +169,7 @@ struct Evaluated<expression::Unary<Op, A>, C, L> {
     return apply(Op{}, Evaluated<A, C, L>::on(lanes));
   }
   template <class F>
-  static GQA_OP void look_up(const F& f) {
+  static GQA_OP void look_up(F& f) {
     Evaluated<A, C, L>::look_up(f);
   }
 };
@@ -180,7 +181,7 @@ struct Evaluated<expression::Binary<Op, A, B>, C, L> {
     return apply(Op{}, Evaluated<A, C, L>::on(lanes), Second::on(lanes));
   }
   template <class F>
-  static GQA_OP void look_up(const F& f) {
+  static GQA_OP void look_up(F& f) {
     Evaluated<A, C, L>::look_up(f);
     Second::look_up(f);
   }
@@ -195,7 +196,7 @@ struct Evaluated<expression::Ternary<Op, A, B, D>, C, L> {
     return apply(Op{}, Evaluated<A, C, L>::on(lanes), Second::on(lanes), Third::on(lanes));
   }
   template <class F>
-  static GQA_OP void look_up(const F& f) {
+  static GQA_OP void look_up(F& f) {
     Evaluated<A, C, L>::look_up(f);
     Second::look_up(f);
     Third::look_up(f);
@@ -239,16 +240,12 @@ requires(ScoreExpression<V>) struct VariantScore<V> {
           row(from_row),
           first(in.first > from ? in.first : from),
           last(in.last < to ? in.last : to) {
-      Tree::look_up(Each{*this});
+      Tree::look_up(*this);
     }
-    struct Each {
-      Panel& panel;
-      template <class T, int N>
-      GQA_OP void of() const {
-        panel.lookups.template look_up<T, N>(*panel.tile.variant_rows, panel.row, panel.tile.rows, panel.block.begin,
-                                             panel.first, panel.last);
-      }
-    };
+    template <class T, int N>
+    GQA_OP void look_up() {
+      lookups.template look_up<T, N>(*tile.variant_rows, row, tile.rows, block.begin, first, last);
+    }
     GQA_OP Vec operator()(Index t, const Vec& s) const {
       if (t < first || t >= last) return s;
       const RowLanes<decltype(lookups)> lanes{*tile.variant_rows, lookups, row, block.begin, t, s};

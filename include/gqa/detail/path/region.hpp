@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "gqa/detail/prefetch.hpp"
 
@@ -178,7 +179,9 @@ float library_fmaf(float a, float b, float c) noexcept __asm__("fmaf");
 #endif
 
 /// A product that is rounded before it is added to something: with -ffp-contract=fast Clang fuses the two in regions as well.
-GQA_OP double rounded_product(double product) noexcept {
+template <class T>
+GQA_OP T rounded_product(T product) noexcept {
+  static_assert(std::is_floating_point_v<T>, "a float or a double");
 #if defined(__clang__) && GQA_DETAIL_X86
   asm("" : "+x"(product));
 #elif defined(__clang__) && defined(__aarch64__)
