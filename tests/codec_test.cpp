@@ -202,7 +202,8 @@ TEST(OwningCaches, CopySlotsOfAnyCodec) {
   const auto before = rows, scales_before = scales;
   const detail::KvRoom room{rows.data(),   Int8::type,
                             kDim,          KvStrides::head_major(kHeads, kSlots, kDim),
-                            scales.data(), KvStrides::head_major(kHeads, kSlots, 1)};
+                            scales.data(), KvStrides::head_major(kHeads, kSlots, 1),
+                            nullptr};
   detail::copy_slots(room, kHeads, {0, 0}, {2, 0}, 3);
   for (Index head = 0; head < kHeads; ++head)
     for (Index slot = 0; slot < kSlots; ++slot) {
@@ -222,10 +223,37 @@ TEST(OwningCaches, CopySlotsOfAnyCodec) {
   }
 }
 
-TEST(OwningCaches, TakeTheLibrarysCodecsAlone) {
-  EXPECT_EQ(
-      error_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 8, .k_type = Int8::type, .capacity = 4}); }),
-      "gqa: config.k_type is codec 24; expected a codec of the library's, which rows can be encoded by at run time");
+TEST(OwningCaches, TakeCodecsThatTheyCanEncodeBy) {
+  EXPECT_EQ(error_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 8, .k_type = Int8::type, .capacity = 4}); }),
+            "gqa: config.k_type is the type of codec 24; expected plain elements, or the codec itself, which rows are "
+            "encoded by");
+  EXPECT_EQ(error_of([] { PagedKvPool({.kv_heads = 1, .head_dim = 32, .v_type = Q8_0::type, .pages = 4}); }),
+            "gqa: config.v_type is the type of q8_0; expected plain elements, or the codec itself, which rows are "
+            "encoded by");
+  // A program's own as well as the library's; keys and values each their own.
+  ContiguousKvCache cache(
+      {.kv_heads = 1, .head_dim = 3, .value_dim = 2, .k_type = Int8{}, .v_type = ElementType::f16, .capacity = 4});
+  cache.append(std::vector<float>{1.0f, -127.0f, 0.4f}, std::vector<float>{3.0f, 4.0f});
+  const KvCacheView kv = cache.view();
+  float row[3];
+  Int8::decode(static_cast<const std::byte*>(kv.k), static_cast<const std::byte*>(kv.k_scales.data), 3, row);
+  EXPECT_EQ(std::vector<float>(row, row + 3), (std::vector<float>{1.0f, -127.0f, 0.0f}));
+  EXPECT_EQ(kv.v_type, ElementType::f16);
+  EXPECT_EQ(kv.v_scales.data, nullptr);
+}
+
+TEST(OwningCaches, RefuseWidthsThatCutBlocks) {
+  EXPECT_EQ(error_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 40, .k_type = Q8_0{}, .capacity = 4}); }),
+            "gqa: config.head_dim is 40; expected a multiple of 32: q8_0 has whole blocks");
+  EXPECT_EQ(error_of([] {
+              RingKvCache({.kv_heads = 1,
+                           .head_dim = 40,
+                           .value_dim = 16,
+                           .k_type = ElementType::f32,
+                           .v_type = Q4_0{},
+                           .capacity = 4});
+            }),
+            "gqa: config.value_dim is 16; expected a multiple of 32: q4_0 has whole blocks");
 }
 
 /// One query over a cache of int8 rows that is right, until a test changes it.

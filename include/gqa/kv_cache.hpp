@@ -39,12 +39,12 @@ namespace gqa {
 
 /// What a ContiguousKvCache or RingKvCache is made of.
 struct KvCacheConfig {
-  Index kv_heads = 0;                           ///< Hkv, 1 or more
-  Index head_dim = 0;                           ///< D, 1 or more
-  Index value_dim = 0;                          ///< Dv; 0 means the same as head_dim
-  KvType k_type = ElementType::f32;             ///< how keys are stored
-  std::optional<KvType> v_type = std::nullopt;  ///< how values are stored; the same as k_type unless given
-  Index capacity = 0;                           ///< tokens that there is room for, 1 or more
+  Index kv_heads = 0;                               ///< Hkv, 1 or more
+  Index head_dim = 0;                               ///< D, 1 or more
+  Index value_dim = 0;                              ///< Dv; 0 means the same as head_dim
+  KvEncoding k_type = ElementType::f32;             ///< how keys are stored
+  std::optional<KvEncoding> v_type = std::nullopt;  ///< how values are stored; the same as k_type unless given
+  Index capacity = 0;                               ///< tokens that there is room for, 1 or more
   /// Head-major unless given: attention walks one KV head at a time, and so reads one long stream, at the speed that
   /// memory allows; appending a token writes kv_heads separate rows, which is little beside reading all tokens for the
   /// next one.
@@ -53,11 +53,11 @@ struct KvCacheConfig {
 
 /// What a PagedKvPool is made of.
 struct KvPoolConfig {
-  Index kv_heads = 0;                           ///< Hkv, 1 or more
-  Index head_dim = 0;                           ///< D, 1 or more
-  Index value_dim = 0;                          ///< Dv; 0 means the same as head_dim
-  KvType k_type = ElementType::f32;             ///< how keys are stored
-  std::optional<KvType> v_type = std::nullopt;  ///< how values are stored; the same as k_type unless given
+  Index kv_heads = 0;                               ///< Hkv, 1 or more
+  Index head_dim = 0;                               ///< D, 1 or more
+  Index value_dim = 0;                              ///< Dv; 0 means the same as head_dim
+  KvEncoding k_type = ElementType::f32;             ///< how keys are stored
+  std::optional<KvEncoding> v_type = std::nullopt;  ///< how values are stored; the same as k_type unless given
   /// Tokens in a page, any positive number. A sequence leaves half a page unused on average; shared prefixes are shared
   /// in whole pages; and larger pages make longer streams to read.
   Index page_size = 64;

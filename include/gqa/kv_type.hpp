@@ -15,8 +15,9 @@ struct RowLayout {
   std::uint8_t block_shift = 0;   ///< log2 of the elements of a block; 0: elements one by one
   std::uint16_t block_bytes = 0;  ///< of a block, with what it has inside besides its elements
   std::uint16_t row_extra = 0;    ///< bytes of a row besides its blocks
-  std::uint8_t alignment = 1;     ///< of rows, in bytes; a power of two
+  std::uint8_t alignment = 1;     ///< of rows, in bytes; a power of two, 64 at most
   std::uint8_t scale_bytes = 0;   ///< of a scale that lies outside of rows, see KvScales; 0: there are none
+  bool whole_blocks = false;      ///< rows are whole blocks: none is padded, other widths are refused
 };
 
 /// The type of a cache's keys or values. Plain data. An ElementType is the type of plain rows of such elements; a codec has its own as
@@ -56,7 +57,9 @@ class KvType {
   GQA_ALWAYS_INLINE constexpr Index block_elements() const noexcept { return Index{1} << byte_at(8); }
   GQA_ALWAYS_INLINE constexpr Index block_bytes() const noexcept { return word_at(16); }
   /// What the addresses of rows are multiples of.
-  GQA_ALWAYS_INLINE constexpr Index alignment() const noexcept { return byte_at(48); }
+  GQA_ALWAYS_INLINE constexpr Index alignment() const noexcept { return byte_at(48) & 0x7f; }
+  /// Whether widths have to be whole blocks.
+  GQA_ALWAYS_INLINE constexpr bool whole_blocks() const noexcept { return byte_at(48) > 0x7f; }
   /// Bytes of a scale outside of rows, and what its address is a multiple of; 0: there are none.
   GQA_ALWAYS_INLINE constexpr Index scale_bytes() const noexcept { return byte_at(56); }
 
@@ -87,7 +90,7 @@ class KvType {
   // A RowLayout in one number: a view is stored, and copied, in few pieces.
   GQA_ALWAYS_INLINE static constexpr std::uint64_t packed(const RowLayout& layout) noexcept {
     return at(layout.id, 0) | at(layout.block_shift, 8) | at(layout.block_bytes, 16) | at(layout.row_extra, 32) |
-           at(layout.alignment, 48) | at(layout.scale_bytes, 56);
+           at(layout.alignment, 48) | at(layout.whole_blocks ? 1 : 0, 55) | at(layout.scale_bytes, 56);
   }
   GQA_ALWAYS_INLINE constexpr std::uint8_t byte_at(int bit) const noexcept {
     return static_cast<std::uint8_t>(bits_ >> bit);

@@ -147,6 +147,38 @@ void run_hooks() {
                   "Llama 3");
 }
 
+// What codecs store of rows, some of which are large, small, or not finite; and of those rows decoded and stored again.
+struct AsTheyAre {
+  void change(const gqa::KeyRow&) const noexcept {}
+};
+template <int Id = gqa::detail::kLastElementType + 1>
+void run_codecs() {
+  if constexpr (Id < gqa::detail::CodecList::size) {
+    using Codec = typename gqa::CodecWithId<Id>::type;
+    constexpr Index dim = 64;
+    std::vector<float> rows = uniform(100 * kKvHeads * dim, 6);
+    for (std::size_t i = 0; i < rows.size(); i += 7) rows[i] *= 0x1p-12f;
+    for (std::size_t i = 0; i < rows.size() / 4; ++i) rows[i] *= i / 256 % 2 == 0 ? 0x1p-80f : 0x1p30f;
+    rows[5] = from_bits(0x7fc00000u);
+    rows[600] = from_bits(0xff800000u);
+    gqa::ContiguousKvCache cache({.kv_heads = kKvHeads, .head_dim = dim, .k_type = Codec{}, .capacity = 100});
+    const auto print = [&](const char* what) {
+      const gqa::KvCacheView kv = cache.view();
+      std::vector<float> bytes;
+      const auto* const keys = static_cast<const std::uint8_t*>(kv.k);
+      const auto* const scales = static_cast<const std::uint8_t*>(kv.k_scales.data);
+      for (Index i = 0; i < 100 * kv.k_type.stride_bytes(kv.k_strides.token) * kKvHeads; ++i) bytes.push_back(keys[i]);
+      for (Index i = 0; i < 100 * kKvHeads * kv.k_type.scale_bytes(); ++i) bytes.push_back(scales[i]);
+      std::printf("%s %s: %016" PRIx64 "\n", Codec::name, what, digest(bytes));
+    };
+    cache.append(rows, rows);
+    print("appended");
+    cache.change_keys(0, 100, AsTheyAre{});
+    print("decoded and appended again");
+    run_codecs<Id + 1>();
+  }
+}
+
 template <class... T>
 void run_types(gqa::Path path, gqa::CacheOf<T...>) {
   (run_type<T>(path), ...);
@@ -161,6 +193,7 @@ int main() {
   run_hooks<float>();
   run_hooks<gqa::bf16>();
   run_hooks<gqa::f16>();
+  run_codecs();
   [[maybe_unused]] float element = 0.0f;
   // A scale that is no finite number is refused; a compiler that takes all numbers for finite would let it pass.
   for (const std::uint32_t bits : {0x7f800000u, 0xff800000u, 0x7fc00000u}) {

@@ -78,6 +78,13 @@ GQA_ALWAYS_INLINE void check_type(const ArgumentName& name, const char* member, 
   if (!type.valid()) fail_type(name, member, type.id());
 }
 
+/// Rows of `width` elements of a format that has nothing but whole blocks.
+inline void check_width(const ArgumentName& name, const char* member, Index width, KvType type) {
+  if (!type.whole_blocks() || width % type.block_elements() == 0) return;
+  fail(name(member), width,
+       "a multiple of " + to_text(type.block_elements()) + ": " + codec_name(type) + " has whole blocks");
+}
+
 // What is said is put together in functions of its own, so that looking is short.
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_null(const ArgumentName& name, const char* member,
                                                              const Text& what) {

@@ -89,6 +89,8 @@ inline void check_blocks(const ArgumentName& name, const TensorNames& names, con
 }
 inline void check_coded(const ArgumentName& name, const Sequence& sequence) {
   const KvCacheView& kv = sequence.kv;
+  check_width(name, "kv.head_dim", kv.head_dim, kv.k_type);
+  check_width(name, "kv.value_dim", kv.value_dim, kv.v_type);
   check_blocks(name, kKeyNames, kv.k_strides, kv.k_type);
   check_blocks(name, kValueNames, kv.v_strides, kv.v_type);
   check_scales(name, kKeyScaleNames, sequence, kv.k_scales, kv.k_type, kv.head_dim);

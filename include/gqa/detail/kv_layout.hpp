@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "gqa/detail/kv_rows.hpp"
+#include "gqa/kv_encoding.hpp"
 
 namespace gqa {
 
@@ -24,8 +25,8 @@ struct KvRowFormat {
   Index kv_heads;
   Index head_dim;
   Index value_dim;  // 0: head_dim
-  KvType k_type;
-  std::optional<KvType> v_type;  // none: k_type
+  KvEncoding k_type;
+  std::optional<KvEncoding> v_type;  // none: k_type
   KvLayout layout;
 };
 
@@ -36,18 +37,29 @@ GQA_ALWAYS_INLINE KvRowFormat row_format(const Config& config) {
   return {config.kv_heads, config.head_dim, config.value_dim, config.k_type, config.v_type, config.layout};
 }
 
+/// What encodes keys and values; null for plain elements.
+struct KvCodecs {
+  const RowCodec* k = nullptr;
+  const RowCodec* v = nullptr;
+  GQA_ALWAYS_INLINE constexpr KvCodecs() noexcept {}
+  GQA_ALWAYS_INLINE constexpr KvCodecs(const RowCodec* keys, const RowCodec* values) noexcept : k(keys), v(values) {}
+};
+
 /// Memory of K and V, and the view of it with no token in it yet.
 struct KvMemory {
   KvCacheView view{};
+  KvCodecs codecs{};
   Buffer k;  // rows, then scales, where the codec has them outside
   Buffer v;
 };
 
-/// How a cache stores keys or values: one of the library's codecs.
-inline void check_stored(const char* member, KvType type) {
+/// How a cache stores keys or values, `width` elements a row.
+inline void check_stored(const char* member, const KvEncoding& format, const char* width_name, Index width) {
+  const KvType type = format;
   check_type({}, member, type);
-  if (type.id() >= CodecList::size)
-    fail(member, codec_name(type), "a codec of the library's, which rows can be encoded by at run time");
+  if (format.codec() == nullptr && !type.is_element())
+    fail(member, "the type of " + codec_name(type), "plain elements, or the codec itself, which rows are encoded by");
+  check_width({}, width_name, width, type);
 }
 
 /// Heads, widths and types, checked; neither strides nor memory yet.
@@ -61,8 +73,9 @@ inline KvCacheView describe_rows(const KvRowFormat& format) {
   view.value_dim = format.value_dim == 0 ? format.head_dim : format.value_dim;
   view.k_type = format.k_type;
   view.v_type = format.v_type.value_or(format.k_type);
-  check_stored("config.k_type", view.k_type);
-  check_stored("config.v_type", view.v_type);
+  check_stored("config.k_type", format.k_type, "config.head_dim", view.head_dim);
+  check_stored("config.v_type", format.v_type.value_or(format.k_type),
+               format.value_dim == 0 ? "config.head_dim" : "config.value_dim", view.value_dim);
   if (format.layout != KvLayout::head_major && format.layout != KvLayout::token_major)
     fail("config.layout", static_cast<Index>(format.layout), "KvLayout::head_major or KvLayout::token_major");
   return view;
@@ -110,20 +123,27 @@ inline KvMemory allocate_slots(const KvRowFormat& format, const char* argument, 
   view.v = v.as<void>();
   if (view.k_type.scale_bytes() != 0) view.k_scales = {k.as<std::byte>() + k_bytes.rows, strides(1)};
   if (view.v_type.scale_bytes() != 0) view.v_scales = {v.as<std::byte>() + v_bytes.rows, strides(1)};
-  return {view, std::move(k), std::move(v)};
+  const KvCodecs codecs(format.k_type.codec(), format.v_type.value_or(format.k_type).codec());
+  return {view, codecs, std::move(k), std::move(v)};
 }
 
 /// The memory of a cache's keys, or of its values, to be written. Scales lie behind the rows, in the same buffer.
-inline KvRoom room_of(const Buffer& buffer, KvType type, Index dim, const KvStrides& strides, const KvScales& scales) {
+inline KvRoom room_of(const Buffer& buffer, const RowCodec* codec, KvType type, Index dim, const KvStrides& strides,
+                      const KvScales& scales) {
   auto* const of_view = static_cast<const std::byte*>(scales.data);
   auto* const rows = buffer.as<std::byte>();
-  return {rows, type, dim, strides, of_view == nullptr ? nullptr : rows + (of_view - rows), scales.strides};
+  return {rows, type, dim, strides, of_view == nullptr ? nullptr : rows + (of_view - rows), scales.strides, codec};
 }
-inline KvRoom key_room(const KvCacheView& view, const Buffer& k) {
-  return room_of(k, view.k_type, view.head_dim, view.k_strides, view.k_scales);
+/// Those of a KvSlots or a KvPool.
+template <class Cache>
+inline KvRoom key_room(const Cache& cache) {
+  const KvCacheView& view = cache.view;
+  return room_of(cache.k, cache.codecs.k, view.k_type, view.head_dim, view.k_strides, view.k_scales);
 }
-inline KvRoom value_room(const KvCacheView& view, const Buffer& v) {
-  return room_of(v, view.v_type, view.value_dim, view.v_strides, view.v_scales);
+template <class Cache>
+inline KvRoom value_room(const Cache& cache) {
+  const KvCacheView& view = cache.view;
+  return room_of(cache.v, cache.codecs.v, view.v_type, view.value_dim, view.v_strides, view.v_scales);
 }
 
 }  // namespace GQA_ABI

@@ -72,7 +72,7 @@ struct KvRooms {
 
 /// Of the tokens from position `first` on, those that are kept take the positions first, first + 1, …; the others go.
 inline void keep_slots(KvSlots& cache, Index first, const KeptTokens& kept) noexcept {
-  const KvRooms rooms{key_room(cache.view, cache.k), value_room(cache.view, cache.v)};
+  const KvRooms rooms{key_room(cache), value_room(cache)};
   for (Index i = kept.unmoved(); i < kept.count; ++i)
     rooms.copy(cache.view.kv_heads, {0, (first + kept[i]) % cache.slots}, {0, (first + i) % cache.slots}, 1);
   cache.view.length = first + kept.count;
@@ -89,7 +89,7 @@ inline void change_keys(KvSlots& cache, Index first, Index last, const KeyHookRe
   check_not_moved_from(cache.view.kv_heads);
   check_range(first, last, cache.first, cache.view.length);
   const KeyChange change(hook, {first, last - first, cache.view.kv_heads, cache.view.head_dim});
-  const KvRoom keys = key_room(cache.view, cache.k);
+  const KvRoom keys = key_room(cache);
   while (first < last) {  // a ring's end once at most
     const Index slot = first % cache.slots;
     const Index count = last - first < cache.slots - slot ? last - first : cache.slots - slot;
@@ -120,7 +120,7 @@ inline void keep_paged(KvPageTable& table, Index first, const KeptTokens& kept) 
   Index position = first + kept.unmoved();
   check_shared(table, position, length, "keeping tokens");
   // Nothing fails from here on.
-  const KvRooms rooms{key_room(pool.view, pool.k), value_room(pool.view, pool.v)};
+  const KvRooms rooms{key_room(pool), value_room(pool)};
   auto* const entries = table.entries.as<std::int32_t>();
   while (position < length) {
     const Index page = position / page_size;
@@ -152,7 +152,7 @@ inline void change_keys(KvPageTable& table, Index first, Index last, const KeyHo
   const KeyChange change(hook, {first, last - first, table.view.kv_heads, table.view.head_dim});
   check_shared(table, first, last, "changing keys");
   // Nothing fails from here on.
-  const KvRoom keys = key_room(pool.view, pool.k);
+  const KvRoom keys = key_room(pool);
   const Index page_size = table.view.page_size;
   while (first < last) {
     const Index page = first / page_size;

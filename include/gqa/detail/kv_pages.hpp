@@ -17,7 +17,8 @@ struct KvPool {
   Buffer v{};
   Buffer free_pages{};  // std::int32_t: a stack of the pages that nobody uses
   Buffer references{};  // std::int32_t per page: sequences that use it
-  KvCacheView view{};   // of a sequence without tokens
+  KvCodecs codecs{};
+  KvCacheView view{};  // of a sequence without tokens
   Index free_count = 0;
   Index owners = 1;  // the handle and the sequences
 
@@ -80,6 +81,7 @@ inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages
   pool->v = std::move(memory.v);
   pool->free_pages = std::move(free_pages);
   pool->references = std::move(references);
+  pool->codecs = memory.codecs;
   pool->view = memory.view;
   pool->view.storage = Storage::paged;
   pool->view.page_size = page_size;
@@ -191,7 +193,7 @@ inline void copy_page(KvPageTable& table, Index page) noexcept {
   const std::int32_t fresh = take_page(pool);
   const Index behind = table.view.length - page * table.view.page_size;
   const Index tokens = behind < table.view.page_size ? behind : table.view.page_size;
-  for (const KvRoom& room : {key_room(pool.view, pool.k), value_room(pool.view, pool.v)})
+  for (const KvRoom& room : {key_room(pool), value_room(pool)})
     copy_slots(room, table.view.kv_heads, {table.view.page_table[page], 0}, {fresh, 0}, tokens);
   replace_page(table, page, fresh);
 }
@@ -214,8 +216,8 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
   if (writes_shared_page(table)) copy_page(table, table.view.page_table_size - 1);
   auto* entries = table.entries.as<std::int32_t>();
   while (table.view.page_table_size < pages) entries[table.view.page_table_size++] = take_page(pool);
-  const KvRoom keys = key_room(pool.view, pool.k);
-  const KvRoom values = value_room(pool.view, pool.v);
+  const KvRoom keys = key_room(pool);
+  const KvRoom values = value_room(pool);
   for (Index done = 0; done < k.tokens;) {
     const Index position = table.view.length + done;
     const Index slot = position % page_size;

@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "gqa/detail/check_views.hpp"
+#include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/kv_buffer.hpp"
+#include "gqa/detail/row_codec.hpp"
 #include "gqa/detail/row_ops.hpp"
 #include "gqa/key_hook.hpp"
 #include "gqa/kv_cache_view.hpp"
@@ -26,6 +28,7 @@ struct KvRoom {
   KvStrides strides;
   std::byte* scales;  // outside of rows; or null
   KvStrides scale_strides;
+  const RowCodec* codec;  // null for plain elements
 
   /// The row of a slot, and its scale.
   GQA_ALWAYS_INLINE std::byte* row(Index page, Index slot, Index head) const noexcept {
@@ -45,46 +48,22 @@ concept ElementRange = Element<typename decltype(std::span(std::declval<const R&
 
 inline namespace GQA_ABI {
 
-template <class Codec, class From>
-inline void encode_row(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale) {
-  Codec::template encode<From>(from, step, dim, row, scale);
-}
-template <class Codec>
-inline RowEncoder encoder_of(ElementType from) {
-  if (from == ElementType::f32) return encode_row<Codec, float>;
-  if (from == ElementType::bf16) return encode_row<Codec, bf16>;
-  return encode_row<Codec, f16>;
-}
-/// Of a type that is one of the library's codecs.
-template <int Id = 0>
-inline RowEncoder codec_encoder(KvType to, ElementType from) {
-  if constexpr (Id + 1 < CodecList::size)
-    if (to.id() != Id) return codec_encoder<Id + 1>(to, from);
-  return encoder_of<typename CodecWithId<Id>::type>(from);
-}
-inline RowEncoder row_encoder(KvType to, ElementType from) {
+/// Of rows of plain elements, by the fastest instructions.
+inline RowEncoder row_converter(ElementType to, ElementType from) {
   const RowOps& ops = row_ops();
   RowEncoder fast = nullptr;
   if (from == ElementType::f32 && to == ElementType::bf16) fast = ops.f32_to_bf16;
   if (from == ElementType::f32 && to == ElementType::f16) fast = ops.f32_to_f16;
   if (from == ElementType::bf16 && to == ElementType::f32) fast = ops.bf16_to_f32;
   if (from == ElementType::f16 && to == ElementType::f32) fast = ops.f16_to_f32;
-  return fast != nullptr ? fast : codec_encoder(to, from);
+  return fast != nullptr ? fast : element_encoder(to, from);
 }
-
-/// to[0 … dim) ← a stored row.
-using RowDecoder = void (*)(const std::byte* row, const std::byte* scale, Index dim, float* to);
-
-template <class Codec>
-inline void decode_row(const std::byte* row, const std::byte* scale, Index dim, float* to) {
-  Codec::decode(row, scale, dim, to);
+inline RowEncoder row_encoder(const KvRoom& room, ElementType from) {
+  if (room.codec != nullptr) return room.codec->encode[static_cast<int>(from)];
+  return row_converter(room.type, from);
 }
-/// Of a type that is one of the library's codecs.
-template <int Id = 0>
-inline RowDecoder row_decoder(KvType from) {
-  if constexpr (Id + 1 < CodecList::size)
-    if (from.id() != Id) return row_decoder<Id + 1>(from);
-  return decode_row<typename CodecWithId<Id>::type>;
+inline RowDecoder row_decoder(const KvRoom& room) {
+  return room.codec != nullptr ? room.codec->decode : element_decoder(room.type);
 }
 
 /// A hook for one call, checked, and a row for it to work on: from here on nothing fails. Without a hook it is nothing.
@@ -121,12 +100,11 @@ class KeyChange {
   alignas(kCacheLineBytes) float few_[kFew];
 };
 
-/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
-/// positions position, position + 1, …
-inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows,
-                       const KeyChange* change = nullptr, Index position = 0) {
-  const RowEncoder widen = row_encoder(ElementType::f32, rows.type);
-  const RowEncoder encode = row_encoder(room.type, change == nullptr ? rows.type : ElementType::f32);
+/// As write_rows, in the floating-point environment that there is.
+inline void encode_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows,
+                        const KeyChange* change, Index position) {
+  const RowEncoder widen = row_converter(ElementType::f32, rows.type);
+  const RowEncoder encode = row_encoder(room, change == nullptr ? rows.type : ElementType::f32);
   const Index bytes = element_bytes(rows.type);
   const auto* from = static_cast<const std::byte*>(rows.data);
   // In the order in which they lie, which memory gives and takes twice as fast as any other.
@@ -150,11 +128,20 @@ inline void write_rows(const KvRoom& room, Index page, Index slot, const ConstTe
       if (changed != to) encode(changed, 1, room.dim, to, scale);
     }
 }
+/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
+/// positions position, position + 1, …
+inline __attribute__((noinline)) void write_rows(const KvRoom& room, Index page, Index slot,
+                                                 const ConstTensorView& rows, const KeyChange* change = nullptr,
+                                                 Index position = 0) {
+  if (room.codec == nullptr) return encode_rows(room, page, slot, rows, change, position);
+  const FloatEnvironment environment;  // codecs compute what they store
+  encode_rows(room, page, slot, rows, change, position);
+}
 /// Changes keys of positions position, position + 1, … where they are.
 inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot, Index tokens, Index position,
                          const KeyChange& change) {
-  const RowDecoder decode = row_decoder(room.type);
-  const RowEncoder encode = row_encoder(room.type, ElementType::f32);
+  const RowDecoder decode = row_decoder(room);
+  const RowEncoder encode = row_encoder(room, ElementType::f32);
   for (Index head = 0; head < heads; ++head)
     for (Index token = 0; token < tokens; ++token) {
       std::byte* const row = room.row(page, slot + token, head);

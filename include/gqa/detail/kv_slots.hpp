@@ -11,6 +11,7 @@ namespace gqa::detail {
 struct KvSlots {
   Buffer k{};
   Buffer v{};
+  KvCodecs codecs{};
   KvCacheView view{};
   Index slots = 0;  // tokens there is room for
   Index first = 0;  // ring: positions before it have been overwritten
@@ -19,6 +20,7 @@ struct KvSlots {
   GQA_ALWAYS_INLINE KvSlots(KvSlots&& other) noexcept
       : k(static_cast<Buffer&&>(other.k)),
         v(static_cast<Buffer&&>(other.v)),
+        codecs(other.codecs),
         view(other.view),
         slots(other.slots),
         first(other.first) {
@@ -28,6 +30,7 @@ struct KvSlots {
     if (this == &other) return *this;
     k = static_cast<Buffer&&>(other.k);
     v = static_cast<Buffer&&>(other.v);
+    codecs = other.codecs;
     view = other.view;
     slots = other.slots;
     first = other.first;
@@ -51,6 +54,7 @@ inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity
   KvMemory memory = allocate_slots(format, "config.capacity", capacity, capacity);
   cache.k = std::move(memory.k);
   cache.v = std::move(memory.v);
+  cache.codecs = memory.codecs;
   cache.view = memory.view;
   cache.view.storage = storage;
   if (storage == Storage::ring) cache.view.capacity = capacity;
@@ -66,8 +70,8 @@ inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const Co
                             " tokens; appending needs " + to_text(k.tokens));
   const Index position = cache.view.length;
   const KeyChange change(hook, {position, k.tokens, k.heads, k.dim});
-  write_rows(key_room(cache.view, cache.k), 0, position, k, change.if_any(), position);
-  write_rows(value_room(cache.view, cache.v), 0, position, v);
+  write_rows(key_room(cache), 0, position, k, change.if_any(), position);
+  write_rows(value_room(cache), 0, position, v);
   cache.view.length += k.tokens;
 }
 
@@ -93,8 +97,8 @@ inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTen
   const Index skipped = k.tokens > cache.slots ? k.tokens - cache.slots : 0;
   const Index position = cache.view.length + skipped;
   const Index tokens = k.tokens - skipped;
-  write_around(key_room(cache.view, cache.k), cache.slots, position, k.slice(skipped, tokens), change.if_any());
-  write_around(value_room(cache.view, cache.v), cache.slots, position, v.slice(skipped, tokens));
+  write_around(key_room(cache), cache.slots, position, k.slice(skipped, tokens), change.if_any());
+  write_around(value_room(cache), cache.slots, position, v.slice(skipped, tokens));
   cache.view.length = length;
   if (length - cache.slots > cache.first) cache.first = length - cache.slots;
   cache.view.oldest = cache.first;

@@ -6,14 +6,11 @@
 
 #include <utility>
 
-#include "gqa/codec.hpp"
 #include "gqa/cpu.hpp"
 #include "gqa/detail/path/region.hpp"
+#include "gqa/detail/row_codec.hpp"
 
 namespace gqa::detail {
-
-/// row ← `dim` elements, `step` of them apart, as a codec stores them.
-using RowEncoder = void (*)(const std::byte* from, Index step, Index dim, std::byte* row, std::byte* scale);
 
 /// The functions of one instruction set. Null: a codec's own does as well.
 struct RowOps {

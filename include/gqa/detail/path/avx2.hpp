@@ -205,6 +205,36 @@ GQA_OP __m256 widen_bf16(__m128i bits) {
 GQA_OP __m256 widen_f16(__m128i bits) { return _mm256_cvtph_ps(bits); }
 GQA_OP Vec widen_bf16(const Words& bits) { return {widen_bf16(bits.low), widen_bf16(bits.high)}; }
 GQA_OP Vec widen_f16(const Words& bits) { return {widen_f16(bits.low), widen_f16(bits.high)}; }
+// 16 bytes, all or the first `count`; zeros behind them, nothing read there.
+GQA_OP __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+GQA_OP __m128i load_bytes_part(const std::byte* p, Index count) {
+  alignas(16) std::byte lanes[kLanes] = {};
+  for (Index i = 0; i < count; ++i) lanes[i] = p[i];
+  return load_bytes(lanes);
+}
+// The lower or the upper four bits of each.
+template <bool Upper>
+GQA_OP __m128i nibbles(__m128i a) {
+  return _mm_and_si128(Upper ? _mm_srli_epi16(a, 4) : a, _mm_set1_epi8(15));
+}
+// table[index], indices below 16.
+GQA_OP __m128i look_up(__m128i table, __m128i index) { return _mm_shuffle_epi8(table, index); }
+// Signed bytes as floats.
+GQA_OP Vec widen_i8(__m128i a) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))};
+}
+// The lanes' lowest bits.
+GQA_OP Vec byte_bits(__m128i a) {
+  return {_mm256_castsi256_ps(_mm256_cvtepu8_epi32(a)),
+          _mm256_castsi256_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)))};
+}
+// Every lane the f16 at p.
+GQA_OP Vec set1_f16(const std::byte* p) {
+  short bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  const __m256 all = _mm256_cvtph_ps(_mm_set1_epi16(bits));
+  return {all, all};
+}
 #include "gqa/codec/loads.inl"
 
 // Elements d … d + 7 of a row, d a multiple of 8. Of codecs that have nothing shorter, 16 are loaded and compilers leave half of them out.

@@ -209,6 +209,26 @@ GQA_OP __m256i load_words_part(const std::byte* p, Index count) {
 }
 GQA_OP Vec widen_bf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 GQA_OP Vec widen_f16(__m256i bits) { return _mm512_cvtph_ps(bits); }
+// 16 bytes, all or the first `count`; zeros behind them, nothing read there.
+GQA_OP __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+GQA_OP __m128i load_bytes_part(const std::byte* p, Index count) { return _mm_maskz_loadu_epi8(first_lanes(count), p); }
+// The lower or the upper four bits of each.
+template <bool Upper>
+GQA_OP __m128i nibbles(__m128i a) {
+  return _mm_and_si128(Upper ? _mm_srli_epi16(a, 4) : a, _mm_set1_epi8(15));
+}
+// table[index], indices below 16.
+GQA_OP __m128i look_up(__m128i table, __m128i index) { return _mm_shuffle_epi8(table, index); }
+// Signed bytes as floats.
+GQA_OP Vec widen_i8(__m128i a) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a)); }
+// The lanes' lowest bits.
+GQA_OP Vec byte_bits(__m128i a) { return _mm512_castsi512_ps(_mm512_cvtepu8_epi32(a)); }
+// Every lane the f16 at p.
+GQA_OP Vec set1_f16(const std::byte* p) {
+  short bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return _mm512_cvtph_ps(_mm256_set1_epi16(bits));
+}
 #include "gqa/codec/loads.inl"
 template <class Codec>
 GQA_OP void store_as(std::byte* p, Vec a) {

@@ -62,8 +62,10 @@ struct Product {
   static GQA_OP Vec add(const Vec& weight, const Vec& value, const Vec& acc) { return fma(weight, value, acc); }
 };
 
+// Read where they lie. Others are widened to staging first, block by block: those whose scales lie elsewhere, and on paths with few registers
+// whatever takes many operations to widen.
 template <class Codec>
-inline constexpr bool kReadable = kWholeRows<Codec>;  // straight from the cache
+inline constexpr bool kReadable = kWholeRows<Codec> && (kHeldQueries > 0 || KvType(Codec::type).is_element());
 template <class Codec>
 inline constexpr bool kStaged = !kPlainRows<Codec>;  // widened once for many rows
 // Rows that take values straight from the cache; panels share a staged copy, in the first-level cache.

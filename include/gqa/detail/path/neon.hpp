@@ -198,6 +198,39 @@ GQA_OP float32x4_t widen_bf16(uint16x4_t bits) { return of_bits(vshll_n_u16(bits
 GQA_OP float32x4_t widen_f16(uint16x4_t bits) { return vcvt_f32_f16(vreinterpret_f16_u16(bits)); }
 GQA_OP Vec widen_bf16(const Words& bits) { GQA_NEON_PARTS(widen_bf16(bits.part[i])); }
 GQA_OP Vec widen_f16(const Words& bits) { GQA_NEON_PARTS(widen_f16(bits.part[i])); }
+// 16 bytes, all or the first `count`; zeros behind them, nothing read there.
+GQA_OP uint8x16_t load_bytes(const void* p) { return vld1q_u8(static_cast<const std::uint8_t*>(p)); }
+GQA_OP uint8x16_t load_bytes_part(const std::byte* p, Index count) {
+  alignas(16) std::byte lanes[kLanes] = {};
+  for (Index i = 0; i < count; ++i) lanes[i] = p[i];
+  return load_bytes(lanes);
+}
+// The lower or the upper four bits of each.
+template <bool Upper>
+GQA_OP uint8x16_t nibbles(uint8x16_t a) {
+  if constexpr (Upper) return vshrq_n_u8(a, 4);
+  else return vandq_u8(a, vdupq_n_u8(15));
+}
+// table[index], indices below 16.
+GQA_OP uint8x16_t look_up(uint8x16_t table, uint8x16_t index) { return vqtbl1q_u8(table, index); }
+// Signed bytes as floats.
+GQA_OP Vec widen_i8(uint8x16_t a) {
+  const int8x16_t bytes = vreinterpretq_s8_u8(a);
+  const int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))};
+  GQA_NEON_PARTS(vcvtq_f32_s32(vmovl_s16(i % 2 == 0 ? vget_low_s16(half[i / 2]) : vget_high_s16(half[i / 2]))));
+}
+// The lanes' lowest bits.
+GQA_OP Vec byte_bits(uint8x16_t a) {
+  const uint16x8_t half[2] = {vmovl_u8(vget_low_u8(a)), vmovl_u8(vget_high_u8(a))};
+  GQA_NEON_PARTS(of_bits(vmovl_u16(i % 2 == 0 ? vget_low_u16(half[i / 2]) : vget_high_u16(half[i / 2]))));
+}
+// Every lane the f16 at p.
+GQA_OP Vec set1_f16(const std::byte* p) {
+  std::uint16_t bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  const float32x4_t all = widen_f16(vdup_n_u16(bits));
+  return {{all, all, all, all}};
+}
 #include "gqa/codec/loads.inl"
 
 // Elements d … d + 3 of a row, d a multiple of 4. Of codecs that have nothing shorter, 16 are loaded and compilers leave the others out.

@@ -8,12 +8,13 @@ template <class>
 struct OperandOf {
   using Type = Vec;
 };
-#define GQA_DETAIL_NEEDS(Name, operation, use)                                                                         \
-  template <class T>                                                                                                   \
-  concept Name = requires(typename OperandOf<T>::Type a, typename OperandOf<T>::Type b, typename OperandOf<T>::Type c, \
-                          float* p, float x, std::uint64_t bits, typename OperandOf<T>::Type(&rows)[kLanes]) {         \
-    use;                                                                                                               \
-  };                                                                                                                   \
+#define GQA_DETAIL_NEEDS(Name, operation, use)                                                                        \
+  template <class T>                                                                                                  \
+  concept Name =                                                                                                      \
+      requires(typename OperandOf<T>::Type a, typename OperandOf<T>::Type b, typename OperandOf<T>::Type c, float* p, \
+               float x, std::uint64_t bits, typename OperandOf<T>::Type(&rows)[kLanes], const std::byte* bytes) {     \
+    use;                                                                                                              \
+  };                                                                                                                  \
   static_assert(Name<void>, "the path has no " operation)
 
 GQA_DETAIL_NEEDS(HasSet, "Vec set1(float x): every lane x", add(a, set1(x)));
@@ -45,6 +46,15 @@ GQA_DETAIL_NEEDS(HasReduceMax, "float reduce_max(Vec a)", reduce_max(a));
 GQA_DETAIL_NEEDS(HasReduceAdd, "float reduce_add(Vec a): lanes i and i + 8, then i + 4, i + 2, i + 1", reduce_add(a));
 GQA_DETAIL_NEEDS(HasTranspose, "void transpose(Vec (&rows)[16])", transpose(rows));
 GQA_DETAIL_NEEDS(HasAnyNonfinite, "bool any_nonfinite(Vec a)", any_nonfinite(a));
+GQA_DETAIL_NEEDS(HasWidenBytes, "Vec widen_i8(load_bytes(const void* p)): 16 signed bytes as floats",
+                 add(widen_i8(load_bytes(bytes)), a));
+GQA_DETAIL_NEEDS(HasBytesPart, "load_bytes_part(const std::byte* p, Index count): the first of them, then zeros",
+                 add(widen_i8(load_bytes_part(bytes, Index{1})), a));
+GQA_DETAIL_NEEDS(HasByteBits, "Vec byte_bits(load_bytes(p)): bytes as the lanes' lowest bits",
+                 add(byte_bits(load_bytes(bytes)), a));
+GQA_DETAIL_NEEDS(HasLookUp, "look_up(table, nibbles<Upper>(index)): of 16 bytes, by halves of bytes",
+                 add(widen_i8(look_up(load_bytes(bytes), nibbles<true>(load_bytes(bytes)))), a));
+GQA_DETAIL_NEEDS(HasSetF16, "Vec set1_f16(const std::byte* p): every lane the f16 at p", add(set1_f16(bytes), a));
 #undef GQA_DETAIL_NEEDS
 
 // Besides these, by codec: loads of 16 elements and of fewer, stores, and what a strip adds up at a time (StripDot). And how large the pieces

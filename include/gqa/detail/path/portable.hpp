@@ -231,6 +231,45 @@ GQA_OP Vec widen_f16(const FewWords& bits) {
   for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_f16(bits.words[i]);
   return r;
 }
+// 16 bytes, all or the first few; zeros behind them, nothing read there.
+struct Bytes {
+  std::uint8_t lane[kLanes];
+};
+GQA_OP Bytes load_bytes(const void* p) {
+  Bytes r;
+  __builtin_memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+GQA_OP Bytes load_bytes_part(const std::byte* p, Index count) {
+  Bytes r{};
+  for (Index i = 0; i < count; ++i) r.lane[i] = static_cast<std::uint8_t>(p[i]);
+  return r;
+}
+// The lower or the upper four bits of each.
+template <bool Upper>
+GQA_OP Bytes nibbles(Bytes a) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] = static_cast<std::uint8_t>(Upper ? a.lane[i] >> 4 : a.lane[i] & 15);
+  return a;
+}
+// table[index], indices below 16.
+GQA_OP Bytes look_up(const Bytes& table, Bytes index) {
+  for (int i = 0; i < kLanes; ++i) index.lane[i] = table.lane[index.lane[i] & 15];
+  return index;
+}
+// Signed bytes as floats.
+GQA_OP Vec widen_i8(const Bytes& a) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = static_cast<float>(static_cast<std::int8_t>(a.lane[i]));
+  return r;
+}
+// The lanes' lowest bits.
+GQA_OP Vec byte_bits(const Bytes& a) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.lane[i] = __builtin_bit_cast(float, std::uint32_t{a.lane[i]});
+  return r;
+}
+// Every lane the f16 at p.
+GQA_OP Vec set1_f16(const std::byte* p) { return set1(float_from_f16(Words{p}[0])); }
 #include "gqa/codec/loads.inl"
 template <class Codec>
 GQA_OP void store_as(std::byte* p, const Vec& a) {

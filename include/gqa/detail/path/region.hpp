@@ -8,8 +8,8 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
+#include "gqa/detail/plain_region.hpp"
 #include "gqa/detail/prefetch.hpp"
 
 #if GQA_DETAIL_X86
@@ -25,48 +25,7 @@
 #endif
 #endif
 
-#define GQA_DETAIL_PRAGMA(text) _Pragma(#text)
-
-// What strict sets of warnings find in the regions and is meant: floats that are compared for equality, and switches that name every
-// enumerator and have no default. GCC also takes a template argument of type int that is an array's extent for a conversion that may
-// change a sign; Clang, which does not, is left to look for those that may.
 #if defined(__clang__)
-#define GQA_DETAIL_BEGIN_QUIET()                              \
-  GQA_DETAIL_PRAGMA(clang diagnostic push)                    \
-  GQA_DETAIL_PRAGMA(clang diagnostic ignored "-Wfloat-equal") \
-  GQA_DETAIL_PRAGMA(clang diagnostic ignored "-Wswitch-default")
-#define GQA_DETAIL_END_QUIET() GQA_DETAIL_PRAGMA(clang diagnostic pop)
-#else
-#define GQA_DETAIL_BEGIN_QUIET()                               \
-  GQA_DETAIL_PRAGMA(GCC diagnostic push)                       \
-  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wfloat-equal")    \
-  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wswitch-default") \
-  GQA_DETAIL_PRAGMA(GCC diagnostic ignored "-Wsign-conversion")
-#define GQA_DETAIL_END_QUIET() GQA_DETAIL_PRAGMA(GCC diagnostic pop)
-#endif
-
-#if defined(__clang__)
-// The pragma that says `precise` also puts contraction on. What immintrin.h's functions do is compiled with the unit's flags, wherever they
-// are inlined: see GQA_FMA_PS and its like.
-#if GQA_DETAIL_X86 || __clang_major__ >= 16
-#define GQA_BEGIN_PLAIN_REGION()                \
-  GQA_DETAIL_BEGIN_QUIET()                      \
-  GQA_DETAIL_PRAGMA(float_control(push))        \
-  GQA_DETAIL_PRAGMA(float_control(precise, on)) \
-  GQA_DETAIL_PRAGMA(clang fp reassociate(off))  \
-  GQA_DETAIL_PRAGMA(clang fp contract(off))
-#define GQA_END_PLAIN_REGION()          \
-  GQA_DETAIL_PRAGMA(float_control(pop)) \
-  GQA_DETAIL_END_QUIET()
-#else  // No float_control yet. Contraction is put back as the language has it; reassociation, if the unit asked for it, stays off.
-#define GQA_BEGIN_PLAIN_REGION()               \
-  GQA_DETAIL_BEGIN_QUIET()                     \
-  GQA_DETAIL_PRAGMA(clang fp reassociate(off)) \
-  GQA_DETAIL_PRAGMA(clang fp contract(off))
-#define GQA_END_PLAIN_REGION()             \
-  GQA_DETAIL_PRAGMA(clang fp contract(on)) \
-  GQA_DETAIL_END_QUIET()
-#endif
 #define GQA_BEGIN_REGION(features, tuning) \
   GQA_BEGIN_PLAIN_REGION()                 \
   GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
@@ -82,15 +41,6 @@
   GQA_DETAIL_PRAGMA(                                                                                               \
       GCC optimize("no-tree-ccp,no-tree-dominator-opts,no-tree-loop-distribute-patterns,no-tree-pre,no-tree-pta")) \
   GQA_DETAIL_PRAGMA(GCC optimize("no-tree-slp-vectorize,no-tree-tail-merge,no-tree-vrp"))
-#define GQA_BEGIN_PLAIN_REGION()                                                                           \
-  GQA_DETAIL_BEGIN_QUIET()                                                                                 \
-  GQA_DETAIL_PRAGMA(GCC push_options)                                                                      \
-  GQA_DETAIL_PRAGMA(                                                                                       \
-      GCC optimize("fp-contract=off,no-unsafe-math-optimizations,no-associative-math,no-reciprocal-math")) \
-  GQA_DETAIL_PRAGMA(GCC optimize("signed-zeros,trapping-math,no-rounding-math"))
-#define GQA_END_PLAIN_REGION()       \
-  GQA_DETAIL_PRAGMA(GCC pop_options) \
-  GQA_DETAIL_END_QUIET()
 // The warnings again, for units that include immintrin.h before us. Then `tuning`: for no processor in particular, GCC 12 keeps integers
 // that it has no register for in vector registers, and an address from there waits behind the products.
 #define GQA_BEGIN_REGION(features, tuning)                          \
@@ -177,18 +127,6 @@ float library_fmaf(float a, float b, float c) noexcept __asm__("fmaf");
 #else
 #define GQA_FMAF(a, b, c) __builtin_fmaf(a, b, c)
 #endif
-
-/// A product that is rounded before it is added to something: with -ffp-contract=fast Clang fuses the two in regions as well.
-template <class T>
-GQA_OP T rounded_product(T product) noexcept {
-  static_assert(std::is_floating_point_v<T>, "a float or a double");
-#if defined(__clang__) && GQA_DETAIL_X86
-  asm("" : "+x"(product));
-#elif defined(__clang__) && defined(__aarch64__)
-  asm("" : "+w"(product));
-#endif
-  return product;
-}
 
 /// 1 / √head_dim, what q·k is multiplied by unless the caller says otherwise.
 inline float default_scale(Index head_dim) noexcept { return 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)); }
