@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Caches of the library's codecs: attention over one has the bits of attention over an f32 cache that holds what its rows stand for, on every
 // path and in every storage, and is right. Other widths: quantised_widths_test.cpp.
-#undef GQA_COMPILED_KERNELS  // which have no kernels for them
 #include "support/quantised.hpp"
 
 namespace gqa::test {

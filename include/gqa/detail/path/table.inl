@@ -6,7 +6,7 @@
 // A program of many units may compile the kernels once: one unit defines GQA_COMPILE_KERNELS_HERE, the others GQA_COMPILED_KERNELS. A unit
 // that has both definitions, because a whole target has the second, is the one that compiles them. Nobody has to; without them every unit
 // carries the kernels it asks for, and the linker keeps one copy for units of the same flags. The one unit may have other flags than the
-// others, so every_kernel() has a name (GQA_KERNELS_NAME) without them.
+// others, so every_kernel() has a name (GQA_KERNELS_NAME) without them. It has those of AnyCache, or of GQA_COMPILED_CACHES, a CacheOf.
 
 #if defined(GQA_COMPILE_KERNELS_HERE) || !defined(GQA_COMPILED_KERNELS)
 template <unsigned Types>
@@ -50,5 +50,9 @@ inline const Kernels& kernels() noexcept {
 }
 #endif
 #if defined(GQA_COMPILE_KERNELS_HERE)
+#if defined(GQA_COMPILED_CACHES)
+const Kernels& every_kernel() noexcept { return kTable<GQA_COMPILED_CACHES::types, dynamic, dynamic>; }
+#else
 const Kernels& every_kernel() noexcept { return kTable<AnyCache::types, dynamic, dynamic>; }
+#endif
 #endif
