@@ -42,6 +42,25 @@ TEST_P(QuantisedCache, GoesWithOtherTypes) {
   }
 }
 
+// Kernels know nothing of rotations; calls over any cache rotate queries and turn outputs back.
+TEST_P(QuantisedCache, GoesRotated) {
+  Random random(16);
+  const Case c{3, 2, 128, 128, 3, 150};
+  const Rows rows(c, random);
+  const KvEncoding plain = ElementType::f32;
+  const auto rotating = [&](const KvEncoding& format) {
+    KvCacheConfig config = config_of(c, format, format, KvLayout::head_major, c.length);
+    config.k_rotation = 128;
+    config.v_rotation = 64;
+    return ContiguousKvCache(config);
+  };
+  ContiguousKvCache coded = rotating(codec().format), f32 = rotating(plain);
+  coded.append(rows.k, rows.v);
+  f32.append(rows.k, rows.v);
+  dequantise(coded.view(), codec().format, codec().format, f32.view());
+  calls().compare(c, coded.view(), f32.view(), random);
+}
+
 // One scale for a head, one for all, and one for each dim, as other programs have them.
 TEST_P(QuantisedCache, HasScalesWhereTheirStridesLead) {
   if (codec().type().scale_bytes() == 0) return;  // none outside of rows

@@ -11,6 +11,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "gqa/rotation.hpp"
 #include "support/quantised.hpp"
 
 namespace gqa::test {
@@ -155,6 +156,42 @@ TEST_P(QuantisedStorage, HooksChangeKeysBeforeTheyAreEncoded) {
   check(contiguous());
   check(ring());
   PagedKvPool pages = pool();
+  check(pages.sequence());
+}
+
+TEST_P(QuantisedStorage, RotatesRowsBeforeTheyAreEncoded) {
+  Random random(36);
+  const Rows rows(kCase, random);
+  constexpr Index kKeyBlock = 64, kValueBlock = 32;
+  const auto turned = [](std::vector<float> row, Index block) {
+    hadamard_rotate(TensorView(row.data(), 1, 1, static_cast<Index>(row.size())), block);
+    return row;
+  };
+  const auto grown = [](std::vector<float> row, Index position) {
+    for (Index d = 0; d < kCase.head_dim; ++d) Growing{}.change({row.data() + d, 1, 0, position, 0});
+    return row;
+  };
+  Rows rotated = rows;
+  hadamard_rotate(TensorView(rotated.k.data(), 60, kCase.kv_heads, kCase.head_dim), kKeyBlock);
+  hadamard_rotate(TensorView(rotated.v.data(), 60, kCase.kv_heads, kCase.value_dim), kValueBlock);
+  const auto check = [&](auto&& cache) {
+    append(cache, rows, 0, 17);
+    append(cache, rows, 17, 60);
+    EXPECT_TRUE(holds(cache.view(), codec(), rotated, 60));
+    const StoredRow before = stored(cache.view(), true, 50, 1);
+    cache.change_keys(50, 51, Growing{});
+    const std::vector<float> row = turned(decoded(codec(), before, kCase.head_dim), kKeyBlock);
+    EXPECT_EQ(stored(cache.view(), true, 50, 1), encoded(codec(), turned(grown(row, 50), kKeyBlock)));
+  };
+  const auto rotating = [](auto config) {
+    config.k_rotation = kKeyBlock;
+    config.v_rotation = kValueBlock;
+    return config;
+  };
+  const KvEncoding& format = codec().format;
+  check(ContiguousKvCache(rotating(config_of(kCase, format, format, KvLayout::token_major, 60))));
+  check(RingKvCache(rotating(config_of(kCase, format, format, KvLayout::head_major, 37))));
+  PagedKvPool pages(rotating(pool_of(kCase, format, format, KvLayout::head_major, 7)));
   check(pages.sequence());
 }
 

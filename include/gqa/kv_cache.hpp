@@ -44,7 +44,11 @@ struct KvCacheConfig {
   Index value_dim = 0;                              ///< Dv; 0 means the same as head_dim
   KvEncoding k_type = ElementType::f32;             ///< how keys are stored
   std::optional<KvEncoding> v_type = std::nullopt;  ///< how values are stored; the same as k_type unless given
-  Index capacity = 0;                               ///< tokens that there is room for, 1 or more
+  /// Keys are rotated, after a hook has changed them, before they are stored: blocks of so many elements, a power of two that divides
+  /// head_dim; 0: they are not. See gqa/rotation.hpp.
+  Index k_rotation = 0;
+  Index v_rotation = 0;  ///< values, likewise; outputs are turned back
+  Index capacity = 0;    ///< tokens that there is room for, 1 or more
   /// Head-major unless given: attention walks one KV head at a time, and so reads one long stream, at the speed that
   /// memory allows; appending a token writes kv_heads separate rows, which is little beside reading all tokens for the
   /// next one.
@@ -58,6 +62,8 @@ struct KvPoolConfig {
   Index value_dim = 0;                              ///< Dv; 0 means the same as head_dim
   KvEncoding k_type = ElementType::f32;             ///< how keys are stored
   std::optional<KvEncoding> v_type = std::nullopt;  ///< how values are stored; the same as k_type unless given
+  Index k_rotation = 0;                             ///< as KvCacheConfig::k_rotation
+  Index v_rotation = 0;                             ///< as KvCacheConfig::v_rotation
   /// Tokens in a page, any positive number. A sequence leaves half a page unused on average; shared prefixes are shared
   /// in whole pages; and larger pages make longer streams to read.
   Index page_size = 64;

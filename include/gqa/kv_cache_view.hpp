@@ -119,6 +119,11 @@ struct KvCacheView {
   Index page_table_size = 0;                 ///< paged: entries; at least ceil(length / page_size)
   KvScales k_scales{};                       ///< of codecs whose scales lie outside of rows
   KvScales v_scales{};                       ///< likewise
+  /// Keys are rotated: a call rotates its queries likewise, so that scores are what they were before. Each row is its blocks of so many
+  /// elements, a power of two that divides the width, times the Hadamard matrix over √block (gqa/rotation.hpp). 0: they are not.
+  Index k_rotation = 0;
+  /// Values are rotated, likewise: a call turns its outputs back.
+  Index v_rotation = 0;
 
   /// The oldest position still stored: 0, or in a ring that has gone round length − capacity, or `oldest` if that is later.
   GQA_ALWAYS_INLINE constexpr Index first_position() const noexcept {

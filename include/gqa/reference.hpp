@@ -42,6 +42,19 @@ inline Eigen::VectorXd reference_row(const void* data, ElementType type, Index f
   return row;
 }
 
+/// Each block of a row ← its Hadamard transform over √block; its own inverse.
+inline void reference_rotate(Eigen::VectorXd& row, Index block) {
+  if (block == 0) return;
+  for (Index half = 1; half < block; half *= 2)
+    for (Index i = 0; i < row.size(); ++i) {
+      if ((i & half) != 0) continue;
+      const double sum = row[i] + row[i + half];
+      row[i + half] = row[i] - row[i + half];
+      row[i] = sum;
+    }
+  row /= std::sqrt(static_cast<double>(block));
+}
+
 /// Fails on what would be read wrongly or outside of memory.
 inline void reference_check(const ConstTensorView& q, const KvCacheView& kv, std::span<const Index> positions) {
   const auto extent = [](const char* name, Index given, Index most) {
@@ -148,8 +161,9 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       if (sink_in_lse) result.lse[row] = sink;
       if (visible.empty()) continue;
 
-      const Eigen::VectorXd query =
+      Eigen::VectorXd query =
           reference_row(q.data, q.type, token * q.strides.token + head * q.strides.head, q.dim, q.strides.dim);
+      reference_rotate(query, kv.k_rotation);
       const auto count = static_cast<Index>(visible.size());
       Eigen::VectorXd score(count);
       Eigen::MatrixXd values(kv.value_dim, count);
@@ -167,7 +181,9 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       const double max = sink > largest ? sink : largest;
       const Eigen::VectorXd weight = (score.array() - max).exp();
       const double of_sink = std::exp(sink - max);
-      result.out.row(row) = (values * weight / (weight.sum() + of_sink)).transpose();
+      Eigen::VectorXd output = values * weight / (weight.sum() + of_sink);
+      reference_rotate(output, kv.v_rotation);
+      result.out.row(row) = output.transpose();
       result.lse[row] = sink_in_lse ? max + std::log(weight.sum() + of_sink)
                                     : largest + std::log((score.array() - largest).exp().sum());
       if constexpr (HasOutputFactor<V>) result.out.row(row) *= static_cast<double>(variant.output_factor(context));
@@ -188,6 +204,7 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
 ///     s_t = score(scale · q_ih · k_t,h/G)   for the t in visible_range(p_i) that the mask lets p_i and h see
 ///     out_ih = Σ_t exp(s_t) v_t,h/G / z,   lse_ih = log z,   z = Σ_t exp(s_t) + exp(sink)
 ///
+/// with q rotated and outputs turned back where the view says that keys and values are rotated,
 /// times the variant's output factor and gate, in double precision throughout (a variant's score functor sees a float unless it takes and returns double; expressions are evaluated in
 /// double, but for the numbers that they capture). Rows for which nothing is visible, or everything is scored −∞, give zeros and the sink as
 /// lse, or −∞. A sink that the variant leaves out of the log-sum-exp is not in lse.

@@ -36,6 +36,10 @@
 //   A weight's error counts by its value's distance from the output: values that are all alike come out to the roundings of two sums.
 //   A sink is a token whose value is zero; where it is left out of the log-sum-exp, weights of the output and weights of lse differ.
 //   A factor f of the output multiplies error and all; f itself is off by 2 roundings and an exponential, the product by one more.
+// Rotations (views whose keys or values are rotated): q is H·q/√b here, and what a block's transform adds up goes through log2 b sums, the norm
+//   and the product with it: an element is off by r = γ(log2 b + 2)·Σ_block |x|/√b, and a product q·k_t by Σ_i r_i·|k_ti|. Where products are
+//   bf16 the rotated query is rounded to that, where they are of terms it is a sum of them. Outputs are bounded as they are before they are turned
+//   back; then an element is off by Σ_block of its block's bounds over √b, and by r.
 //   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding; on Path::avx512bf16 it has the weights before they are rounded.
 #pragma once
 
@@ -78,6 +82,15 @@ inline double left_out(ElementType x, ElementType y) {
 /// What each output element is multiplied by at the end, if the variant that was called has such a part and `variant`, here, has none.
 using OutputChange = std::function<double(Index token, Index head, Index d)>;
 
+/// For each element what its block adds up to, over √block: what a rotation makes of errors at most. 0: elements as they are.
+inline Eigen::VectorXd spread_by_rotation(const Eigen::VectorXd& x, Index block) {
+  if (block == 0) return x;
+  Eigen::VectorXd spread(x.size());
+  for (Index i = 0; i < x.size(); i += block)
+    spread.segment(i, block).setConstant(x.segment(i, block).sum() / std::sqrt(static_cast<double>(block)));
+  return spread;
+}
+
 template <class V>
 ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& kv, const How& how, const V& variant,
                                    const Result& result, std::span<const Index> positions = {},
@@ -101,7 +114,9 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
                                  : terms == 1 ? std::ceil(dim / 16.0) + 26.0
                                               : std::ceil(dim / 16.0) + 9.0;
   const double input_rounding = inputs_rounded ? 0x1p-8 : 0.0;
-  const double lost_of_score = terms == 2 ? left_out(q.type, kv.k_type) : 2.0 * input_rounding * (1.0 + input_rounding);
+  const ElementType query_type = kv.k_rotation > 1 ? ElementType::f32 : q.type;
+  const double lost_of_score =
+      terms == 2 ? left_out(query_type, kv.k_type) : 2.0 * input_rounding * (1.0 + input_rounding);
   // A weight counts here as it was split: a sum of two terms exactly, as an f16 is.
   const double lost_of_value = terms == 2 ? left_out(ElementType::f16, kv.v_type) : input_rounding;
   // Least step of a sum: bf16 products flush denormals, and with two terms three of them make one.
@@ -113,6 +128,13 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
   const double out_absolute = how.out == ElementType::f16    ? 0x1p-25
                               : how.out == ElementType::bf16 ? 0x1p-134
                                                              : 0x1p-150;
+
+  const auto turn_roundings = [&](Index block) {
+    return block <= 1 ? 0.0 : gamma(std::log2(static_cast<double>(block)) + 2.0);
+  };
+  const double query_roundings = turn_roundings(kv.k_rotation);
+  const double output_roundings = turn_roundings(kv.v_rotation);
+  const double query_as_bf16 = terms == 1 && !inputs_rounded && kv.k_rotation > 1 ? 0x1p-8 : 0.0;
 
   ErrorReport report;
   const auto judge = [&](double actual, double expected, double bound, const char* what, Index token, Index head,
@@ -143,10 +165,14 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
     };
     for (Index head = 0; head < q.heads; ++head) {
       const Index row = token * q.heads + head;
-      const Eigen::VectorXd query =
+      Eigen::VectorXd query =
           detail::reference_row(q.data, q.type, token * q.strides.token + head * q.strides.head, q.dim, q.strides.dim);
+      Eigen::VectorXd query_error = query_roundings * spread_by_rotation(query.cwiseAbs(), kv.k_rotation);
+      detail::reference_rotate(query, kv.k_rotation);
+      query_error += query_as_bf16 * (query.cwiseAbs() + query_error);
       const double lse = reference.lse[row];
-      const Eigen::VectorXd expected = reference.out.row(row).transpose();
+      Eigen::VectorXd expected = reference.out.row(row).transpose();  // as it is before it is turned back
+      detail::reference_rotate(expected, kv.v_rotation);
       double eta = gamma(n_l);
       double eta_of_lse = gamma(n_l);
       double underflow = 0.0;
@@ -175,6 +201,7 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         const double score = detail::reference_score(variant, product, context, t);  // natural units
         const double magnitude = factor * query.cwiseAbs().dot(key.cwiseAbs());
         double e = (gamma(score_roundings) + lost_of_score) * magnitude +
+                   factor * query_error.dot(key.cwiseAbs()) * (1.0 + gamma(score_roundings) + lost_of_score) +
                    dim * tiny * (1.0 + key.cwiseAbs().maxCoeff() + query.cwiseAbs().maxCoeff());
         if (ScoringVariant<V>) e = 2.0 * e + gamma(6.0) * (std::abs(score) + std::abs(product)) / ln2;
         const double below = std::max(0.0, total - score) / ln2;  // at least m − σ_t, as total ≥ m
@@ -191,12 +218,16 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         underflow += 0x1p-125 * (value.cwiseAbs().maxCoeff() + expected.cwiseAbs().maxCoeff()) + tiny;
       }
       report.largest_eta = std::max(report.largest_eta, eta);
+      const Eigen::VectorXd before =
+          (spread / (1.0 - eta) + 3.0 * u * expected.cwiseAbs()).array() + underflow;  // bounds, before they are turned
+      const Eigen::VectorXd turned = spread_by_rotation(before, kv.v_rotation) +
+                                     output_roundings * spread_by_rotation(expected.cwiseAbs() + before, kv.v_rotation);
+      detail::reference_rotate(expected, kv.v_rotation);
       for (Index d = 0; d < kv.value_dim; ++d) {
         const double factor_of_output = change ? change(token, head, d) : 1.0;
         const double changed = factor_of_output * expected[d];
         const double size = std::abs(changed);
-        double exact =
-            (spread[d] / (1.0 - eta) + 3.0 * u * std::abs(expected[d]) + underflow) * std::abs(factor_of_output);
+        double exact = turned[d] * std::abs(factor_of_output);
         if (change) exact += 5.0 * 0x1p-23 * size + 0x1p-120 * (1.0 + std::abs(expected[d]));
         const double bound = exact + out_relative * (size + exact) + out_absolute;
         judge(static_cast<double>(result.at(token, head, d)), changed, bound, "out", token, head, d);

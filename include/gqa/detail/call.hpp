@@ -31,6 +31,7 @@ struct SequencePlan {
   Index head_groups = 0;
   bool has_super_spans = false;  ///< a fold may see several: its total has a second state, of the one in progress
   Index scale_blocks = 0;        ///< blocks of a stage whose rows have scales outside of them: all, or none
+  Index rotated_floats = 0;      ///< room for rows that are rotated; none, if none are
 };
 
 /// The kernels of a path for inputs that are taken as so many bf16 numbers each, see kernels_for.

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "gqa/detail/rotation.hpp"
 #include "gqa/expression.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
@@ -131,6 +132,13 @@ GQA_ALWAYS_INLINE ByteRange check_span(const ArgumentName& name, const char* mem
   return {begin, begin + given.size_bytes()};
 }
 
+/// A rotation of rows of `width` elements.
+inline void check_rotation(const ArgumentName& name, const char* member, Index block, const char* width_name,
+                           Index width) {
+  if (is_rotation(block, width)) return;
+  fail(name(member), block, "0, or a power of two that divides " + name(width_name) + " = " + to_text(width));
+}
+
 /// How far elements lie before and behind the first one, in elements.
 struct Reach {
   Index before = 0;  ///< 0 or less
@@ -211,6 +219,21 @@ struct CacheRanges {
   Index slots = 0;  ///< that tokens are in
 };
 
+/// The rotations of a cache whose widths and types have been checked. Where values lie in the rows of keys they are rotated with these.
+[[gnu::noinline]] inline void check_rotations(const ArgumentName& name, const KvCacheView& kv) {
+  check_rotation(name, "kv.k_rotation", kv.k_rotation, "kv.head_dim", kv.head_dim);
+  check_rotation(name, "kv.v_rotation", kv.v_rotation, "kv.value_dim", kv.value_dim);
+  const std::uintptr_t behind = reinterpret_cast<std::uintptr_t>(kv.v) - reinterpret_cast<std::uintptr_t>(kv.k);
+  if (kv.length == 0 || behind >= static_cast<std::uintptr_t>(kv.k_type.row_bytes(kv.head_dim))) return;
+  const Index first = static_cast<Index>(behind) / kv.k_type.block_bytes() * kv.k_type.block_elements();
+  if (kv.v_rotation != kv.k_rotation)
+    fail(name("kv.v_rotation"), kv.v_rotation,
+         name("kv.k_rotation") + " = " + to_text(kv.k_rotation) + ": values lie in the rows of keys");
+  if (first % kv.k_rotation != 0)
+    fail(name("kv.v"), "element " + to_text(first) + " of the keys' rows",
+         "a multiple of " + name("kv.k_rotation") + " = " + to_text(kv.k_rotation));
+}
+
 /// Types, pointers, strides, lengths and sizes of a cache whose heads and widths have been checked. What of it is seen is not looked at.
 inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) {
   check_type(name, kKeyNames.type, kv.k_type);
@@ -252,6 +275,7 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
     if ((of_keys ? kv.k_scales : kv.v_scales).data != nullptr && (of_keys ? kv.k_type : kv.v_type).scale_bytes() == 0)
       fail(name(of_keys ? "kv.k_scales.data" : "kv.v_scales.data"), "a pointer",
            "null: such rows have no scales outside");
+  if (kv.k_rotation != 0 || kv.v_rotation != 0) check_rotations(name, kv);
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;

@@ -5,6 +5,7 @@
 
 #include "gqa/codec.hpp"
 #include "gqa/cpu.hpp"
+#include "gqa/detail/rotation.hpp"
 #include "gqa/heads.hpp"
 #include "gqa/variant.hpp"
 
@@ -272,7 +273,10 @@ using QuerySource = TensorRows<const std::byte>;
 
 /// Where a tile's outputs go; or nowhere, if there is no data.
 struct OutputTarget : TensorRows<std::byte> {
-  float* lse = nullptr;  ///< query token 0, the KV head's first query head; or null
+  RotateRow turn_back = nullptr;  ///< if values are rotated: outputs are turned back before they are stored
+  Index rotation = 0;             ///< in such blocks
+  float* turned = nullptr;        ///< room for one row, round_up(value_dim, kLanes) floats
+  float* lse = nullptr;           ///< query token 0, the KV head's first query head; or null
   Index lse_token_stride = 0;
 };
 

@@ -27,6 +27,8 @@ struct KvRowFormat {
   Index value_dim;  // 0: head_dim
   KvEncoding k_type;
   std::optional<KvEncoding> v_type;  // none: k_type
+  Index k_rotation;                  // 0: none
+  Index v_rotation;
   KvLayout layout;
 };
 
@@ -34,7 +36,8 @@ inline namespace GQA_ABI {
 
 template <class Config>
 GQA_ALWAYS_INLINE KvRowFormat row_format(const Config& config) {
-  return {config.kv_heads, config.head_dim, config.value_dim, config.k_type, config.v_type, config.layout};
+  return {config.kv_heads, config.head_dim,   config.value_dim,  config.k_type,
+          config.v_type,   config.k_rotation, config.v_rotation, config.layout};
 }
 
 /// What encodes keys and values; null for plain elements.
@@ -73,9 +76,13 @@ inline KvCacheView describe_rows(const KvRowFormat& format) {
   view.value_dim = format.value_dim == 0 ? format.head_dim : format.value_dim;
   view.k_type = format.k_type;
   view.v_type = format.v_type.value_or(format.k_type);
+  view.k_rotation = format.k_rotation;
+  view.v_rotation = format.v_rotation;
   check_stored("config.k_type", format.k_type, "config.head_dim", view.head_dim);
-  check_stored("config.v_type", format.v_type.value_or(format.k_type),
-               format.value_dim == 0 ? "config.head_dim" : "config.value_dim", view.value_dim);
+  const char* const value_width = format.value_dim == 0 ? "config.head_dim" : "config.value_dim";
+  check_stored("config.v_type", format.v_type.value_or(format.k_type), value_width, view.value_dim);
+  check_rotation({}, "config.k_rotation", view.k_rotation, "config.head_dim", view.head_dim);
+  check_rotation({}, "config.v_rotation", view.v_rotation, value_width, view.value_dim);
   if (format.layout != KvLayout::head_major && format.layout != KvLayout::token_major)
     fail("config.layout", static_cast<Index>(format.layout), "KvLayout::head_major or KvLayout::token_major");
   return view;

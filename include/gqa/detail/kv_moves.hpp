@@ -88,7 +88,7 @@ inline void erase_tokens(KvSlots& cache, Index first, Index last) {
 inline void change_keys(KvSlots& cache, Index first, Index last, const KeyHookRef& hook) {
   check_not_moved_from(cache.view.kv_heads);
   check_range(first, last, cache.first, cache.view.length);
-  const KeyChange change(hook, {first, last - first, cache.view.kv_heads, cache.view.head_dim});
+  const RowChange change(hook, {first, last - first, cache.view.kv_heads, cache.view.head_dim}, cache.view.k_rotation);
   const KvRoom keys = key_room(cache);
   while (first < last) {  // a ring's end once at most
     const Index slot = first % cache.slots;
@@ -149,7 +149,7 @@ inline void erase_tokens(KvPageTable& table, Index first, Index last) {
 inline void change_keys(KvPageTable& table, Index first, Index last, const KeyHookRef& hook) {
   KvPool& pool = pool_of(table);
   check_range(first, last, 0, table.view.length);
-  const KeyChange change(hook, {first, last - first, table.view.kv_heads, table.view.head_dim});
+  const RowChange change(hook, {first, last - first, table.view.kv_heads, table.view.head_dim}, table.view.k_rotation);
   check_shared(table, first, last, "changing keys");
   // Nothing fails from here on.
   const KvRoom keys = key_room(pool);

@@ -202,7 +202,8 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
                          const KeyHookRef& hook = kNoKeyHook) {
   KvPool& pool = pool_of(table);
   check_append(table.view, k, v);
-  const KeyChange change(hook, {table.view.length, k.tokens, k.heads, k.dim});
+  const RowChange key_change(hook, {table.view.length, k.tokens, k.heads, k.dim}, table.view.k_rotation);
+  const RowChange value_change(kNoKeyHook, {table.view.length, v.tokens, v.heads, v.dim}, table.view.v_rotation);
   if (k.tokens == 0) return;
   const Index needed = pages_to_append(table, k.tokens);
   if (needed > pool.free_count)
@@ -223,8 +224,8 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
     const Index slot = position % page_size;
     const Index count = k.tokens - done < page_size - slot ? k.tokens - done : page_size - slot;
     const Index page = entries[position / page_size];
-    write_rows(keys, page, slot, k.slice(done, count), change.if_any(), position);
-    write_rows(values, page, slot, v.slice(done, count));
+    write_rows(keys, page, slot, k.slice(done, count), key_change.if_any(), position);
+    write_rows(values, page, slot, v.slice(done, count), value_change.if_any(), position);
     done += count;
   }
   table.view.length += k.tokens;

@@ -12,6 +12,7 @@
 #include "gqa/detail/check_views.hpp"
 #include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/kv_buffer.hpp"
+#include "gqa/detail/rotate_row.hpp"
 #include "gqa/detail/row_codec.hpp"
 #include "gqa/detail/row_ops.hpp"
 #include "gqa/key_hook.hpp"
@@ -66,43 +67,70 @@ inline RowDecoder row_decoder(const KvRoom& room) {
   return room.codec != nullptr ? room.codec->decode : element_decoder(room.type);
 }
 
-/// A hook for one call, checked, and a row for it to work on: from here on nothing fails. Without a hook it is nothing.
-class KeyChange {
+/// Room for one row of f32 elements.
+class RowRoom {
  public:
-  KeyChange(const KeyHookRef& hook, const KeyRows& rows)
-      : hook_(hook), row_(reinterpret_cast<std::byte*>(few_)), first_position_(rows.first_position) {
-    if (if_any() == nullptr) return;
-    hook.check(hook.hook, rows);
-    if (rows.dim <= kFew) return;
-    many_ = Buffer(rows.dim * static_cast<Index>(sizeof(float)), "a key row");
+  RowRoom() noexcept : row_(reinterpret_cast<std::byte*>(few_)) {}
+  explicit RowRoom(Index dim) : RowRoom() { make(dim); }
+  RowRoom(const RowRoom&) = delete;
+  RowRoom& operator=(const RowRoom&) = delete;
+  ~RowRoom() {}
+
+  void make(Index dim) {
+    if (dim <= kFew) return;
+    many_ = Buffer(dim * static_cast<Index>(sizeof(float)), "a row");
     row_ = many_.as<std::byte>();
   }
-  KeyChange(const KeyChange&) = delete;
-  KeyChange& operator=(const KeyChange&) = delete;
-  ~KeyChange() {}
-
-  /// For one row, which is not stored yet or no longer.
   std::byte* row() const noexcept { return row_; }
-  /// Has the hook change `row`, f32 elements.
-  void operator()(std::byte* row, Index dim, Index head, Index position) const {
-    hook_.change(hook_.hook, {typed<float>(row), dim, head, position, position - first_position_});
-  }
-  /// `this`, if there is a hook.
-  const KeyChange* if_any() const noexcept { return hook_.change != nullptr ? this : nullptr; }
 
  private:
   static constexpr Index kFew = 1024;
 
-  KeyHookRef hook_;
   std::byte* row_;
-  Index first_position_;
   Buffer many_{};
   alignas(kCacheLineBytes) float few_[kFew];
 };
 
+/// What the rows of one call go through in f32 before they are stored: a hook, if there is one, then the cache's rotation. Checked, with a row
+/// to work on: from here on nothing fails. Without either it is nothing.
+class RowChange {
+ public:
+  RowChange(const KeyHookRef& hook, const KeyRows& rows, Index rotation) : hook_(hook), rotation_(rotation) {
+    first_position_ = rows.first_position;
+    if (hook.change != nullptr) hook.check(hook.hook, rows);
+    if (rotates(rotation)) rotate_ = rotate_row_on(active_path().path);
+    if (if_any() != nullptr) room_.make(rows.dim);
+  }
+  RowChange(const RowChange&) = delete;
+  RowChange& operator=(const RowChange&) = delete;
+  ~RowChange() {}
+
+  /// For one row, which is not stored yet or no longer.
+  std::byte* row() const noexcept { return room_.row(); }
+  /// Changes `row`, f32 elements that have not been rotated.
+  void operator()(std::byte* row, Index dim, Index head, Index position) const {
+    if (hook_.change != nullptr)
+      hook_.change(hook_.hook, {typed<float>(row), dim, head, position, position - first_position_});
+    turn(row, dim);
+  }
+  /// Rotates `row`, or turns it back.
+  void turn(std::byte* row, Index dim) const noexcept {
+    if (rotate_ != nullptr) rotate_(typed<float>(row), dim, rotation_);
+  }
+  /// `this`, if it changes anything.
+  const RowChange* if_any() const noexcept { return hook_.change != nullptr || rotate_ != nullptr ? this : nullptr; }
+
+ private:
+  KeyHookRef hook_;
+  Index rotation_;
+  RotateRow rotate_ = nullptr;
+  Index first_position_;
+  RowRoom room_{};
+};
+
 /// As write_rows, in the floating-point environment that there is.
 inline void encode_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows,
-                        const KeyChange* change, Index position) {
+                        const RowChange* change, Index position) {
   const RowEncoder widen = row_converter(ElementType::f32, rows.type);
   const RowEncoder encode = row_encoder(room, change == nullptr ? rows.type : ElementType::f32);
   const Index bytes = element_bytes(rows.type);
@@ -128,18 +156,17 @@ inline void encode_rows(const KvRoom& room, Index page, Index slot, const ConstT
       if (changed != to) encode(changed, 1, room.dim, to, scale);
     }
 }
-/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are keys of
+/// rows (tokens × heads × dim) → slots slot, slot + 1, … of physical page `page` (0 where there are no pages). With a change they are those of
 /// positions position, position + 1, …
 inline __attribute__((noinline)) void write_rows(const KvRoom& room, Index page, Index slot,
-                                                 const ConstTensorView& rows, const KeyChange* change = nullptr,
-                                                 Index position = 0) {
-  if (room.codec == nullptr) return encode_rows(room, page, slot, rows, change, position);
-  const FloatEnvironment environment;  // codecs compute what they store
+                                                 const ConstTensorView& rows, const RowChange* change, Index position) {
+  if (room.codec == nullptr && change == nullptr) return encode_rows(room, page, slot, rows, change, position);
+  const FloatEnvironment environment;  // what is stored is computed
   encode_rows(room, page, slot, rows, change, position);
 }
-/// Changes keys of positions position, position + 1, … where they are.
+/// Changes keys of positions position, position + 1, … where they are: those that are rotated are turned back before.
 inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot, Index tokens, Index position,
-                         const KeyChange& change) {
+                         const RowChange& change) {
   const RowDecoder decode = row_decoder(room);
   const RowEncoder encode = row_encoder(room, ElementType::f32);
   for (Index head = 0; head < heads; ++head)
@@ -147,6 +174,7 @@ inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot
       std::byte* const row = room.row(page, slot + token, head);
       std::byte* const scale = room.scale(page, slot + token, head);
       decode(row, scale, room.dim, typed<float>(change.row()));
+      change.turn(change.row(), room.dim);
       change(change.row(), room.dim, head, position + token);
       encode(change.row(), 1, room.dim, row, scale);
     }

@@ -69,15 +69,16 @@ inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const Co
     raise<StorageExhausted>("gqa: the contiguous cache has room for " + to_text(room) + " of " + to_text(cache.slots) +
                             " tokens; appending needs " + to_text(k.tokens));
   const Index position = cache.view.length;
-  const KeyChange change(hook, {position, k.tokens, k.heads, k.dim});
-  write_rows(key_room(cache), 0, position, k, change.if_any(), position);
-  write_rows(value_room(cache), 0, position, v);
+  const RowChange keys(hook, {position, k.tokens, k.heads, k.dim}, cache.view.k_rotation);
+  const RowChange values(kNoKeyHook, {position, v.tokens, v.heads, v.dim}, cache.view.v_rotation);
+  write_rows(key_room(cache), 0, position, k, keys.if_any(), position);
+  write_rows(value_room(cache), 0, position, v, values.if_any(), position);
   cache.view.length += k.tokens;
 }
 
 /// Rows that take positions position, position + 1, … of the ring; at most as many as it has slots.
 inline void write_around(const KvRoom& room, Index slots, Index position, const ConstTensorView& rows,
-                         const KeyChange* change = nullptr) {
+                         const RowChange* change) {
   const Index slot = position % slots;
   const Index before_end = rows.tokens < slots - slot ? rows.tokens : slots - slot;
   write_rows(room, 0, slot, rows.slice(0, before_end), change, position);
@@ -90,15 +91,16 @@ inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTen
   const Checked sum = Checked(cache.view.length) + k.tokens;
   if (!sum.fits()) fail("k.tokens", k.tokens, "a length that fits in 63 bits");
   if (!sum.at_most(kMaxTokens)) fail("k.tokens", k.tokens, "a length of at most 2^48 tokens");
-  const KeyChange change(hook, {cache.view.length, k.tokens, k.heads, k.dim});
+  const RowChange keys(hook, {cache.view.length, k.tokens, k.heads, k.dim}, cache.view.k_rotation);
+  const RowChange values(kNoKeyHook, {cache.view.length, v.tokens, v.heads, v.dim}, cache.view.v_rotation);
   if (k.tokens == 0) return;
   const Index length = sum.value();
   // Of a chunk that is longer than the ring, the tokens at the front would be overwritten by those behind.
   const Index skipped = k.tokens > cache.slots ? k.tokens - cache.slots : 0;
   const Index position = cache.view.length + skipped;
   const Index tokens = k.tokens - skipped;
-  write_around(key_room(cache), cache.slots, position, k.slice(skipped, tokens), change.if_any());
-  write_around(value_room(cache), cache.slots, position, v.slice(skipped, tokens));
+  write_around(key_room(cache), cache.slots, position, k.slice(skipped, tokens), keys.if_any());
+  write_around(value_room(cache), cache.slots, position, v.slice(skipped, tokens), values.if_any());
   cache.view.length = length;
   if (length - cache.slots > cache.first) cache.first = length - cache.slots;
   cache.view.oldest = cache.first;

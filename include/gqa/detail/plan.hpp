@@ -5,6 +5,7 @@
 
 #include "gqa/detail/check.hpp"
 #include "gqa/detail/prefetch.hpp"
+#include "gqa/detail/rotated_calls.hpp"
 
 namespace gqa::detail {
 
@@ -23,8 +24,9 @@ struct TaskScratch {
   std::uint64_t* visible = nullptr;         ///< per unit and row
   float* outputs = nullptr;                 ///< of a head's rows, if the variant changes them
   OutputChange* changes = nullptr;          ///< by row, likewise
-  RowRun* queue = nullptr;                  ///< Prefetcher
-  std::byte* kept_state = nullptr;          ///< HiddenValues: of tiles of few rows, else null
+  float* rotated = nullptr;         ///< the tile's queries of a head, or an output, where keys or values are rotated
+  RowRun* queue = nullptr;          ///< Prefetcher
+  std::byte* kept_state = nullptr;  ///< HiddenValues: of tiles of few rows, else null
   std::size_t state_bytes = 0;
 };
 
@@ -91,6 +93,7 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
     scratch.outputs = carver.take<float>(rows * round_up(shape.value_dim, kLanes));
     scratch.changes = carver.take<OutputChange>(rows);
   }
+  scratch.rotated = carver.take<float>(plan.rotated_floats);
   scratch.visible = carver.take<std::uint64_t>(units * rows);
   tile.staging = carver.take<std::byte>(kernels.staging_bytes(rows, shape.head_dim, shape.value_dim));
   carve_state(carver, tile, heads, rows);
@@ -158,6 +161,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
   plan.folds = plan.head_groups * plan.tiles;
   plan.scale_blocks = has_scales(sequence.kv) ? plan.stage_blocks : 0;
+  plan.rotated_floats = rotated_floats(sequence.kv, plan.tile_rows);
   return plan;
 }
 

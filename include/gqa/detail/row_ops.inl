@@ -1,23 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows converted and turned, a register of kLanes floats at a time; once per instruction set, in a region and a namespace of its own. In the
-// compiler's own vectors: what differs between instruction sets is how long they are. GQA_DETAIL_ROWS_F16C: whether there is F16C.
+// Rows converted and turned, a register of kLanes floats at a time; once per instruction set, in a region and a namespace of its own.
+// GQA_DETAIL_ROWS_F16C: whether there is F16C.
 
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef std::uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef std::int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef std::uint16_t HalfWords __attribute__((vector_size(2 * kLanes)));
-using Lanes = std::make_integer_sequence<int, kLanes>;
-
-template <class V>
-GQA_OP V load(const void* from) {
-  V value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-template <class V>
-GQA_OP void store(void* to, const V& value) {
-  std::memcpy(to, &value, sizeof value);
-}
+#include "gqa/detail/row_vectors.inl"
 
 // --- conversions: RowEncoder -----------------------------------------------------------------------------------------
 
@@ -77,17 +62,6 @@ GQA_OP Floats unfused(Floats product) {
   return product;
 }
 
-#if defined(__clang__)
-template <int... Lane>
-GQA_OP Floats shuffled(const Floats& x) {
-  return __builtin_shufflevector(x, x, Lane...);
-}
-#else
-template <int... Lane>
-GQA_OP Floats shuffled(const Floats& x) {
-  return __builtin_shuffle(x, Ints{Lane...});
-}
-#endif
 template <int... Lane>
 GQA_OP Floats swapped(const Floats& x, std::integer_sequence<int, Lane...>) {
   return shuffled<(Lane ^ 1)...>(x);

@@ -142,13 +142,18 @@ class SequenceTasks {
   void pack() {
     packed_ = true;
     if (call_.variant.asks_of_rows()) asked_.tell_rows();
-    for (Index j = 0; j < range_.heads; ++j)
-      kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+    for (Index j = 0; j < range_.heads; ++j) {
+      QuerySource queries = rows_in(sequence_.q, range_.first_head + j);
+      const Index rotation = sequence_.kv.k_rotation;
+      if (rotates(rotation)) queries = rotate_queries(call_, scratch_.tile, queries, rotation, scratch_.rotated);
+      kernels_.pack(head_tile(scratch_.tile, j), queries);
+    }
   }
 
   void store(const QueryTile& total, bool outputs, bool lse) const {
     for (Index j = 0; j < range_.heads; ++j) {
       OutputTarget target{rows_in<std::byte>(sequence_.out, range_.first_head + j)};
+      turn_back(sequence_.kv, call_.path, scratch_.rotated, target);
       const bool changed = call_.variant.change_output != nullptr;
       if (outputs && changed) asked_.store_changed(head_tile(total, j), j, target);
       if (!outputs || changed) target.data = nullptr;

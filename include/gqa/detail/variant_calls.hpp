@@ -78,6 +78,7 @@ struct VariantCalls {
     rows.data = reinterpret_cast<std::byte*>(scratch.outputs);
     rows.token_stride = width * Index{sizeof(float)};
     rows.dim_stride = 1;
+    turn_back(sequence.kv, call.path, scratch.rotated, rows);
     plan.kernels->store(total, rows);
     for (Index row = 0; row < range.rows; ++row) {
       OutputChange& change = *::new (scratch.changes + row) OutputChange{};

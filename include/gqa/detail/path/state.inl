@@ -115,8 +115,14 @@ GQA_OP void store_row(const float* o, float factor, Index dim, std::byte* out, I
 GQA_OP void store_output(const QueryTile& tile, const OutputTarget& target, Index row, float divisor) {
   const RowPlace at(target.first_row + row, target.group);
   std::byte* const out = target.data + at.token * target.token_stride + at.head * target.head_stride;
-  const float* const o = tile.o + row * tile.o_stride;
-  const float factor = divisor == 0.0f ? 0.0f : 1.0f / divisor;
+  const float* o = tile.o + row * tile.o_stride;
+  float factor = divisor == 0.0f ? 0.0f : 1.0f / divisor;
+  if (target.turn_back != nullptr) {  // the output as it would be stored in f32, then turned
+    for (Index d = 0; d < tile.value_dim; d += kLanes) store(target.turned + d, mul(load(o + d), set1(factor)));
+    target.turn_back(target.turned, tile.value_dim, target.rotation);
+    o = target.turned;
+    factor = 1.0f;
+  }
   switch (target.type) {
     case ElementType::f32: store_row<F32>(o, factor, tile.value_dim, out, target.dim_stride); break;
     case ElementType::bf16: store_row<Bf16>(o, factor, tile.value_dim, out, target.dim_stride); break;
