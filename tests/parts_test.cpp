@@ -100,6 +100,50 @@ TEST_P(Parts, GoWithOthersInABatch) {
     EXPECT_TRUE(same_bits(attend(q[i].const_view(), drawn[i]->f32()), outputs[i]->result())) << i;
 }
 
+// Caches that make parts of themselves. Appended in chunks or at once, contiguous or in pages, on any threads: one result.
+TEST_P(Parts, OfOwningCachesAreTheF32CacheOfWhatTheirRowsStandFor) {
+  Random random(45);
+  const Case c{4, 2, kPartDim, kPartDim, 3, 700};
+  const Rows rows(c, random);
+  const Tensor q = queries(c, ElementType::f32, random);
+  const ConstTensorView k(rows.k.data(), c.length, c.kv_heads, kPartDim);
+  const ConstTensorView v(rows.v.data(), c.length, c.kv_heads, kPartDim);
+  KvCacheConfig config = config_of(c, Q8_0{}, Fp8E4M3{}, KvLayout::head_major, c.length);
+  KvPoolConfig pool_config = pool_of(c, Q8_0{}, Fp8E4M3{}, KvLayout::token_major, 16);
+  config.first_tokens = pool_config.first_tokens = 128;
+  config.newest_tokens = pool_config.newest_tokens = 64;
+  ContiguousKvCache at_once(config), one_by_one(config);
+  PagedKvPool pool(pool_config);
+  PagedSequence in_pages = pool.sequence();
+  ThreadsExecutor threads{3};
+  for (Index length = 0; length < c.length;) {
+    const Index chunk = std::min(c.length - length, 1 + random.below(150));
+    in_pages.append(k.slice(length, chunk), v.slice(length, chunk));
+    for (Index t = length; t < length + chunk; ++t) one_by_one.append(k.slice(t, 1), v.slice(t, 1));
+    length += chunk;
+    at_once.clear();
+    at_once.append(k.slice(0, length), v.slice(0, length));
+    if (length < c.n_q) continue;
+    const KvCacheView view = at_once.view();
+    ContiguousKvCache f32(config_of(c, ElementType::f32, ElementType::f32, KvLayout::head_major, c.length));
+    f32.append(k.slice(0, length), v.slice(0, length));
+    for (const bool keys : {true, false})
+      for (Index t = 0; t < length; ++t)
+        for (Index head = 0; head < c.kv_heads; ++head) {
+          const KvCacheView& part = view.part(view.part_of(t));
+          const KvEncoding coded = keys ? KvEncoding(Q8_0{}) : KvEncoding(Fp8E4M3{});
+          decode_any(part.k_type == ElementType::bf16 ? KvEncoding(ElementType::bf16) : coded,
+                     row_at(part, keys, t, head), kPartDim,
+                     detail::typed<float>(row_at(f32.view(), keys, t, head).row));
+        }
+    const Result expected = attend(q.const_view(), f32.view());
+    ASSERT_TRUE(same_bits(expected, attend(q.const_view(), view))) << length;
+    ASSERT_TRUE(same_bits(expected, attend(q.const_view(), one_by_one.view()))) << length;
+    ASSERT_TRUE(same_bits(expected, attend(q.const_view(), in_pages.view(), Causal{}, Products::as_stored, threads)))
+        << length;
+  }
+}
+
 TEST_P(Parts, AgreeWithTheReference) {
   Random random(44);
   const Case c{2, 2, kPartDim, kPartDim, 3, 300};
