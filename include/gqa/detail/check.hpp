@@ -213,19 +213,14 @@ inline int bf16_terms(ElementType q, const KvCacheView& kv, Products products) n
              ", for which the path has kernels");
 }
 
-/// What a functor and a call's options say of all its sequences.
-struct CheckedAgainst {
-  const FunctorRef& functor;
-  const VariantRef& variant;
-  std::span<const std::byte> scratch;
-  std::span<const Sequence> batch;
-};
-
 /// The earlier parts of a sequence that is right otherwise, each as if it were the cache, and nothing of them where outputs go.
-/// @param ranges  where the rest of the sequence lies
-[[gnu::noinline]] inline void check_parts(ArgumentName name, const CheckedAgainst& against, const Sequence& sequence,
-                                          SequenceRanges ranges) {
+/// @param types  that the functor is compiled for
+/// @param whole  where the rest of the sequence lies
+[[gnu::cold, gnu::noinline]] inline void check_parts(ArgumentName name, const CallPlan& call, unsigned types,
+                                                     std::span<const std::byte> scratch, const Sequence& sequence,
+                                                     const SequenceRanges& whole) {
   Sequence of_part = sequence;  // which the variant is not told of
+  SequenceRanges ranges = whole;
   const auto list = reinterpret_cast<std::uintptr_t>(sequence.kv.earlier);
   const ByteRange views{list, list + static_cast<std::size_t>(sequence.kv.earlier_count) * sizeof(KvCacheView)};
   if (has_element_in(sequence.out, views)) fail_overlap(name, "out", name("kv.earlier"));
@@ -234,11 +229,11 @@ struct CheckedAgainst {
     name.part = i;
     check_part_extents(name, kv, sequence.kv);
     ranges.kv = check_cache(name, kv);
-    check_compiled(name, "kv.k_type", kv.k_type, against.functor.cache_types);
-    check_compiled(name, "kv.v_type", kv.v_type, against.functor.cache_types);
-    check_visible(name, against.variant, sequence, i);
-    check_overlap(name, of_part, ranges, against.scratch, against.batch);
-    if (!is_plain(kv)) against.functor.coded->check(name, of_part);
+    check_compiled(name, "kv.k_type", kv.k_type, types);
+    check_compiled(name, "kv.v_type", kv.v_type, types);
+    check_visible(name, call.variant, sequence, i);
+    check_overlap(name, of_part, ranges, scratch, call.batch);
+    if (!is_plain(kv)) call.coded->check(name, of_part);
   }
 }
 
@@ -330,8 +325,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
     const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, call.variant, sequence);
     check_overlap(name, sequence, ranges, options.scratch, batch);
     if (!is_plain(sequence.kv)) functor.coded->check(name, sequence);
-    if (sequence.kv.earlier_count != 0)
-      check_parts(name, {functor, call.variant, options.scratch, batch}, sequence, ranges);
+    if (sequence.kv.earlier_count != 0) check_parts(name, call, functor.cache_types, options.scratch, sequence, ranges);
     return ranges;
   };
   if (batch.size() == 1) {

@@ -272,7 +272,7 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
 inline constexpr Index kMaxParts = 64;
 
 /// The list of a cache's earlier parts, whose own length has been checked: where it is, and where each of them ends.
-[[gnu::noinline]] inline void check_list(ArgumentName name, const KvCacheView& kv) {
+[[gnu::cold, gnu::noinline]] inline void check_list(ArgumentName name, const KvCacheView& kv) {
   if (kv.earlier_count < 0 || kv.earlier_count >= kMaxParts)
     fail(name("kv.earlier_count"), kv.earlier_count, "0 to " + to_text(kMaxParts - 1));
   if (kv.earlier == nullptr) fail_null(name, "kv.earlier", to_text(kv.earlier_count) + " views");
@@ -282,16 +282,16 @@ inline constexpr Index kMaxParts = 64;
     const KvCacheView& part = kv.earlier[i];
     name.part = i;
     if (part.earlier_count != 0) fail(name("kv.earlier_count"), part.earlier_count, "0: one list has all parts");
-    if (part.length <= before || part.length % kPartTokens != 0)
+    if (part.length <= before || part.length >= kv.length || part.length % kPartTokens != 0)
       fail(name("kv.length"), part.length,
-           "where the part ends: a multiple of " + to_text(kPartTokens) + " above " + to_text(before));
+           "where the part ends: a multiple of 64, more than the part before and less than kv.length");
     before = part.length;
   }
-  if (before >= kv.length) fail(name("kv.length"), before, "less than kv.length = " + to_text(kv.length));
 }
 
 /// An earlier part's heads and widths are those of the whole.
-inline void check_part_extents(const ArgumentName& name, const KvCacheView& part, const KvCacheView& whole) {
+[[gnu::cold, gnu::noinline]] inline void check_part_extents(const ArgumentName& name, const KvCacheView& part,
+                                                            const KvCacheView& whole) {
   const auto follows = [&](const char* member, Index given, Index extent) {
     if (given != extent)
       fail(name(member), given, ArgumentName{name.sequence, name.in_batch}(member) + " = " + to_text(extent));

@@ -128,7 +128,8 @@ inline const KvCacheView& longest_part(const KvCacheView& kv) noexcept {
 
 /// Blocks of a stage over a part. Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth
 /// more than the reading.
-inline Index stage_blocks_of(const CallPlan& call, const SequencePlan& plan, const KvCacheView& part) noexcept {
+[[gnu::noinline]] inline Index stage_blocks_of(const CallPlan& call, const SequencePlan& plan,
+                                               const KvCacheView& part) noexcept {
   const auto stream_rows = [&](KvType type) { return plan.kernels->of(type).stream_rows.of(call.streaming); };
   const Index of_keys = stream_rows(part.k_type);
   const Index of_values = stream_rows(part.v_type);
