@@ -121,8 +121,9 @@ class PlainTokens : public testing::TestWithParam<int> {
 };
 
 TEST_P(PlainTokens, AreReadByLengthAlone) {
-  for (const auto& [first, newest] :
+  for (const auto& [first_tokens, newest_tokens] :
        {std::pair<Index, Index>{kFirst, kNewest}, {0, 1}, {128, 0}, {0, 64}, {192, 300}}) {
+    const Index first = first_tokens, newest = newest_tokens;  // Clang has lambdas capture no bindings
     SCOPED_TRACE(describe(first, newest));
     each(
         [&](auto& one_by_one) {

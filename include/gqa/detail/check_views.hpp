@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "gqa/detail/plain_tokens.hpp"
 #include "gqa/expression.hpp"
 #include "gqa/kv_cache_view.hpp"
 #include "gqa/tensor_view.hpp"
@@ -20,8 +21,6 @@ inline constexpr Index kMaxHeads = 1 << 20;
 inline constexpr Index kMaxQueries = Index{1} << 40;
 inline constexpr Index kMaxTokens = Index{1} << 48;
 inline constexpr Index kMaxPages = Index{1} << 31;
-/// What the ends of a sequence's parts are multiples of: blocks have one part.
-inline constexpr Index kPartTokens = 64;
 /// No stride, and no sum of steps of one, is larger, in elements: a block of steps, in bytes, is then far from overflow, also where they
 /// are never taken.
 inline constexpr Index kMaxOffset = Index{1} << 48;

@@ -4,23 +4,33 @@
 /// encoded when it is appended; which of its rows is read, the view says: nothing is encoded, or decoded, later.
 #pragma once
 
+#include <utility>
+
 #include "gqa/detail/kv_layout.hpp"
+#include "gqa/detail/plain_tokens.hpp"
 
 namespace gqa::detail {
 
 /// Rows of plain elements, and the view of a sequence that has some. What they hold may be less than what was asked for, where tokens have
 /// been dropped or moved: those that are missing are read as the cache stores them.
 struct KvPlainRows {
-  KvMemory first;   // positions [0, first.view.length), a slot each
-  KvMemory newest;  // a ring: positions [newest.view.oldest, newest.view.length)
-  Index first_tokens = 0;
-  Index newest_tokens = 0;
+  KvMemory first;       // positions [0, first.view.length), a slot each
+  KvMemory newest;      // a ring: positions [newest.view.oldest, newest.view.length)
+  Index first_tokens;   // asked for
+  Index newest_tokens;  // likewise
   KvCacheView earlier[2]{};
   KvCacheView view{};
-};
 
-/// Tokens that may be dropped and leave as many of the newest as there were.
-inline constexpr Index kPlainSlack = kPartTokens;
+  GQA_ALWAYS_INLINE KvPlainRows(KvMemory&& first_rows, Index first_count, KvMemory&& newest_rows,
+                                Index newest_count) noexcept
+      : first(std::move(first_rows)),
+        newest(std::move(newest_rows)),
+        first_tokens(first_count),
+        newest_tokens(newest_count) {}
+  KvPlainRows(const KvPlainRows&) = delete;
+  KvPlainRows& operator=(const KvPlainRows&) = delete;
+  GQA_ALWAYS_INLINE ~KvPlainRows() {}
+};
 
 inline namespace GQA_ABI {
 
@@ -33,6 +43,8 @@ class KvPlain {
  public:
   GQA_ALWAYS_INLINE KvPlain() noexcept {}
   GQA_ALWAYS_INLINE explicit KvPlain(KvPlainRows* rows) noexcept : rows_(rows) {}
+  KvPlain(const KvPlain&) = delete;
+  KvPlain& operator=(const KvPlain&) = delete;
   GQA_ALWAYS_INLINE KvPlain(KvPlain&& other) noexcept : rows_(other.rows_) { other.rows_ = nullptr; }
   GQA_ALWAYS_INLINE KvPlain& operator=(KvPlain&& other) noexcept {
     KvPlainRows* const rows = other.rows_;
@@ -77,11 +89,9 @@ inline KvPlain open_plain(KvRowFormat format) {
     return tokens > 0 ? allocate_slots(format, argument, tokens, tokens) : KvMemory{};
   };
   const Index newest = format.plain.newest_tokens;
-  // Up to 63 tokens more than were asked for are in the block that is not complete, or in the last one that is.
-  const Index slots =
-      newest > 0 ? (newest + kPartTokens - 1 + kPlainSlack + kPartTokens - 1) / kPartTokens * kPartTokens : 0;
-  KvPlain made(new KvPlainRows{memory("config.first_tokens", format.plain.first_tokens),
-                               memory("config.newest_tokens", slots), format.plain.first_tokens, newest});
+  const Index slots = newest_slots(newest);
+  KvPlain made(new KvPlainRows(memory("config.first_tokens", format.plain.first_tokens), format.plain.first_tokens,
+                               memory("config.newest_tokens", slots), newest));
   made.get()->newest.view.storage = Storage::ring;
   made.get()->newest.view.capacity = slots;
   return made;
@@ -95,12 +105,9 @@ inline void settle(const KvPlain& plain, const KvCacheView& whole) noexcept {
   const auto down = [](Index tokens) { return tokens / kPartTokens * kPartTokens; };
   Index first = rows.first.view.length;
   if (first < length) first = down(first);
-  Index newest = length;
-  if (rows.newest_tokens > 0) {
-    newest = down(larger(length - rows.newest_tokens, 0));
-    newest = larger(newest, down(rows.newest.view.first_position_of_part() + kPartTokens - 1));
-    newest = smaller(larger(newest, first), length);
-  }
+  Index newest = newest_begin(length, rows.newest_tokens);
+  if (rows.newest_tokens > 0) newest = larger(newest, down(rows.newest.view.oldest + kPartTokens - 1));
+  newest = smaller(larger(newest, first), length);
   const KvCacheView* const parts[] = {&rows.first.view, &whole, &rows.newest.view};
   const Index ends[] = {first, newest, length};
   Index count = 0, begin = 0;

@@ -82,7 +82,6 @@ class SequenceTasks {
 
   /// The states of the claimed spans, each from its own tokens alone, into the total or the deposits.
   void run(const Claim& claim) {
-    if (!packed_) pack();
     claim_ = &claim;
     if (claim.first != next_span_) prefetcher_.restart();
     next_span_ = claim.first + claim.count;
@@ -95,6 +94,7 @@ class SequenceTasks {
     if (end > range_.hull.end) end = range_.hull.end;
     while (at < end && (at = rows_.next_block(at)) < end) {
       if (sequence_.kv.earlier_count != 0) go_on_to_part(at);
+      if (!packed_) pack();
       const Index step = (streams_ || range_.heads > 1 ? stage_blocks_ : 1) * kBlock;
       Index behind = at + step < end ? at + step : end;
       if (behind > part_->length) behind = part_->length;
