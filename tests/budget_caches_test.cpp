@@ -99,6 +99,23 @@ TEST(BudgetOfCaches, ABatchInOnePoolIsTheSumOfItsSequences) {
   EXPECT_EQ(pool.free_pages(), 0);
 }
 
+// Tokens that are kept as plain elements besides, in layers that keep all tokens.
+TEST(BudgetOfCaches, PlainTokensAreCounted) {
+  const KvPlan plain{.k_format = KvFormat::f32, .v_format = KvFormat::f32};
+  for (const auto& [first, newest] : {std::pair<Index, Index>{64, 0}, {0, 1}, {128, 64}, {64, 65}, {0, 300}}) {
+    KvPlan plan = plain;
+    plan.first_tokens = first;
+    plan.newest_tokens = newest;
+    KvCacheConfig of_cache = config(1000);
+    of_cache.first_tokens = first;
+    of_cache.newest_tokens = newest;
+    EXPECT_EQ(ContiguousKvCache(of_cache).bytes(), kv_sequence_bytes(model(), plan, 1000)) << first << " " << newest;
+    EXPECT_EQ(kv_sequence_bytes(model(10), plan, 1000), kv_sequence_bytes(model(10), plain, 1000));
+    EXPECT_EQ(kv_bytes_per_token(model(), plan), kv_bytes_per_token(model(), plain));
+    EXPECT_EQ(kv_waste_bytes(model(), plan, 1000), 0);
+  }
+}
+
 TEST(BudgetOfCaches, AMovedFromCacheHoldsNothing) {
   ContiguousKvCache cache(config(10));
   const ContiguousKvCache taken(std::move(cache));

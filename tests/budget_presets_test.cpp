@@ -159,6 +159,11 @@ TEST(BudgetTime, DecodeReadsWhatIsVisible) {
   EXPECT_EQ(kv_bytes_read(model, KvPlan{}, 10'000), row * (28 * 512 + 7 * 10'000));
   EXPECT_EQ(kv_bytes_read(preset("deepseek-v3"), KvPlan{}, 1000), 61 * 576 * 2 * 1000);
   EXPECT_EQ(kv_bytes_read(preset("llama-2-70b"), KvPlan{.page_size = 64}, 65), 65 * 327680);  // not the rest of a page
+  // The first 64 of 1000 tokens and those from 896 on are read in 16 bits, the others in 4.5.
+  constexpr KvPlan mixed{
+      .k_format = KvFormat::q4_0, .v_format = KvFormat::q4_0, .first_tokens = 64, .newest_tokens = 64};
+  EXPECT_EQ(kv_bytes_read(preset("llama-2-70b"), mixed, 1000), 168 * 327680 + 832 * 92160);
+  EXPECT_EQ(kv_bytes_read(preset("llama-2-70b"), mixed, 50), 50 * 327680);
 }
 
 TEST(BudgetTime, AMixtureReadsTheExpertsThatAreChosen) {

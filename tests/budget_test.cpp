@@ -343,6 +343,10 @@ TEST(BudgetErrors, AreNamed) {
             "gqa: kinds of layers is -1; expected 64 at most");
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.page_size = -1}, 1)); }),
             "gqa: plan.page_size is -1; expected 1 or more, or 0 for no pages");
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.first_tokens = 63}, 1)); }),
+            "gqa: plan.first_tokens is 63; expected a multiple of 64, 0 to 2^48");
+  EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.newest_tokens = -1}, 1)); }),
+            "gqa: plan.newest_tokens is -1; expected 0 to 2^48");
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, KvPlan{.chunk = 0}, 1)); }),
             "gqa: plan.chunk is 0; expected 1 or more");
   EXPECT_EQ(message_of([&] { static_cast<void>(kv_sequence_bytes(model, in(static_cast<KvFormat>(99)), 1)); }),

@@ -18,6 +18,7 @@
 
 #include "gqa/budget_formats.hpp"
 #include "gqa/budget_model.hpp"
+#include "gqa/detail/plain_tokens.hpp"
 
 namespace gqa {
 
@@ -33,6 +34,11 @@ struct KvPlan {
   /// Tokens that are appended at a time, draft tokens included. A window of w tokens keeps w + chunk − 1, because the first query of
   /// a chunk still needs what its last tokens would push out.
   Index chunk = 1;
+  /// Tokens that a cache keeps as plain elements of this format besides: see KvCacheConfig::newest_tokens. Not in layers whose windows are
+  /// capped.
+  Index first_tokens = 0;
+  Index newest_tokens = 0;
+  KvFormat plain_format = KvFormat::bf16;
 };
 
 /// What longest_context returns where memory does not limit it: all layers have windows, and these fit.
@@ -45,6 +51,11 @@ constexpr void check_plan(const KvPlan& plan) {
   static_cast<void>(format_info(plan.v_format));
   if (plan.page_size < 0) fail("plan.page_size", plan.page_size, "1 or more, or 0 for no pages");
   if (plan.chunk < 1) fail("plan.chunk", plan.chunk, "1 or more");
+  static_cast<void>(format_info(plan.plain_format));
+  constexpr Index most = Index{1} << 48;
+  if (plan.first_tokens < 0 || plan.first_tokens > most || plan.first_tokens % kPartTokens != 0)
+    fail("plan.first_tokens", plan.first_tokens, "a multiple of 64, 0 to 2^48");
+  if (plan.newest_tokens < 0 || plan.newest_tokens > most) fail("plan.newest_tokens", plan.newest_tokens, "0 to 2^48");
 }
 
 /// ceil(a / b) without the sum that could overflow.
@@ -72,12 +83,28 @@ constexpr Index row_pair_bytes(const LayerKind& kind, const KvPlan& plan) {
   return times(kind.kv_heads, kind.values_in_keys ? k : k + row_bytes(plan.v_format, kind.width_of_values()));
 }
 
+/// The same as plain elements.
+constexpr Index plain_pair_bytes(const LayerKind& kind, const KvPlan& plan) {
+  return row_pair_bytes(kind, KvPlan{.k_format = plan.plain_format, .v_format = plan.plain_format});
+}
+
+constexpr bool has_plain_tokens(const LayerKind& kind, const KvPlan& plan) {
+  return (plan.first_tokens > 0 || plan.newest_tokens > 0) && (kind.window == 0 || !plan.windows_capped);
+}
+
+/// Bytes of a sequence in a layer.
+constexpr Index layer_bytes(const LayerKind& kind, const KvPlan& plan, Index tokens) {
+  const Index bytes = times(row_pair_bytes(kind, plan), slots_of(kind, plan, tokens));
+  if (tokens == 0 || !has_plain_tokens(kind, plan)) return bytes;
+  return plus(bytes, times(plain_pair_bytes(kind, plan), plan.first_tokens + newest_slots(plan.newest_tokens)));
+}
+
 constexpr Index stored_bytes(const ModelShape& model, const KvPlan& plan, Index tokens) {
   Index bytes = 0;
   for (Index i = 0; i < model.kind_count; ++i) {
     const LayerKind& kind = model.kinds[i];
     if (kind.shares_kv) continue;
-    bytes = plus(bytes, times(times(kind.count, row_pair_bytes(kind, plan)), slots_of(kind, plan, tokens)));
+    bytes = plus(bytes, times(kind.count, layer_bytes(kind, plan, tokens)));
   }
   return bytes;
 }
@@ -110,7 +137,7 @@ constexpr Index batch_bytes(const ModelShape& model, const KvPlan& plan, Index t
 constexpr Index token_bytes(const ModelShape& model, const KvPlan& plan) {
   check_budget(model, plan);
   KvPlan unpaged = plan;
-  unpaged.page_size = 0;
+  unpaged.page_size = unpaged.first_tokens = unpaged.newest_tokens = 0;
   return must_fit("model.kind_count", model.kind_count, stored_bytes(model, unpaged, 1));
 }
 
@@ -162,7 +189,7 @@ constexpr Index share_of_device(const ModelShape& model, const KvPlan& plan, Ind
     LayerKind kind = model.kinds[i];
     if (kind.shares_kv) continue;
     kind.kv_heads = divide_up(kind.kv_heads, devices);
-    bytes = plus(bytes, times(times(kind.count, row_pair_bytes(kind, plan)), slots_of(kind, plan, tokens)));
+    bytes = plus(bytes, times(kind.count, layer_bytes(kind, plan, tokens)));
   }
   return bytes;
 }

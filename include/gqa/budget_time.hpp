@@ -145,6 +145,17 @@ constexpr std::optional<Index> parameters_of_step(const ModelShape& model, Index
   return all->total() - unread;
 }
 
+/// Of the last `seen` tokens of a sequence, those that are read as plain elements.
+constexpr Index plain_tokens_read(const KvPlan& plan, Index tokens, Index seen) {
+  const Index begin = tokens - seen;
+  const Index first = plan.first_tokens < tokens ? plan.first_tokens : tokens;
+  const Index of_first = first > begin ? first - begin : 0;
+  Index newest = newest_begin(tokens, plan.newest_tokens);
+  if (newest < first) newest = first;
+  if (newest < begin) newest = begin;
+  return of_first + tokens - newest;
+}
+
 constexpr Index bytes_read(const ModelShape& model, const KvPlan& plan, Index tokens) {
   check_budget(model, plan);
   check_count("tokens", tokens, 0);
@@ -152,7 +163,10 @@ constexpr Index bytes_read(const ModelShape& model, const KvPlan& plan, Index to
   for (Index i = 0; i < model.kind_count; ++i) {
     const LayerKind& kind = model.kinds[i];
     const Index seen = kind.window != 0 && kind.window < tokens ? kind.window : tokens;
-    bytes = plus(bytes, times(times(kind.count, row_pair_bytes(kind, plan)), seen));
+    const Index plain = has_plain_tokens(kind, plan) ? plain_tokens_read(plan, tokens, seen) : 0;
+    const Index each =
+        plus(times(row_pair_bytes(kind, plan), seen - plain), times(plain_pair_bytes(kind, plan), plain));
+    bytes = plus(bytes, times(kind.count, each));
   }
   return must_fit("tokens", tokens, bytes);
 }

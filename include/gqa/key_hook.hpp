@@ -31,7 +31,8 @@ struct KeyRows {
 
 /// Changes key rows as they are appended to an owning cache, or where they are (`change_keys`):
 ///
-///     void change(const KeyRow& row) const noexcept    each row once, in any order; the row and nothing else
+///     void change(const KeyRow& row) const noexcept    each row once, in any order; the row and nothing else; twice, if a cache
+///                                                      stores it in two ways (KvCacheConfig::newest_tokens)
 ///     void check(const KeyRows& rows) const            if there is one: before anything is changed; throws if the rows cannot be
 ///
 /// A row is widened to f32, changed, and converted to the stored type, so that it is rounded once: what is stored has the bits of rows that

@@ -21,6 +21,24 @@
 ///   Those that lie in slots that they overwrite may be overwritten before they are read.
 /// - Thread safety: as for standard containers. Any number of threads may read (view() and attention) at the same
 ///   time; a call that changes a cache needs it alone. For a pool and its sequences, see PagedKvPool.
+///
+/// Tokens that are not quantised: a cache of a codec may keep the first tokens, which attention often leans on, and the newest ones as plain
+/// elements besides:
+///
+///     gqa::ContiguousKvCache cache({.kv_heads = 8, .head_dim = 128, .k_type = gqa::Int4{}, .capacity = 8192,
+///                                   .first_tokens = 64, .newest_tokens = 64});
+///
+/// Every token is encoded when it is appended, and those have a plain row of the same numbers, too. Which one is read depends on the length
+/// alone: positions below first_tokens, and those from the last multiple of 64 on that has newest_tokens tokens behind it, are read as plain
+/// elements, so that a block of 64 is of one kind; what lies between is read as the codec stores it. The view has up to three parts then, see
+/// KvCacheView::earlier. So appending in one chunk is the same as token by token, also here; but what a query sees of a token may be its
+/// plain row at one length and its encoded one at another.
+/// - Dropping up to 64 tokens (truncate) leaves what a cache of that length has. Of more, and of tokens that move (keep, erase), plain rows may
+///   be missing: the encoded ones are read in their place, until so many new tokens have come. Of the first tokens, those that move are read as
+///   encoded from then on.
+/// - A key hook is asked once for each of a token's two rows.
+/// - A view stays good until the next call that changes the cache.
+/// - Memory: newest_tokens + 190 tokens at most, besides first_tokens.
 #pragma once
 
 #include <optional>
@@ -53,6 +71,11 @@ struct KvCacheConfig {
   /// memory allows; appending a token writes kv_heads separate rows, which is little beside reading all tokens for the
   /// next one.
   KvLayout layout = KvLayout::head_major;
+  /// The first tokens, a multiple of 64 of them, and at least so many of the newest ones are kept as plain elements of `plain_type`, too, and
+  /// read as those: see "Tokens that are not quantised" at the top of gqa/kv_cache.hpp. Not in a ring.
+  Index first_tokens = 0;
+  Index newest_tokens = 0;
+  ElementType plain_type = ElementType::bf16;
 };
 
 /// What a PagedKvPool is made of.
@@ -69,6 +92,10 @@ struct KvPoolConfig {
   Index page_size = 64;
   Index pages = 0;                         ///< physical pages, 1 to 2^31 − 1
   KvLayout layout = KvLayout::head_major;  ///< inside each page; why head-major, see KvCacheConfig::layout
+  /// As KvCacheConfig has them, for each sequence: in memory of its own, which sequence() and fork() allocate and bytes() does not count.
+  Index first_tokens = 0;
+  Index newest_tokens = 0;
+  ElementType plain_type = ElementType::bf16;
 };
 
 /// One sequence in one piece of memory, from position 0 on, up to a capacity. See the top of this file for what all
@@ -129,16 +156,18 @@ class ContiguousKvCache {
     detail::change_keys(slots_, first, last, detail::key_hook_ref(hook));
   }
   /// Drops all tokens; the memory is kept.
-  GQA_ALWAYS_INLINE void clear() noexcept { slots_.view.length = 0; }
+  GQA_ALWAYS_INLINE void clear() noexcept { detail::shorten_contiguous(slots_, 0); }
 
   /// The tokens held, for the functors. O(1), allocates nothing.
-  GQA_ALWAYS_INLINE KvCacheView view() const noexcept { return slots_.view; }
+  GQA_ALWAYS_INLINE KvCacheView view() const noexcept { return detail::view_of(slots_); }
   /// Tokens held; the next token's position.
   GQA_ALWAYS_INLINE Index length() const noexcept { return slots_.view.length; }
   /// Tokens that there is room for in all.
   GQA_ALWAYS_INLINE Index capacity() const noexcept { return slots_.slots; }
   /// Bytes of key and value memory, used or not.
-  GQA_ALWAYS_INLINE Index bytes() const noexcept { return slots_.k.bytes() + slots_.v.bytes(); }
+  GQA_ALWAYS_INLINE Index bytes() const noexcept {
+    return slots_.k.bytes() + slots_.v.bytes() + detail::plain_bytes(slots_.plain);
+  }
 
  private:
   detail::KvSlots slots_{};
@@ -286,6 +315,8 @@ class PagedSequence {
   GQA_ALWAYS_INLINE void clear() noexcept {
     detail::give_back_behind(table_, 0);
     table_.view.length = 0;
+    detail::truncate_plain(table_.plain, 0);
+    detail::settle(table_.plain, table_.view);
   }
   /// Gives everything back and leaves the pool; what remains is as default constructed.
   GQA_ALWAYS_INLINE void release() noexcept { detail::leave_pool(table_); }
@@ -313,7 +344,7 @@ class PagedSequence {
   GQA_ALWAYS_INLINE Index pages_to_append(Index tokens) const { return detail::pages_to_append(table_, tokens); }
 
   /// The tokens held, for the functors. O(1), allocates nothing.
-  GQA_ALWAYS_INLINE KvCacheView view() const noexcept { return table_.view; }
+  GQA_ALWAYS_INLINE KvCacheView view() const noexcept { return detail::view_of(table_); }
   /// Tokens held; the next token's position.
   GQA_ALWAYS_INLINE Index length() const noexcept { return table_.view.length; }
   /// Physical pages of the tokens held, in order. As long-lived as a view.

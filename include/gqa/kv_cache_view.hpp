@@ -14,7 +14,7 @@ namespace gqa {
 
 /// How a token's position becomes a place in memory.
 enum class Storage : std::uint8_t {
-  contiguous,  ///< slot = position
+  contiguous,  ///< slot = position, counted from `oldest`
   ring,        ///< slot = position mod capacity; the oldest tokens are overwritten
   paged        ///< slot = position mod page size, in page page_table[position / page size]
 };
@@ -99,6 +99,12 @@ inline void check_kv_tensors(const ConstTensorView& keys, const ConstTensorView&
 /// memory, k_type says.
 ///
 /// Elements past `length`, in unused pages and in masked positions may hold anything.
+///
+/// Positions may be stored in several ways: the view is then the last part of the sequence, and those before it are listed in `earlier`, in
+/// ascending order. Each ends where its `length` says, a multiple of 64, and the next one begins there; each has types, strides and storage of
+/// its own, and the same heads and widths. So the first tokens and the newest may be kept in 16 bits while those between them are
+/// quantised, and sequences may share a prefix that is not in pages. Results are those of one cache that holds the same numbers: in the
+/// f32 arithmetic bit for bit. bf16 products are taken unasked only if the rows of all parts are bf16.
 struct KvCacheView {
   const void* k = nullptr;
   const void* v = nullptr;
@@ -111,8 +117,9 @@ struct KvCacheView {
   Index value_dim = 0;  ///< Dv
   KvStrides k_strides{0, 0, 0};
   KvStrides v_strides{0, 0, 0};
-  Index capacity = 0;    ///< ring: slots
-  Index oldest = 0;      ///< ring: positions before it are gone even if their slots are in range
+  Index capacity = 0;  ///< ring: slots
+  Index oldest =
+      0;  ///< ring: positions before it are gone even if their slots are in range; contiguous: it is in slot 0
   Index page_size = 0;   ///< paged: tokens in a page, any positive number
   Index pool_pages = 0;  ///< paged: physical pages in the pool; table entries lie in [0, pool_pages)
   const std::int32_t* page_table = nullptr;  ///< paged: logical page → physical page
@@ -124,13 +131,33 @@ struct KvCacheView {
   Index k_rotation = 0;
   /// Values are rotated, likewise: a call turns its outputs back.
   Index v_rotation = 0;
+  const KvCacheView* earlier = nullptr;  ///< parts of the sequence before this one
+  Index earlier_count = 0;
 
-  /// The oldest position still stored: 0, or in a ring that has gone round length − capacity, or `oldest` if that is later.
+  /// The oldest position still stored: 0, or `oldest` if that is later and storage is not paged, or in a ring that has gone round length −
+  /// capacity. Of a view with earlier parts, that of the first of them.
   GQA_ALWAYS_INLINE constexpr Index first_position() const noexcept {
-    if (storage != Storage::ring) return 0;
+    return earlier_count > 0 ? earlier->first_position_of_part() : first_position_of_part();
+  }
+  /// The same of this part alone.
+  GQA_ALWAYS_INLINE constexpr Index first_position_of_part() const noexcept {
+    if (storage == Storage::paged) return 0;
+    if (storage == Storage::contiguous) return oldest;
     const Index slots = capacity > 0 ? capacity : 0;
     const Index overwritten = length > slots ? length - slots : 0;
     return oldest > overwritten ? oldest : overwritten;
+  }
+  /// Part number i of the sequence, in ascending order: number `earlier_count` is this one.
+  GQA_ALWAYS_INLINE constexpr const KvCacheView& part(Index i) const noexcept {
+    return i < earlier_count ? earlier[i] : *this;
+  }
+  /// The position that part number i begins at.
+  GQA_ALWAYS_INLINE constexpr Index begin_of_part(Index i) const noexcept { return i > 0 ? earlier[i - 1].length : 0; }
+  /// The number of the part that holds a position.
+  GQA_ALWAYS_INLINE constexpr Index part_of(Index position) const noexcept {
+    Index i = 0;
+    while (i < earlier_count && earlier[i].length <= position) ++i;
+    return i;
   }
 
   /// Positions 0 … length − 1 in slots 0 … length − 1.
@@ -230,9 +257,11 @@ struct KvCacheView {
     return view;
   }
 
-  /// The view of KV heads [first, first + count), for callers that split heads themselves.
-  /// @throws ArgumentError if there are no such heads
+  /// The view of KV heads [first, first + count), for callers that split heads themselves. Earlier parts are sliced one by one.
+  /// @throws ArgumentError if there are no such heads, or earlier parts
   GQA_ALWAYS_INLINE KvCacheView slice_heads(Index first, Index count) const {
+    if (earlier_count != 0)
+      detail::fail("earlier_count", earlier_count, "0: each part is sliced, and the list made of the slices");
     KvCacheView part = *this;
     const auto offset = [&](const char* member, Index stride, Index bytes) __attribute__((always_inline)) {
       return detail::part_offset("kv_heads", kv_heads, first, count, member, stride, bytes);

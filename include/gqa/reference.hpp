@@ -74,17 +74,25 @@ inline void reference_check(const ConstTensorView& q, const KvCacheView& kv, std
   check_tensor({}, kQueryNames, q);
   check_span({}, "positions.data()", positions, " positions");
   check_cache({}, kv);
-  if (!kv.k_type.is_element()) fail("kv.k_type", codec_name(kv.k_type), "plain elements: f32, bf16 or f16");
-  if (!kv.v_type.is_element()) fail("kv.v_type", codec_name(kv.v_type), "plain elements: f32, bf16 or f16");
+  if (kv.earlier_count != 0) check_list({}, kv);
+  for (Index i = 0; i <= kv.earlier_count; ++i) {
+    const KvCacheView& part = kv.part(i);
+    const ArgumentName name{0, false, i < kv.earlier_count ? i : -1};
+    if (name.part >= 0) check_part_extents(name, part, kv);
+    if (name.part >= 0) check_cache(name, part);
+    if (!part.k_type.is_element()) fail(name("kv.k_type"), codec_name(part.k_type), "plain elements: f32, bf16 or f16");
+    if (!part.v_type.is_element()) fail(name("kv.v_type"), codec_name(part.v_type), "plain elements: f32, bf16 or f16");
+  }
 }
 
-/// Element offset of the row of `position` and `head`.
+/// Element offset of the row of `position` and `head` in the part that holds it.
 inline Index reference_offset(const KvCacheView& kv, const KvStrides& strides, Index position, Index head) {
-  Index slot = position;
+  Index slot = kv.storage == Storage::contiguous ? position - kv.oldest : position;
   Index page = 0;
-  if (position < kv.first_position())
+  const Index first = kv.first_position_of_part();
+  if (position < first)
     fail("position " + to_text(position), "visible",
-         "positions from kv.first_position() = " + to_text(kv.first_position()) + " on: the ring has no other");
+         "positions from kv.first_position() = " + to_text(first) + " on: the cache has no other");
   if (kv.storage == Storage::ring) slot = position % kv.capacity;
   if (kv.storage == Storage::paged) {
     slot = position % kv.page_size;
@@ -169,11 +177,12 @@ ReferenceResult reference_attention(const ConstTensorView& q, const KvCacheView&
       Eigen::MatrixXd values(kv.value_dim, count);
       for (Index c = 0; c < count; ++c) {
         const Index t = visible[static_cast<std::size_t>(c)];
+        const KvCacheView& part = kv.part(kv.part_of(t));
         const Eigen::VectorXd key =
-            reference_row(kv.k, kv.k_type, reference_offset(kv, kv.k_strides, t, head / group), kv.head_dim, 1);
+            reference_row(part.k, part.k_type, reference_offset(part, part.k_strides, t, head / group), kv.head_dim, 1);
         score[c] = reference_score(variant, factor * query.dot(key), context, t);
-        values.col(c) =
-            reference_row(kv.v, kv.v_type, reference_offset(kv, kv.v_strides, t, head / group), kv.value_dim, 1);
+        values.col(c) = reference_row(part.v, part.v_type, reference_offset(part, part.v_strides, t, head / group),
+                                      kv.value_dim, 1);
       }
 
       const double largest = score.maxCoeff<Eigen::PropagateNaN>();

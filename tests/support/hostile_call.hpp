@@ -136,6 +136,10 @@ inline Verdict HostileCall::judge() const {
   if (!known(kv_view.k_type) || !known(kv_view.v_type) || length < 0 || length > kMostOffset) return Verdict::wrong;
   Index slots = length, pages = 1;
   if (kv_view.storage > Storage::paged) return Verdict::wrong;
+  if (kv_view.storage == Storage::contiguous) {
+    if (kv_view.oldest < 0 || kv_view.oldest > length) return Verdict::wrong;
+    slots -= kv_view.oldest;
+  }
   if (kv_view.storage == Storage::ring) {
     slots = kv_view.capacity;
     if (slots < least || slots > kMostOffset) return Verdict::wrong;
@@ -171,7 +175,7 @@ inline Verdict HostileCall::judge() const {
   for (Index token = 0; token < q_view.tokens; ++token) {
     const PositionRange range = seen(token);
     if (range.begin == range.end) continue;
-    if (kv_view.storage == Storage::ring && range.begin < kv_view.first_position()) return Verdict::wrong;
+    if (kv_view.storage != Storage::paged && range.begin < kv_view.first_position()) return Verdict::wrong;
     if (kv_view.storage == Storage::paged)
       for (Index page = range.begin / slots; page <= (range.end - 1) / slots; ++page)
         if (kv_view.page_table[page] < 0 || kv_view.page_table[page] >= pages) return Verdict::wrong;

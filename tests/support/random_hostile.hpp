@@ -266,7 +266,7 @@ inline bool HostileDrawn::sequence_in_memory(std::size_t s) const {
   const Memory k_memory(planes.k), v_memory(planes.v);
   const auto rows = [&](const KvStrides& strides, Index dim) {
     Extent extent;
-    extent.add(kv.storage == Storage::contiguous ? kv.length
+    extent.add(kv.storage == Storage::contiguous ? kv.length - kv.oldest
                : kv.storage == Storage::ring     ? kv.capacity
                                                  : kv.page_size,
                strides.token);

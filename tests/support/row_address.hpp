@@ -9,7 +9,7 @@ namespace gqa::test {
 /// Of a position and head, in the plane of keys or of values that has this base, type and strides.
 inline const std::byte* row_address(const KvCacheView& view, const void* base, ElementType type,
                                     const KvStrides& strides, Index position, Index head) {
-  Index slot = position;
+  Index slot = view.storage == Storage::contiguous ? position - view.oldest : position;
   Index page = 0;
   if (view.storage == Storage::ring) slot = position % view.capacity;
   if (view.storage == Storage::paged) {

@@ -41,7 +41,7 @@ namespace gqa::detail::inline GQA_ABI {
 /// Kernels step over tokens that a block does not have; so where there is no second slot, whose distance could be anything, it is 0.
 [[gnu::noinline]] inline ByteStrides byte_strides(const KvCacheView& kv, const KvStrides& strides,
                                                   KvType type) noexcept {
-  const Index slots = kv.storage == Storage::contiguous ? kv.length
+  const Index slots = kv.storage == Storage::contiguous ? kv.length - kv.oldest
                       : kv.storage == Storage::ring     ? kv.capacity
                                                         : kv.page_size;
   return {slots > 1 && kv.length > 1 ? type.stride_bytes(strides.token) : 0, type.stride_bytes(strides.head),
@@ -64,15 +64,16 @@ inline Place locate(const KvCacheView& kv, Index position) noexcept {
     const Index slot = position % kv.page_size;
     return {kv.page_table[position / kv.page_size], slot, kv.page_size - slot};
   }
-  return {0, position, kv.length - position};
+  return {0, position - kv.oldest, kv.length - position};
 }
 
-/// Finds the rows of a sequence's blocks. One for the tasks of a sequence that a worker takes: it keeps the table of offsets that every block in one run shares, and
+/// Finds the rows of the blocks of a part of a sequence. One for the tasks of a sequence that a worker takes: it keeps the table of offsets that every block in one run shares, and
 /// tables of their own for the last `kept` blocks that are not in one run: those of a stage and the one after it.
 class AddressBook {
  public:
+  AddressBook() noexcept = default;  // of nothing
   AddressBook(const KvCacheView& kv, Index* tables, Index stage_blocks) noexcept
-      : kv_(kv),
+      : kv_(&kv),
         k_(byte_strides(kv, kv.k_strides, kv.k_type)),
         v_(byte_strides(kv, kv.v_strides, kv.v_type)),
         k_row_bytes_(kv.k_type.row_bytes(kv.head_dim)),
@@ -96,7 +97,7 @@ class AddressBook {
     if (seen == 0) return {};
     const Index first = __builtin_ctzll(seen);
     const Index last = kBlock - __builtin_clzll(seen);
-    Place place = locate(kv_, begin + first);
+    Place place = locate(*kv_, begin + first);
     // Where the block would begin before the first slot, no address is worked out from there.
     if (place.run >= last - first && place.slot >= first && seen == bit_range(first, last))
       return {place.page * k_.page + (place.slot - first) * k_.token,
@@ -117,7 +118,7 @@ class AddressBook {
         continue;
       }
       if (t >= until) {
-        place = locate(kv_, begin + t);
+        place = locate(*kv_, begin + t);
         until = t + place.run;
       }
       const Index slot = place.slot + place.run - (until - t);
@@ -131,14 +132,14 @@ class AddressBook {
   bool follows() const noexcept {
     constexpr Index run = Index{4} << 10;  // bytes
     const bool packed = k_.token == k_row_bytes_ && v_.token == v_row_bytes_;
-    return packed && (kv_.storage != Storage::paged || kv_.page_size * k_.token >= run);
+    return packed && (kv_->storage != Storage::paged || kv_->page_size * k_.token >= run);
   }
   /// True if that goes on for a page only, and pages are short: for loads that are to be followed, or for rows that are prefetched in
   /// equal steps from block to block.
   bool hops(Streaming streaming) const noexcept {
     constexpr Index run = Index{32} << 10;
-    if (kv_.storage != Storage::paged) return false;
-    return streaming == Streaming::prefetched ? kv_.page_size % kBlock != 0 : kv_.page_size * k_.token < run;
+    if (kv_->storage != Storage::paged) return false;
+    return streaming == Streaming::prefetched ? kv_->page_size % kBlock != 0 : kv_->page_size * k_.token < run;
   }
 
   /// True if the rows of so many heads follow each other from the last of a token to the first of the next one.
@@ -150,14 +151,14 @@ class AddressBook {
   Index v_row_bytes() const noexcept { return v_row_bytes_; }
 
  private:
-  const KvCacheView& kv_;
-  ByteStrides k_;
-  ByteStrides v_;
-  Index k_row_bytes_;
-  Index v_row_bytes_;
-  Index* uniform_;    // 2 × kBlock: K then V
-  Index* scattered_;  // kept_ times 2 × kBlock, used in turn
-  Index kept_;
+  const KvCacheView* kv_ = nullptr;
+  ByteStrides k_{};
+  ByteStrides v_{};
+  Index k_row_bytes_ = 0;
+  Index v_row_bytes_ = 0;
+  Index* uniform_ = nullptr;    // 2 × kBlock: K then V
+  Index* scattered_ = nullptr;  // kept_ times 2 × kBlock, used in turn
+  Index kept_ = 0;
   Index turn_ = 0;
 };
 

@@ -127,15 +127,18 @@ inline PositionRange visible_hull(const VariantRef& variant, const Sequence& seq
   return hull;
 }
 
-/// What queries look at must be there: not overwritten in a ring, and in pages that exist.
-inline void check_visible(const ArgumentName& name, const VariantRef& variant, const Sequence& sequence) {
-  const KvCacheView& kv = sequence.kv;
-  if (kv.storage == Storage::contiguous || kv.length == 0) return;
-  const PositionRange hull = visible_hull(variant, sequence, 0, sequence.q.tokens);
-  if (hull.begin == hull.end) return;
-  if (kv.storage == Storage::ring) {
-    if (hull.begin >= kv.first_position()) return;
-    if (kv.length - hull.begin <= kv.capacity)
+/// What queries look at of part number `part` must be there: not gone, and in pages that exist.
+inline void check_visible(const ArgumentName& name, const VariantRef& variant, const Sequence& sequence, Index part) {
+  const KvCacheView& kv = sequence.kv.part(part);
+  const Index first = sequence.kv.begin_of_part(part);
+  if (kv.length <= first || (kv.storage == Storage::contiguous && kv.oldest <= first)) return;
+  PositionRange hull = visible_hull(variant, sequence, 0, sequence.q.tokens);
+  if (hull.begin < first) hull.begin = first;
+  if (hull.end > kv.length) hull.end = kv.length;
+  if (hull.begin >= hull.end) return;
+  if (kv.storage != Storage::paged) {
+    if (hull.begin >= kv.first_position_of_part()) return;
+    if (kv.storage == Storage::contiguous || kv.length - hull.begin <= kv.capacity)
       fail(name("kv.oldest"), kv.oldest, "position " + to_text(hull.begin) + ", which a query sees, or before");
     fail(name("kv.capacity"), kv.capacity,
          "room for position " + to_text(hull.begin) +
@@ -148,7 +151,10 @@ inline void check_visible(const ArgumentName& name, const VariantRef& variant, c
              "a page in [0, " + to_text(kv.pool_pages) + "), less than pool_pages");
   };
   PositionRange checked[kMaxRanges];  // each grows while ranges touch it, as those of successive positions do
-  for_each_range(variant, sequence, 0, sequence.q.tokens, [&](const PositionRange& range, Index i) {
+  for_each_range(variant, sequence, 0, sequence.q.tokens, [&](PositionRange range, Index i) {
+    if (range.begin < first) range.begin = first;
+    if (range.end > kv.length) range.end = kv.length;
+    if (range.begin >= range.end) return;
     PositionRange& done = checked[i];
     if (done.begin >= done.end || range.begin > done.end || range.end < done.begin) {
       check_pages(range.begin, range.end);
@@ -183,20 +189,52 @@ GQA_ALWAYS_INLINE void check_compiled(const ArgumentName& name, const char* memb
   if (!is_among(types, type)) fail_codec(name, member, type, types, ", as the functor's CacheOf says");
 }
 
+/// Whether the rows of all parts of a cache are bf16.
+inline bool is_bf16(const KvCacheView& kv) noexcept {
+  bool all = true;
+  for (Index i = 0; i <= kv.earlier_count; ++i)
+    all = all && kv.part(i).k_type == ElementType::bf16 && kv.part(i).v_type == ElementType::bf16;
+  return all;
+}
 /// As how many bf16 numbers a call takes one of its inputs, see kernels_for.
-constexpr int bf16_terms(ElementType q, KvType k, KvType v, Products products) noexcept {
-  if (q == ElementType::bf16 && k == ElementType::bf16 && v == ElementType::bf16) return 1;
+inline int bf16_terms(ElementType q, const KvCacheView& kv, Products products) noexcept {
+  if (q == ElementType::bf16 && is_bf16(kv)) return 1;
   return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
-/// Fails for keys or values that the path has no kernels for.
+/// Fails for keys or values of a sequence's part that the path has no kernels for.
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_unsupported(std::span<const Sequence> batch,
-                                                                    const Sequence& sequence, const Kernels& kernels) {
-  const ArgumentName name{&sequence - batch.data(), batch.size() > 1};
-  const KvCacheView& kv = sequence.kv;
+                                                                    const Sequence& sequence, Index part,
+                                                                    const Kernels& kernels) {
+  const KvCacheView& kv = sequence.kv.part(part);
+  const ArgumentName name{&sequence - batch.data(), batch.size() > 1, part < sequence.kv.earlier_count ? part : -1};
   const bool keys = !kernels.supports(kv.k_type, kv.k_type);
   fail_codec(name, keys ? "kv.k_type" : "kv.v_type", keys ? kv.k_type : kv.v_type, kernels.compiled,
              ", for which the path has kernels");
+}
+
+/// The earlier parts of a sequence that is right otherwise, each as if it were the cache, and nothing of them where outputs go.
+/// @param types  that the functor is compiled for
+/// @param whole  where the rest of the sequence lies
+[[gnu::cold, gnu::noinline]] inline void check_parts(ArgumentName name, const CallPlan& call, unsigned types,
+                                                     std::span<const std::byte> scratch, const Sequence& sequence,
+                                                     const SequenceRanges& whole) {
+  Sequence of_part = sequence;  // which the variant is not told of
+  SequenceRanges ranges = whole;
+  const auto list = reinterpret_cast<std::uintptr_t>(sequence.kv.earlier);
+  const ByteRange views{list, list + static_cast<std::size_t>(sequence.kv.earlier_count) * sizeof(KvCacheView)};
+  if (has_element_in(sequence.out, views)) fail_overlap(name, "out", name("kv.earlier"));
+  for (Index i = 0; i < sequence.kv.earlier_count; ++i) {
+    const KvCacheView& kv = of_part.kv = sequence.kv.earlier[i];
+    name.part = i;
+    check_part_extents(name, kv, sequence.kv);
+    ranges.kv = check_cache(name, kv);
+    check_compiled(name, "kv.k_type", kv.k_type, types);
+    check_compiled(name, "kv.v_type", kv.v_type, types);
+    check_visible(name, call.variant, sequence, i);
+    check_overlap(name, of_part, ranges, scratch, call.batch);
+    if (!is_plain(kv)) call.coded->check(name, of_part);
+  }
 }
 
 /// Fails on the first wrong argument of a sequence. Returns where the others lie.
@@ -218,13 +256,14 @@ inline SequenceRanges check_sequence(const ArgumentName& name, const ExpectedSha
   ranges.positions = check_span(name, "positions.data()", sequence.positions, " positions");
   ranges.lse = check_span(name, "lse.data()", sequence.lse, " floats");
   ranges.kv = check_cache(name, sequence.kv);
+  if (sequence.kv.earlier_count != 0) check_list(name, sequence.kv);
   check_compiled(name, "kv.k_type", sequence.kv.k_type, types);
   check_compiled(name, "kv.v_type", sequence.kv.v_type, types);
   if (variant.check_sequence != nullptr)
     variant.check_sequence(variant.variant,
                            sequence_context(&sequence - variant.batch, q.heads, sequence.kv.kv_heads, q.tokens,
                                             sequence.kv.length, sequence.kv.value_dim, sequence.positions));
-  check_visible(name, variant, sequence);
+  check_visible(name, variant, sequence, sequence.kv.earlier_count);
   return ranges;
 }
 
@@ -286,6 +325,7 @@ inline void check_call(std::span<const Sequence> batch, const FunctorRef& functo
     const SequenceRanges ranges = check_sequence(name, expected, functor.cache_types, call.variant, sequence);
     check_overlap(name, sequence, ranges, options.scratch, batch);
     if (!is_plain(sequence.kv)) functor.coded->check(name, sequence);
+    if (sequence.kv.earlier_count != 0) check_parts(name, call, functor.cache_types, options.scratch, sequence, ranges);
     return ranges;
   };
   if (batch.size() == 1) {

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 
+#include "gqa/detail/plain_tokens.hpp"
 #include "gqa/detail/rotation.hpp"
 #include "gqa/expression.hpp"
 #include "gqa/kv_cache_view.hpp"
@@ -60,12 +62,16 @@ inline constexpr TensorNames kViewNames{"view.type",          "view.data",      
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// Names an argument of one sequence: "q.heads", or "batch[3].q.heads" in a batch. Built only when something is wrong.
+/// Names an argument of one sequence: "q.heads", or "batch[3].q.heads" in a batch; of an earlier part of its cache, "kv.earlier[0].length".
+/// Built only when something is wrong.
 struct ArgumentName {
   Index sequence = 0;
   bool in_batch = false;
+  Index part = -1;  ///< an earlier one, which what is called "kv." belongs to
   Text operator()(const char* member) const {
-    return in_batch ? "batch[" + to_text(sequence) + "]." + member : Text(member);
+    Text name = in_batch ? "batch[" + to_text(sequence) + "]." : Text();
+    if (part < 0 || std::strncmp(member, "kv.", 3) != 0) return name + member;
+    return name + "kv.earlier[" + to_text(part) + "]" + (member + 2);
   }
 };
 
@@ -243,7 +249,11 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
   Index pages = 1;
   const Index least = kv.length > 0 ? 1 : 0;  // an empty cache may be without slots and pages
   switch (kv.storage) {
-    case Storage::contiguous: break;
+    case Storage::contiguous:
+      if (kv.oldest < 0 || kv.oldest > kv.length)
+        fail(name("kv.oldest"), kv.oldest, "0 to kv.length, " + to_text(kv.length));
+      slots -= kv.oldest;
+      break;
     case Storage::ring:
       if (kv.capacity < least || kv.capacity > kMaxTokens) fail(name("kv.capacity"), kv.capacity, "1 or more slots");
       slots = kv.capacity;
@@ -279,6 +289,41 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
   ranges.slots = slots;
   if (kv.storage == Storage::paged) return {};
   return ranges;
+}
+
+/// A sequence has no more parts than that.
+inline constexpr Index kMaxParts = 64;
+
+/// The list of a cache's earlier parts, whose own length has been checked: where it is, and where each of them ends.
+[[gnu::cold, gnu::noinline]] inline void check_list(ArgumentName name, const KvCacheView& kv) {
+  if (kv.earlier_count < 0 || kv.earlier_count >= kMaxParts)
+    fail(name("kv.earlier_count"), kv.earlier_count, "0 to " + to_text(kMaxParts - 1));
+  if (kv.earlier == nullptr) fail_null(name, "kv.earlier", to_text(kv.earlier_count) + " views");
+  if (!is_aligned(kv.earlier, alignof(KvCacheView))) fail_misaligned(name, "kv.earlier", alignof(KvCacheView));
+  Index before = 0;
+  for (Index i = 0; i < kv.earlier_count; ++i) {
+    const KvCacheView& part = kv.earlier[i];
+    name.part = i;
+    if (part.earlier_count != 0) fail(name("kv.earlier_count"), part.earlier_count, "0: one list has all parts");
+    if (part.length <= before || part.length >= kv.length || part.length % kPartTokens != 0)
+      fail(name("kv.length"), part.length,
+           "where the part ends: a multiple of 64, more than the part before and less than kv.length");
+    before = part.length;
+  }
+}
+
+/// An earlier part's heads, widths and rotations are those of the whole.
+[[gnu::cold, gnu::noinline]] inline void check_part_extents(const ArgumentName& name, const KvCacheView& part,
+                                                            const KvCacheView& whole) {
+  const auto follows = [&](const char* member, Index given, Index extent) {
+    if (given != extent)
+      fail(name(member), given, ArgumentName{name.sequence, name.in_batch}(member) + " = " + to_text(extent));
+  };
+  follows("kv.kv_heads", part.kv_heads, whole.kv_heads);
+  follows("kv.head_dim", part.head_dim, whole.head_dim);
+  follows("kv.value_dim", part.value_dim, whole.value_dim);
+  follows("kv.k_rotation", part.k_rotation, whole.k_rotation);
+  follows("kv.v_rotation", part.v_rotation, whole.v_rotation);
 }
 
 /// What a variant's check is told: extents that have been checked, and positions, which may be empty.

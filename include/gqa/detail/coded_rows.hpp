@@ -58,7 +58,7 @@ inline void check_scales(const ArgumentName& name, const TensorNames& names, con
   const Index bytes = type.scale_bytes();
   if (bytes == 0) return;
   const bool paged = kv.storage == Storage::paged;
-  const Index slots = paged ? kv.page_size : kv.storage == Storage::ring ? kv.capacity : kv.length;
+  const Index slots = paged ? kv.page_size : kv.storage == Storage::ring ? kv.capacity : kv.length - kv.oldest;
   if (scales.data == nullptr && kv.length > 0) fail_null(name, names.data, "the scales of rows of " + codec_name(type));
   if (!is_aligned(scales.data, bytes)) fail_misaligned(name, names.data, bytes);
   Reach reach;

@@ -17,28 +17,27 @@ namespace gqa::detail::inline GQA_ABI {
 /// are added once more, to the state as it was.
 class HiddenValues {
  public:
-  HiddenValues(const CodecKernels& values, Index value_dim, const TaskScratch& scratch) noexcept
-      : values_(values),
-        value_dim_(value_dim),
-        units_(scratch.units),
-        kept_(scratch.kept_state),
-        state_bytes_(scratch.state_bytes) {}
+  HiddenValues(Index value_dim, const TaskScratch& scratch) noexcept
+      : value_dim_(value_dim), units_(scratch.units), kept_(scratch.kept_state), state_bytes_(scratch.state_bytes) {}
+
+  /// Goes on to values of another codec.
+  void take(const CodecKernels& values) noexcept { values_ = &values; }
 
   /// A block of a stage that is being planned. `hidden`: its tokens in [first, last) that some row does not see.
   void mark(Block& block, std::uint64_t hidden) const {
     block.hidden = hidden;
-    block.careful = hidden != 0 && kept_ == nullptr && values_.nonfinite(block, hidden, value_dim_);
+    block.careful = hidden != 0 && kept_ == nullptr && values_->nonfinite(block, hidden, value_dim_);
   }
 
   /// tile.o ← α · tile.o + weights · V, for every unit of the stage.
   void accumulate(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) const {
-    if (kept_ == nullptr || !hides(stage)) return values_.accumulate(tile, stage, prefetcher);
+    if (kept_ == nullptr || !hides(stage)) return values_->accumulate(tile, stage, prefetcher);
     std::memcpy(kept_, tile.m, state_bytes_);
-    values_.accumulate(tile, stage, prefetcher);
+    values_->accumulate(tile, stage, prefetcher);
     if (all_finite(tile.o, stage.heads * tile.rows * tile.o_stride) || !find_careful(stage)) return;
     std::memcpy(tile.m, kept_, state_bytes_);
     Prefetcher nothing;
-    values_.accumulate(tile, stage, nothing);
+    values_->accumulate(tile, stage, nothing);
   }
 
  private:
@@ -60,13 +59,13 @@ class HiddenValues {
     bool found = false;
     for (Index i = 0; i < stage.blocks * stage.heads; ++i) {
       Block& block = units_[stage.units - units_ + i];
-      block.careful = block.hidden != 0 && values_.nonfinite(block, block.hidden, value_dim_);
+      block.careful = block.hidden != 0 && values_->nonfinite(block, block.hidden, value_dim_);
       found |= block.careful;
     }
     return found;
   }
 
-  const CodecKernels& values_;
+  const CodecKernels* values_ = nullptr;
   Index value_dim_;
   Block* units_;
   std::byte* kept_;  // where the state is kept meanwhile; null: blocks are looked at beforehand

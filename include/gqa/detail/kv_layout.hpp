@@ -20,6 +20,13 @@ enum class KvLayout : std::uint8_t {
 
 namespace detail {
 
+/// Which tokens have rows of plain elements besides.
+struct KvPlainFormat {
+  Index first_tokens;
+  Index newest_tokens;
+  ElementType type;
+};
+
 /// What the configurations have in common.
 struct KvRowFormat {
   Index kv_heads;
@@ -30,14 +37,16 @@ struct KvRowFormat {
   Index k_rotation;                  // 0: none
   Index v_rotation;
   KvLayout layout;
+  KvPlainFormat plain;
 };
 
 inline namespace GQA_ABI {
 
 template <class Config>
 GQA_ALWAYS_INLINE KvRowFormat row_format(const Config& config) {
-  return {config.kv_heads, config.head_dim,   config.value_dim,  config.k_type,
-          config.v_type,   config.k_rotation, config.v_rotation, config.layout};
+  return {config.kv_heads,   config.head_dim, config.value_dim,
+          config.k_type,     config.v_type,   config.k_rotation,
+          config.v_rotation, config.layout,   {config.first_tokens, config.newest_tokens, config.plain_type}};
 }
 
 /// What encodes keys and values; null for plain elements.
@@ -52,8 +61,8 @@ struct KvCodecs {
 struct KvMemory {
   KvCacheView view{};
   KvCodecs codecs{};
-  Buffer k;  // rows, then scales, where the codec has them outside
-  Buffer v;
+  Buffer k{};  // rows, then scales, where the codec has them outside
+  Buffer v{};
 };
 
 /// How a cache stores keys or values, `width` elements a row.
@@ -141,7 +150,7 @@ inline KvRoom room_of(const Buffer& buffer, const RowCodec* codec, KvType type, 
   auto* const rows = buffer.as<std::byte>();
   return {rows, type, dim, strides, of_view == nullptr ? nullptr : rows + (of_view - rows), scales.strides, codec};
 }
-/// Those of a KvSlots or a KvPool.
+/// Those of a KvSlots, a KvPool or a KvMemory.
 template <class Cache>
 inline KvRoom key_room(const Cache& cache) {
   const KvCacheView& view = cache.view;

@@ -68,6 +68,24 @@ struct KvRooms {
   }
 };
 
+/// The plain rows of tokens of which those from position `first` on are kept. Of the first tokens none are left that move; of the newest those
+/// that take positions of newest tokens.
+inline void keep_plain(const KvPlain& plain, Index first, const KeptTokens& kept) noexcept {
+  if (plain.get() == nullptr) return;
+  KvPlainRows& rows = *plain.get();
+  const Index length = first + kept.count;
+  const Index moved = first + kept.unmoved();
+  rows.first.view.length = smaller(rows.first.view.length, moved);
+  if (rows.newest_tokens > 0) {
+    const KvRooms rooms{key_room(rows.newest), value_room(rows.newest)};
+    const KvCacheView& newest = rows.newest.view;
+    for (Index position = larger(moved, newest.oldest); position < length; ++position)
+      rooms.copy(newest.kv_heads, {0, (first + kept[position - first]) % newest.capacity},
+                 {0, position % newest.capacity}, 1);
+  }
+  truncate_plain(plain, length);
+}
+
 // --- contiguous and ring ---------------------------------------------------------------------------------------------
 
 /// Of the tokens from position `first` on, those that are kept take the positions first, first + 1, …; the others go.
@@ -75,7 +93,9 @@ inline void keep_slots(KvSlots& cache, Index first, const KeptTokens& kept) noex
   const KvRooms rooms{key_room(cache), value_room(cache)};
   for (Index i = kept.unmoved(); i < kept.count; ++i)
     rooms.copy(cache.view.kv_heads, {0, (first + kept[i]) % cache.slots}, {0, (first + i) % cache.slots}, 1);
+  keep_plain(cache.plain, first, kept);
   cache.view.length = first + kept.count;
+  settle(cache.plain, cache.view);
 }
 
 inline void keep_tokens(KvSlots& cache, Index first, std::span<const Index> tokens) {
@@ -90,6 +110,7 @@ inline void change_keys(KvSlots& cache, Index first, Index last, const KeyHookRe
   check_range(first, last, cache.first, cache.view.length);
   const RowChange change(hook, {first, last - first, cache.view.kv_heads, cache.view.head_dim}, cache.view.k_rotation);
   const KvRoom keys = key_room(cache);
+  change_plain(cache.plain, first, last, change);
   while (first < last) {  // a ring's end once at most
     const Index slot = first % cache.slots;
     const Index count = last - first < cache.slots - slot ? last - first : cache.slots - slot;
@@ -134,7 +155,9 @@ inline void keep_paged(KvPageTable& table, Index first, const KeptTokens& kept) 
     if (after != before) replace_page(table, page, after);
   }
   give_back_behind(table, pages_for(length, page_size));
+  keep_plain(table.plain, first, kept);
   table.view.length = length;
+  settle(table.plain, table.view);
 }
 
 inline void keep_tokens(KvPageTable& table, Index first, std::span<const Index> tokens) {
@@ -154,6 +177,7 @@ inline void change_keys(KvPageTable& table, Index first, Index last, const KeyHo
   // Nothing fails from here on.
   const KvRoom keys = key_room(pool);
   const Index page_size = table.view.page_size;
+  change_plain(table.plain, first, last, change);
   while (first < last) {
     const Index page = first / page_size;
     const Index slot = first % page_size;

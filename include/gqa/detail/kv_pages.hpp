@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "gqa/detail/kv_layout.hpp"
+#include "gqa/detail/kv_plain.hpp"
 
 namespace gqa::detail {
 
@@ -19,10 +19,12 @@ struct KvPool {
   Buffer references{};  // std::int32_t per page: sequences that use it
   KvCodecs codecs{};
   KvCacheView view{};  // of a sequence without tokens
+  KvRowFormat format;
+  bool plain = false;  // its sequences have plain rows besides
   Index free_count = 0;
   Index owners = 1;  // the handle and the sequences
 
-  GQA_ALWAYS_INLINE KvPool() noexcept {}
+  GQA_ALWAYS_INLINE explicit KvPool(const KvRowFormat& rows) noexcept : format(rows) {}
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
   GQA_ALWAYS_INLINE ~KvPool() {}
@@ -33,12 +35,16 @@ struct KvPageTable {
   KvPool* pool = nullptr;
   Buffer entries{};  // std::int32_t: logical page → physical page
   KvCacheView view{};
+  KvPlain plain{};
 
   GQA_ALWAYS_INLINE KvPageTable() noexcept {}
   KvPageTable(const KvPageTable&) = delete;
   KvPageTable& operator=(const KvPageTable&) = delete;
   GQA_ALWAYS_INLINE KvPageTable(KvPageTable&& other) noexcept
-      : pool(other.pool), entries(static_cast<Buffer&&>(other.entries)), view(other.view) {
+      : pool(other.pool),
+        entries(static_cast<Buffer&&>(other.entries)),
+        view(other.view),
+        plain(static_cast<KvPlain&&>(other.plain)) {
     other.forget();
   }
   GQA_ALWAYS_INLINE KvPageTable& operator=(KvPageTable&& other) noexcept {
@@ -46,6 +52,7 @@ struct KvPageTable {
     pool = other.pool;
     entries = static_cast<Buffer&&>(other.entries);
     view = other.view;
+    plain = static_cast<KvPlain&&>(other.plain);
     other.forget();
     return *this;
   }
@@ -68,6 +75,7 @@ inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages
     fail("config.pages", pages, "1 to 2147483647, so that a page table entry can name each");
   const Checked slots = Checked(page_size) * pages;
   if (!slots.fits()) fail("config.pages", pages, "pages * page_size tokens that fit in 63 bits");
+  const bool plain = wants_plain(format, slots.value());
   KvMemory memory = allocate_slots(format, "config.pages * page_size", slots.value(), page_size);
   const Index list_bytes = pages * static_cast<Index>(sizeof(std::int32_t));
   Buffer free_pages(list_bytes, "the list of free pages");
@@ -76,7 +84,8 @@ inline KvPool* open_pool(const KvRowFormat& format, Index page_size, Index pages
     free_pages.as<std::int32_t>()[i] = static_cast<std::int32_t>(pages - 1 - i);  // page 0 is on top
     references.as<std::int32_t>()[i] = 0;
   }
-  auto* pool = new KvPool;
+  auto* pool = new KvPool(format);
+  pool->plain = plain;
   pool->k = std::move(memory.k);
   pool->v = std::move(memory.v);
   pool->free_pages = std::move(free_pages);
@@ -99,8 +108,10 @@ inline void drop_owner(KvPool* pool) noexcept {
 
 inline void join_pool(KvPageTable& table, KvPool* pool) {
   if (pool == nullptr) fail("pool", "empty (moved from)", "a pool with pages");
+  if (pool->plain) table.plain = open_plain(pool->format);
   table.pool = pool;
   table.view = pool->view;
+  settle(table.plain, table.view);
   ++pool->owners;
 }
 
@@ -158,6 +169,7 @@ inline void reserve_tokens(KvPageTable& table, Index tokens) {
   const Index most = pool.view.pool_pages * pool.view.page_size;
   if (tokens < 0 || tokens > most) fail("tokens", tokens, "0 to the pool's " + to_text(most));
   reserve_entries(table, pages_for(tokens, pool.view.page_size));
+  settle(table.plain, table.view);
 }
 
 /// True if other sequences use a page of the table's too: it is copied before it is written.
@@ -228,14 +240,18 @@ inline void append_paged(KvPageTable& table, const ConstTensorView& k, const Con
     write_rows(values, page, slot, v.slice(done, count), value_change.if_any(), position);
     done += count;
   }
+  append_plain(table.plain, table.view.length, k, v, key_change.if_any(), value_change.if_any());
   table.view.length += k.tokens;
+  settle(table.plain, table.view);
 }
 
 inline void truncate_paged(KvPageTable& table, Index length) {
   const KvPool& pool = pool_of(table);
   check_truncate(length, 0, table.view.length);
   give_back_behind(table, pages_for(length, pool.view.page_size));
+  truncate_plain(table.plain, length);
   table.view.length = length;
+  settle(table.plain, table.view);
 }
 
 /// A sequence that begins with the first `tokens` of `table`, in the same pages.
@@ -255,6 +271,8 @@ inline void fork_pages(KvPageTable& fork, const KvPageTable& table, Index tokens
   made.view.page_table = entries;
   made.view.page_table_size = pages;
   made.view.length = tokens;
+  copy_plain(table.plain, made.plain, tokens);
+  settle(made.plain, made.view);
   fork = std::move(made);
 }
 

@@ -185,16 +185,20 @@ struct Slot {
   Index page;  ///< physical; 0 where there are no pages
   Index slot;
 };
-/// Slots from `from` on → those from `to` on, in ascending order: bytes, whatever they mean.
-inline void copy_slots(const KvRoom& room, Index heads, const Slot& from, const Slot& to, Index tokens) noexcept {
+/// Slots from `from` on → those from `to` on, of memory with rows of the same kind, in ascending order: bytes, whatever they mean.
+inline void copy_rows(const KvRoom& room, const KvRoom& into, Index heads, const Slot& from, const Slot& to,
+                      Index tokens) noexcept {
   const auto row_bytes = static_cast<std::size_t>(room.type.row_bytes(room.dim));
   for (Index head = 0; head < heads; ++head)
     for (Index token = 0; token < tokens; ++token) {
-      std::memcpy(room.row(to.page, to.slot + token, head), room.row(from.page, from.slot + token, head), row_bytes);
+      std::memcpy(into.row(to.page, to.slot + token, head), room.row(from.page, from.slot + token, head), row_bytes);
       if (room.scales != nullptr)
-        std::memcpy(room.scale(to.page, to.slot + token, head), room.scale(from.page, from.slot + token, head),
+        std::memcpy(into.scale(to.page, to.slot + token, head), room.scale(from.page, from.slot + token, head),
                     static_cast<std::size_t>(room.type.scale_bytes()));
     }
+}
+inline void copy_slots(const KvRoom& room, Index heads, const Slot& from, const Slot& to, Index tokens) noexcept {
+  copy_rows(room, room, heads, from, to, tokens);
 }
 
 inline void check_rows(const TensorNames& names, const char* tokens, const char* heads, const char* width,

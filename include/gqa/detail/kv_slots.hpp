@@ -3,7 +3,7 @@
 /// The contiguous and the ring cache, with their bodies: K and V in one piece each.
 #pragma once
 
-#include "gqa/detail/kv_layout.hpp"
+#include "gqa/detail/kv_plain.hpp"
 
 namespace gqa::detail {
 
@@ -13,6 +13,7 @@ struct KvSlots {
   Buffer v{};
   KvCodecs codecs{};
   KvCacheView view{};
+  KvPlain plain{};
   Index slots = 0;  // tokens there is room for
   Index first = 0;  // ring: positions before it have been overwritten
 
@@ -22,6 +23,7 @@ struct KvSlots {
         v(static_cast<Buffer&&>(other.v)),
         codecs(other.codecs),
         view(other.view),
+        plain(static_cast<KvPlain&&>(other.plain)),
         slots(other.slots),
         first(other.first) {
     other.forget();
@@ -32,6 +34,7 @@ struct KvSlots {
     v = static_cast<Buffer&&>(other.v);
     codecs = other.codecs;
     view = other.view;
+    plain = static_cast<KvPlain&&>(other.plain);
     slots = other.slots;
     first = other.first;
     other.forget();
@@ -51,7 +54,13 @@ inline namespace GQA_ABI {
 
 inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity, Storage storage) {
   if (capacity < 1) fail("config.capacity", capacity, "1 or more");
+  const bool plain = wants_plain(format, capacity);
+  if (plain && storage == Storage::ring)
+    fail(format.plain.first_tokens > 0 ? "config.first_tokens" : "config.newest_tokens",
+         format.plain.first_tokens > 0 ? format.plain.first_tokens : format.plain.newest_tokens,
+         "0: a ring stores all its tokens the same way");
   KvMemory memory = allocate_slots(format, "config.capacity", capacity, capacity);
+  if (plain) cache.plain = open_plain(format);
   cache.k = std::move(memory.k);
   cache.v = std::move(memory.v);
   cache.codecs = memory.codecs;
@@ -59,6 +68,7 @@ inline void open_slots(KvSlots& cache, const KvRowFormat& format, Index capacity
   cache.view.storage = storage;
   if (storage == Storage::ring) cache.view.capacity = capacity;
   cache.slots = capacity;
+  settle(cache.plain, cache.view);
 }
 
 inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v,
@@ -73,16 +83,9 @@ inline void append_contiguous(KvSlots& cache, const ConstTensorView& k, const Co
   const RowChange values(kNoKeyHook, {position, v.tokens, v.heads, v.dim}, cache.view.v_rotation);
   write_rows(key_room(cache), 0, position, k, keys.if_any(), position);
   write_rows(value_room(cache), 0, position, v, values.if_any(), position);
+  append_plain(cache.plain, position, k, v, keys.if_any(), values.if_any());
   cache.view.length += k.tokens;
-}
-
-/// Rows that take positions position, position + 1, … of the ring; at most as many as it has slots.
-inline void write_around(const KvRoom& room, Index slots, Index position, const ConstTensorView& rows,
-                         const RowChange* change) {
-  const Index slot = position % slots;
-  const Index before_end = rows.tokens < slots - slot ? rows.tokens : slots - slot;
-  write_rows(room, 0, slot, rows.slice(0, before_end), change, position);
-  write_rows(room, 0, 0, rows.slice(before_end, rows.tokens - before_end), change, position + before_end);
+  settle(cache.plain, cache.view);
 }
 
 inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTensorView& v,
@@ -106,9 +109,14 @@ inline void append_ring(KvSlots& cache, const ConstTensorView& k, const ConstTen
   cache.view.oldest = cache.first;
 }
 
+inline void shorten_contiguous(KvSlots& cache, Index length) noexcept {
+  truncate_plain(cache.plain, length);
+  cache.view.length = length;
+  settle(cache.plain, cache.view);
+}
 inline void truncate_contiguous(KvSlots& cache, Index length) {
   check_truncate(length, 0, cache.view.length);
-  cache.view.length = length;
+  shorten_contiguous(cache, length);
 }
 
 inline void truncate_ring(KvSlots& cache, Index length) {

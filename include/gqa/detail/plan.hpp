@@ -34,6 +34,8 @@ struct TaskScratch {
 
 namespace gqa::detail::inline GQA_ABI {
 
+static_assert(kPartTokens == kBlock, "a block lies in one part");
+
 /// Room for the state of `rows` rows of each of `heads` KV heads; l_stride, has_divisor and o_stride are there.
 inline void carve_state(Carver& carver, QueryTile& tile, Index heads, Index rows) noexcept {
   tile.m = carver.take<float>(heads * state_rows(rows));
@@ -118,6 +120,28 @@ inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index
   return fit < 1 ? 1 : fit < kv.kv_heads ? fit : kv.kv_heads;
 }
 
+/// The part of a sequence that holds most positions.
+inline const KvCacheView& longest_part(const KvCacheView& kv) noexcept {
+  Index longest = kv.earlier_count;
+  const auto tokens = [&](Index i) { return kv.part(i).length - kv.begin_of_part(i); };
+  for (Index i = 0; i < kv.earlier_count; ++i)
+    if (tokens(i) > tokens(longest)) longest = i;
+  return kv.part(longest);
+}
+
+/// Blocks of a stage over a part. Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth
+/// more than the reading.
+[[gnu::noinline]] inline Index stage_blocks_of(const CallPlan& call, const SequencePlan& plan,
+                                               const KvCacheView& part) noexcept {
+  const auto stream_rows = [&](KvType type) { return plan.kernels->of(type).stream_rows.of(call.streaming); };
+  const Index of_keys = stream_rows(part.k_type);
+  const Index of_values = stream_rows(part.v_type);
+  const Index most = of_keys < of_values ? of_keys : of_values;
+  const bool streams = plan.heads == 1 && plan.tile_rows <= most;
+  const bool few = plan.heads > 1 && plan.rows < kPanelRows && most > 0 && call.streaming == Streaming::prefetched;
+  return streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
+}
+
 /// How many spans a range lies in; one at least.
 constexpr Index spans_of(const PositionRange& range) noexcept {
   return range.begin < range.end ? (range.end - 1) / kSpan + 1 - range.begin / kSpan : 1;
@@ -138,30 +162,29 @@ inline PositionRange sampled_hull(const CallPlan& call, const Sequence& sequence
 inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence, Products products) {
   SequencePlan plan;
   const HeadShape& shape = call.shape;
-  plan.kernels =
-      &call.kernels_for(call.path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
-  if (!plan.kernels->supports(sequence.kv.k_type, sequence.kv.v_type))
-    fail_unsupported(call.batch, sequence, *plan.kernels);
+  const KvCacheView& kv = sequence.kv;
+  plan.kernels = &call.kernels_for(call.path, bf16_terms(sequence.q.type, kv, products));
+  for (Index i = 0; i <= kv.earlier_count; ++i)
+    if (!plan.kernels->supports(kv.part(i).k_type, kv.part(i).v_type))
+      fail_unsupported(call.batch, sequence, i, *plan.kernels);
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
   plan.tiles = (plan.rows + plan.tile_rows - 1) / plan.tile_rows;
   plan.spans = spans_of(sampled_hull(call, sequence));
   // By what the cache holds, not by the hull: a tile may see more than the tokens that were sampled.
-  plan.has_super_spans = sequence.kv.first_position() / kSuperSpan < (sequence.kv.length - 1) / kSuperSpan;
-  plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
+  plan.has_super_spans = kv.first_position() / kSuperSpan < (kv.length - 1) / kSuperSpan;
+  plan.heads = heads_per_task(longest_part(kv), *plan.kernels, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
-  // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
-  const auto stream_rows = [&](KvType type) { return plan.kernels->of(type).stream_rows.of(call.streaming); };
-  const Index of_keys = stream_rows(sequence.kv.k_type);
-  const Index of_values = stream_rows(sequence.kv.v_type);
-  const Index most = of_keys < of_values ? of_keys : of_values;
-  const bool streams = plan.heads == 1 && plan.tile_rows <= most;
-  const bool few = plan.heads > 1 && plan.rows < kPanelRows && most > 0 && call.streaming == Streaming::prefetched;
-  plan.stage_blocks = streams ? kStageBlocks : few ? side_blocks(plan.heads * plan.rows) : 1;
+  bool scales = false;
+  for (Index i = 0; i <= kv.earlier_count; ++i) {
+    const Index blocks = stage_blocks_of(call, plan, kv.part(i));
+    if (blocks > plan.stage_blocks) plan.stage_blocks = blocks;
+    scales = scales || has_scales(kv.part(i));
+  }
   plan.folds = plan.head_groups * plan.tiles;
-  plan.scale_blocks = has_scales(sequence.kv) ? plan.stage_blocks : 0;
-  plan.rotated_floats = rotated_floats(sequence.kv, plan.tile_rows);
+  plan.scale_blocks = scales ? plan.stage_blocks : 0;
+  plan.rotated_floats = rotated_floats(kv, plan.tile_rows);
   return plan;
 }
 

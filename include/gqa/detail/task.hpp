@@ -39,13 +39,10 @@ class SequenceTasks {
         plan_(plan),
         kernels_(*plan.kernels),
         scratch_(carve(call, plan, slot)),
-        addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
         rows_(call, scratch_),
-        values_(kernels_.of(sequence.kv.v_type), call.shape.value_dim, scratch_),
+        values_(call.shape.value_dim, scratch_),
         total_(kernels_, plan) {
-    streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
-    runs_ = streams_ && !addresses_.hops(call.streaming);
-    prefetcher_ = Prefetcher(choose_prefetch(prefetch_facts()), scratch_.queue, plan.stage_blocks);
+    take_part(sequence.kv.earlier_count);
     const VariantRef& variant = call.variant;
     scratch_.tile.scored = variant.softmax != nullptr;
     scratch_.tile.score_scale = scratch_.tile.scored ? call.scale : call.scale * kLog2E;
@@ -85,7 +82,6 @@ class SequenceTasks {
 
   /// The states of the claimed spans, each from its own tokens alone, into the total or the deposits.
   void run(const Claim& claim) {
-    if (!packed_) pack();
     claim_ = &claim;
     if (claim.first != next_span_) prefetcher_.restart();
     next_span_ = claim.first + claim.count;
@@ -96,10 +92,14 @@ class SequenceTasks {
     Index end = at + claim.count * kSpan;
     if (at < range_.hull.begin) at = range_.hull.begin / kBlock * kBlock;
     if (end > range_.hull.end) end = range_.hull.end;
-    const Index step = (streams_ || range_.heads > 1 ? plan_.stage_blocks : 1) * kBlock;
     while (at < end && (at = rows_.next_block(at)) < end) {
-      run_stage(at, at + step < end ? at + step : end);
-      at += step;
+      if (sequence_.kv.earlier_count != 0) go_on_to_part(at);
+      if (!packed_) pack();
+      const Index step = (streams_ || range_.heads > 1 ? stage_blocks_ : 1) * kBlock;
+      Index behind = at + step < end ? at + step : end;
+      if (behind > part_->length) behind = part_->length;
+      run_stage(at, behind);
+      at = behind;
     }
     end_span();
     if (claim.in_order) total_.go_on_to(claim.first + claim.count - 1);
@@ -127,6 +127,22 @@ class SequenceTasks {
   static TaskScratch carve(const CallPlan& call, const SequencePlan& plan, std::byte* slot) noexcept {
     Carver carver(slot);
     return carve_task(carver, call, plan);
+  }
+
+  /// Goes on to the part that the block at `begin` lies in.
+  void go_on_to_part(Index begin) {
+    if (begin < part_begin_ || begin >= part_->length) take_part(sequence_.kv.part_of(begin));
+  }
+  /// Rows are those of part number `part`.
+  [[gnu::noinline]] void take_part(Index part) {
+    part_ = &sequence_.kv.part(part);
+    part_begin_ = sequence_.kv.begin_of_part(part);
+    addresses_ = AddressBook(*part_, scratch_.tables, plan_.stage_blocks);
+    values_.take(kernels_.of(part_->v_type));
+    stage_blocks_ = stage_blocks_of(call_, plan_, *part_);
+    streams_ = plan_.heads == 1 && stage_blocks_ > 1 && addresses_.follows();
+    runs_ = streams_ && !addresses_.hops(call_.streaming);
+    prefetcher_ = Prefetcher(choose_prefetch(prefetch_facts()), scratch_.queue, plan_.stage_blocks);
   }
 
   /// Goes on to other rows.
@@ -210,17 +226,17 @@ class SequenceTasks {
   BlockAddress address(Index begin) { return addresses_.block(begin, rows_.of_any(begin)); }
 
   const std::byte* k_rows(const BlockAddress& at, Index head) const noexcept {
-    return static_cast<const std::byte*>(sequence_.kv.k) + at.k_base + head * addresses_.k_strides().head;
+    return static_cast<const std::byte*>(part_->k) + at.k_base + head * addresses_.k_strides().head;
   }
   const std::byte* v_rows(const BlockAddress& at, Index head) const noexcept {
-    return static_cast<const std::byte*>(sequence_.kv.v) + at.v_base + head * addresses_.v_strides().head;
+    return static_cast<const std::byte*>(part_->v) + at.v_base + head * addresses_.v_strides().head;
   }
 
-  /// The blocks in [begin, end): scores → variant → online softmax → accumulate, for each KV head of the task.
+  /// The blocks in [begin, end), of one part: scores → variant → online softmax → accumulate, for each KV head of the task.
   void run_stage(Index begin, Index end) {
     const Stage stage = plan_stage(begin, end);
     if (stage.blocks == 0) return;
-    kernels_.of(sequence_.kv.k_type).scores(scratch_.tile, stage, prefetcher_);
+    kernels_.of(part_->k_type).scores(scratch_.tile, stage, prefetcher_);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = span_of(stage, b);
       Stage part = stage;
@@ -254,7 +270,7 @@ class SequenceTasks {
       prefetcher_.append(keys_of(here), values_of(here));
     }
     if (stage.blocks == 0) return stage;
-    const BlockAddress after = end < range_.hull.end ? address(end) : BlockAddress{};
+    const BlockAddress after = end < range_.hull.end && end < part_->length ? address(end) : BlockAddress{};
     if (after.first < after.last) prefetcher_.append_next(keys_of(after));
     prefetcher_.begin_reading();
     return stage;
@@ -278,7 +294,7 @@ class SequenceTasks {
   Index k_row_bytes() const noexcept { return addresses_.k_row_bytes(); }
   Index v_row_bytes() const noexcept { return addresses_.v_row_bytes(); }
 
-  /// What the sequence's prefetching is chosen by.
+  /// What the part's prefetching is chosen by.
   PrefetchFacts prefetch_facts() const noexcept {
     PrefetchFacts facts{};
     facts.streaming = call_.streaming;
@@ -311,7 +327,7 @@ class SequenceTasks {
 
   /// The scales of the rows of a block, number b of a stage, where they lie outside of these.
   void find_scales(const BlockAddress& here, std::uint64_t seen, Index b) const {
-    call_.coded->find_scales(sequence_.kv, here, seen, range_.first_head, range_.heads, scratch_.scales[b]);
+    call_.coded->find_scales(*part_, here, seen, range_.first_head, range_.heads, scratch_.scales[b]);
   }
 
   /// The units of block number b of a stage.
@@ -386,7 +402,10 @@ class SequenceTasks {
   const SequencePlan& plan_;
   const Kernels& kernels_;
   TaskScratch scratch_{};
-  AddressBook addresses_;
+  const KvCacheView* part_ = nullptr;  // that rows are of
+  Index part_begin_ = 0;
+  Index stage_blocks_ = 1;  // over it
+  AddressBook addresses_{};
   RowRanges rows_;
   HiddenValues values_;
   FoldTotal total_;
