@@ -255,6 +255,24 @@ TEST(CodecFormats, FourBitFloatsAreRoundedToNearestEven) {
   }
 }
 
+// Every scale and code of MXFP4, those included that encoding never stores.
+TEST(CodecFormats, FourBitFloatsAreDecodedByTheirDefinition) {
+  constexpr double codes[] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
+  for (int scale = 0; scale < 256; ++scale) {
+    StoredRow row{std::vector<std::byte>(17)};
+    row.row[0] = static_cast<std::byte>(scale);
+    for (int i = 0; i < 16; ++i) row.row[static_cast<std::size_t>(1 + i)] = static_cast<std::byte>(i * 16 + i);
+    const std::vector<float> back = decoded(codec_named("mxfp4"), row, 32);
+    for (int i = 0; i < 32; ++i) {
+      const int code = i % 16;
+      const auto exact = static_cast<float>(std::ldexp(codes[code % 8], scale - 127));
+      const float element = back[static_cast<std::size_t>(i)];
+      if (scale == 255) EXPECT_TRUE(std::isnan(element)) << code;
+      else EXPECT_EQ(element, code < 8 ? exact : -exact) << scale << ", " << code;
+    }
+  }
+}
+
 TEST(CodecFormats, OfIntegersHaveTheirRanges) {
   const std::vector<float> x = {12.7f, -12.7f, 0.05f, 0.15f, -0.25f, 0.04f};  // ties, by a scale of 0.1
   const StoredRow row = encoded(codec_named("int8"), x);

@@ -161,6 +161,69 @@ TEST_P(QuantisedCache, NonfiniteValuesReachThoseThatSeeThem) {
   }
 }
 
+enum class Codes : std::uint8_t { ordinary, denormal, nonfinite };
+/// Bytes that nobody has encoded, of floats of 8 and 4 bits: any code, the largest and denormal ones among them. By scales that make them
+/// denormal f32 numbers, or with those that are not finite, if asked for.
+void put_codes(const TestedCodec& codec, const At& at, Codes codes, Random& random) {
+  std::byte* const row = at.row;
+  for (Index d = 0; d < codec.type().row_bytes(128); ++d) row[d] = static_cast<std::byte>(random.bits());
+  if (codec.type() == Mxfp4::type) {
+    const Index least = codes == Codes::denormal ? 0 : 118;
+    for (Index block = 0; block < 4; ++block) row[block * 17] = static_cast<std::byte>(least + random.below(10));
+    if (codes == Codes::nonfinite) row[17] = std::byte{255};
+    return;
+  }
+  const float largest = codec.type() == Fp8E4M3::type ? 448.0f : 57344.0f;
+  const float scale = codes == Codes::denormal ? 0x1p-140f : 4.0f / largest;
+  std::memcpy(at.scale, &scale, sizeof scale);
+  float back[128];
+  codec.rows().decode(row, at.scale, 128, back);
+  for (Index d = 0; d < 128; ++d)
+    if (codes != Codes::nonfinite && !std::isfinite(back[d])) row[d] = row[d] & std::byte{0xbf};
+}
+
+TEST_P(QuantisedCache, HasEveryCodeOfItsFloats) {
+  const KvType type = codec().type();
+  if (type != Fp8E4M3::type && type != Fp8E5M2::type && type != Mxfp4::type) return;
+  Random random(16);
+  const Case c{2, 2, 128, 128, 3, 150};
+  const Rows rows(c, random);
+  const KvEncoding plain = ElementType::f32;
+  ContiguousKvCache coded(config_of(c, codec().format, codec().format, KvLayout::head_major, c.length));
+  ContiguousKvCache f32(config_of(c, plain, plain, KvLayout::head_major, c.length));
+  coded.append(rows.k, rows.v);
+  f32.append(rows.k, rows.v);
+  const auto put = [&](bool keys, Index token, Codes codes) {
+    for (Index head = 0; head < c.kv_heads; ++head)
+      put_codes(codec(), row_at(coded.view(), keys, token, head), codes, random);
+  };
+  for (const Codes values : {Codes::denormal, Codes::ordinary}) {
+    for (Index t = 0; t < c.length; ++t) {
+      put(true, t, t % 4 == 0 ? Codes::denormal : Codes::ordinary);
+      put(false, t, values);
+    }
+    dequantise(coded.view(), codec().format, codec().format, f32.view());
+    calls().compare(c, coded.view(), f32.view(), random);
+  }
+
+  // In a token that the last of three queries sees alone.
+  std::vector<float> q(static_cast<std::size_t>(c.n_q * 4 * 128));
+  for (float& x : q) x = random.normal();
+  const ConstTensorView queries(q.data(), c.n_q, 4, 128);
+  for (const bool keys : {false, true}) {
+    put(keys, c.length - 1, Codes::nonfinite);
+    dequantise(coded.view(), codec().format, codec().format, f32.view());
+    const Result expected = calls().attend(queries, f32.view(), Causal{});
+    EXPECT_TRUE(same_bits(expected, calls().attend(queries, coded.view(), Causal{})));
+    bool lost = true;
+    for (Index d = 0; d < 128; ++d) {
+      EXPECT_TRUE(std::isfinite(expected.at(1, 0, d))) << d;
+      if (!std::isfinite(expected.at(2, 0, d))) lost = false;
+    }
+    EXPECT_FALSE(lost);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Codecs, QuantisedCache, QuantisedCache::cases(), QuantisedCache::name);
 
 }  // namespace

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "checkpoint.hpp"
 #include "network.hpp"
@@ -105,12 +107,11 @@ class CheckpointDecoder : public Decoder {
   gqa::AttentionForm form_;
 };
 
-/// Mean negative log-likelihood of the tokens after each sequence's first, in nats. @param x what the last layer left
-inline double mean_loss(const Decoder& model, const Hidden& x, const Sequences& tokens) {
+/// Negative log-likelihood of the tokens after each sequence's first, in nats: the sum of each sequence. @param x what the last layer left
+inline std::vector<double> sequence_losses(const Decoder& model, const Hidden& x, const Sequences& tokens) {
   const Eigen::MatrixXf classifier = model.classifier();
   const Hidden last = normalised(x, model.final_norm(), model.norm_epsilon());
-  double sum = 0;
-  Index count = 0;
+  std::vector<double> sums(last.size(), 0.0);
   for (std::size_t i = 0; i < last.size(); ++i) {
     for (Index t = 0; t + 1 < last[i].cols(); t += 64) {  // the logits of a few tokens at a time
       const Index some = std::min<Index>(64, last[i].cols() - 1 - t);
@@ -120,12 +121,27 @@ inline double mean_loss(const Decoder& model, const Hidden& x, const Sequences& 
         const float most = logits.col(j).maxCoeff();
         const double all = (logits.col(j).array() - most).exp().cast<double>().sum();
         const auto next = static_cast<Index>(tokens[i][static_cast<std::size_t>(t + j + 1)]);
-        sum += static_cast<double>(most) + std::log(all) - static_cast<double>(logits(next, j));
-        ++count;
+        sums[i] += static_cast<double>(most) + std::log(all) - static_cast<double>(logits(next, j));
       }
     }
   }
-  return count > 0 ? sum / static_cast<double>(count) : 0;
+  return sums;
+}
+
+/// Tokens that a text's losses are of.
+inline Index predicted_tokens(const Sequences& tokens) {
+  Index count = 0;
+  for (const std::vector<Token>& sequence : tokens)
+    count += std::max<Index>(static_cast<Index>(sequence.size()) - 1, 0);
+  return count;
+}
+
+/// Mean negative log-likelihood of the tokens after each sequence's first, in nats. @param x what the last layer left
+inline double mean_loss(const Decoder& model, const Hidden& x, const Sequences& tokens) {
+  const Index count = predicted_tokens(tokens);
+  if (count == 0) return 0;
+  const std::vector<double> sums = sequence_losses(model, x, tokens);
+  return std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(count);
 }
 
 /// Mean loss of a text, with other attention where it is given.

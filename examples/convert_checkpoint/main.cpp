@@ -17,6 +17,7 @@
 #include "convert_model.hpp"
 #include "gqa/thread_pool.hpp"
 #include "llama.hpp"
+#include "tokens.hpp"
 #include "writer.hpp"
 
 namespace {
@@ -52,30 +53,6 @@ void progress(const std::string& text) {
   if (isatty(STDERR_FILENO) == 0) return;
   std::fprintf(stderr, "\r\033[K%s", text.c_str());
   std::fflush(stderr);
-}
-
-/// Sequences of tokens: [[1, 2, …], …], or an object with such lists, `part` among them.
-Sequences read_tokens(const std::string& path, const std::string& part, Index most) {
-  nlohmann::json json = read_json(path);
-  if (json.is_object()) {
-    if (!json.contains(part)) bad_file(path, "has no " + part);
-    json = nlohmann::json(json[part]);
-  }
-  Sequences made;
-  Index tokens = 0;
-  if (!json.is_array()) bad_file(path, "is no list of sequences");
-  for (const nlohmann::json& sequence : json) {
-    if (!sequence.is_array()) bad_file(path, "sequence " + std::to_string(made.size()) + " is no list of tokens");
-    made.emplace_back();
-    for (const nlohmann::json& token : sequence) {
-      if (!token.is_number_integer()) bad_file(path, "token " + token.dump() + " is no whole number");
-      if (tokens < most) made.back().push_back(token.get<Token>());
-      ++tokens;
-    }
-    if (made.back().empty()) made.pop_back();
-  }
-  if (made.empty()) bad_file(path, "has no tokens");
-  return made;
 }
 
 /// The inputs of a layer's attention from a file: tokens × hidden, or sequences × tokens × hidden.
