@@ -15,7 +15,7 @@ namespace gqa::bench {
 struct CallShape {
   CacheShape cache;
   Index query_tokens = 1;
-  ElementType query_type = ElementType::bf16;  ///< set by the makers to the cache's type
+  ElementType query_type = ElementType::bf16;  ///< set by the makers to the cache's query_type()
   Index window = 0;                            ///< sliding window; 0: plain causal
   Path path = best_path();
   int threads = 1;
@@ -31,8 +31,8 @@ struct CallShape {
   }
   /// "heads/type/tokens/path/threads".
   std::string arguments() const {
-    return cache.heads_name() + "/" + element_name(cache.type) + "/" + std::to_string(cache.tokens) + "/" +
-           path_name(path) + "/t" + std::to_string(threads);
+    return cache.heads_name() + "/" + cache.type_name() + "/" + std::to_string(cache.tokens) + "/" + path_name(path) +
+           "/t" + std::to_string(threads);
   }
   Work work() const {
     Work work;
@@ -43,12 +43,13 @@ struct CallShape {
   }
 };
 
-/// Makes the call. Results go to f32 outputs that nobody reads.
-class AttentionCall {
+/// Makes the call, with a functor of a type. Results go to f32 outputs that nobody reads.
+template <class Functor>
+class CallOf {
  public:
-  explicit AttentionCall(const CallShape& shape)
+  explicit CallOf(const CallShape& shape, NormalMemory& memory = normal_memory())
       : shape_(shape),
-        caches_(shape.cache, shape.cold),
+        caches_(shape.cache, shape.cold, memory),
         query_(normal_elements(shape.query_type, elements(), 2)),
         out_(elements() / static_cast<std::size_t>(shape.cache.head_dim) *
              static_cast<std::size_t>(shape.cache.value_dim())) {
@@ -85,7 +86,9 @@ class AttentionCall {
   std::vector<float> out_;
   ConstTensorView q_;
   Options options_;
-  DynamicAttention attention_;
+  Functor attention_;
 };
+
+using AttentionCall = CallOf<DynamicAttention>;
 
 }  // namespace gqa::bench

@@ -73,7 +73,7 @@ def draw(kind, problem, seed):
         k[:, :, :2] *= 10
     elif kind == "equal":
         v[:] = v[:, :1]
-    return types.SimpleNamespace(q=to_bf16(q), copies=[(to_bf16(k), to_bf16(v))])
+    return types.SimpleNamespace(q=to_bf16(q), copies=[(to_bf16(k), to_bf16(v))], scales=[None, None])
 
 
 def definition(problem, inputs):

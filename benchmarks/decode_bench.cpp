@@ -14,7 +14,7 @@ namespace gqa::bench {
 namespace {
 
 CallShape decode_of(const CacheShape& cache, int threads = 1, Path path = best_path()) {
-  return {.cache = cache, .query_type = cache.type, .path = path, .threads = threads};
+  return {.cache = cache, .query_type = cache.query_type(), .path = path, .threads = threads};
 }
 
 void add_decode(const char* operation, const CallShape& shape, double target_percent = 0) {
@@ -34,8 +34,8 @@ void add_decode_against_mha(const CallShape& shape, double target_speedup = 0) {
     CallShape all = shape;
     all.cache.kv_heads = all.cache.query_heads;
     const double ideal = static_cast<double>(shape.cache.query_heads / shape.cache.kv_heads);
-    normal_memory(all.cache.type,
-                  std::size_t{2} * out_of_cache_bytes());  // room for both, before either points into it
+    normal_memory().rows(all.cache.type, all.cache.head_dim,  // room for both, before either points into it
+                         2 * out_of_cache_bytes() / stored_row_bytes(all.cache.type, all.cache.head_dim));
     AttentionCall step(shape), mha(all);
     const TimedCall mha_call([&] { mha(); });
     const std::vector<double> beside =

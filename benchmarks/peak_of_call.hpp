@@ -10,9 +10,8 @@ namespace gqa::bench {
 
 /// The multiply-adds of the kernels that a call takes. Bf16 products need queries, keys and values in bf16, or the caller to ask for
 /// them; without them, or on a path that has none, the kernels of the f32 path below run. Where numbers are sums of two terms, three
-/// products count as one: such a call reaches a third of the peak at most.
-inline Limit peak_of_call(Path path, ElementType query_type, ElementType kv_type,
-                          Products products = Products::as_stored) {
+/// products count as one: such a call reaches a third of the peak at most. Codecs are held against f32 products.
+inline Limit peak_of_call(Path path, ElementType query_type, KvType kv_type, Products products = Products::as_stored) {
   const int terms = detail::bf16_terms(query_type, kv_type, kv_type, products);
   return peak_of(detail::kernels_for<AnyCache::types, dynamic, dynamic>(path, terms).path, terms > 0);
 }

@@ -3,12 +3,15 @@
 """Draws what the benchmarks measured (needs matplotlib):
 
     roofline.png          every call against the machine's limits
-    decode_kv_heads.png   a decode step over fewer and fewer KV heads; the rivals beside it, where compare_rivals.py was run
+    decode_kv_heads.png   a decode step over fewer and fewer KV heads, over elements and over quantised caches; the rivals beside it,
+                          where compare_rivals.py was run
+    decode_bits.png       a decode step over caches of fewer and fewer bits an element, likewise
     decode_context.png    a decode step as the cache grows
 """
 
 import argparse
 import json
+import math
 import os
 import re
 
@@ -47,9 +50,15 @@ def limit(name):
 
 
 def save(figure, axes, name, title, legend=None):
-    axes.set_title(f"{title}\n{where}", fontsize=10)
-    axes.grid(True, which="both", linewidth=0.3)
-    axes.legend(fontsize=8, **(legend or {}))
+    """axes: one, or several side by side, each with its own title, and their legend where `legend` says."""
+    several = axes if isinstance(axes, list) else [axes]
+    for each in several:
+        each.grid(True, which="both", linewidth=0.3)
+        each.legend(fontsize=8, **(legend or {}))
+    if len(several) > 1:
+        figure.suptitle(f"{title}\n{where}", fontsize=10)
+    else:
+        axes.set_title(f"{title}\n{where}", fontsize=10)
     figure.tight_layout()
     file = os.path.join(options.out, name)
     figure.savefig(file, dpi=150)
@@ -85,31 +94,107 @@ def roofline():
     save(figure, axes, "roofline.png", "Calls against the machine's limits")
 
 
+ELEMENTS = {"f32": 32, "bf16": 16, "f16": 16}
+
+
+def decode_steps(kind=None, kv_heads=None):
+    """Of 32 query heads over 8192 tokens: (KV heads, type, ms, entry) of the types, and heads, that were measured."""
+    pattern = re.compile(rf"decode/(?:mha|gqa|mqa)_32_(\d+)/([^/]+)/8192/{path}/t1$")
+    found = [(int(m[1]), m[2], e["real_time"] / 1e3, e) for n, e in entries.items() if (m := pattern.match(n))]
+    return sorted((f for f in found if kind in (None, f[1]) and kv_heads in (None, f[0])), key=lambda f: f[:2])
+
+
+def rivals_steps():
+    """Rows of the same, on one thread."""
+    return [row for row in rivals if row["operation"] == "decode" and row["query_heads"] == 32 and row["tokens"] == 8192 and
+            row["threads"] == 1 and row["side"] != "gqa"]
+
+
+def quickest(lines):
+    """Of each side's quantised caches the one of 8 bits or more that is quickest with MHA, and the one of fewer."""
+    bits = {(row["side"], row["type"]): row["bits"] for row in rivals_steps()}
+    chosen = {}
+    for key, values in lines.items():
+        group = key[0], bits[key] < 8
+        if group not in chosen or max(values)[1] < max(lines[chosen[group]])[1]:
+            chosen[group] = key
+    return {key: lines[key] for key in chosen.values()}
+
+
+def name_points(axes, points, **style):
+    """Writes the names of (bits, ms, name), those of neighbours together."""
+    left = sorted(points)
+    while left:
+        bits, ms, _ = left[0]
+        near = [p for p in left if p[0] < 1.1 * bits and abs(math.log(p[1] / ms)) < 0.12]
+        axes.annotate(", ".join(p[2] for p in near), (bits, ms), textcoords="offset points", **style)
+        left = [p for p in left if p not in near]
+
+
 def decode_by_kv_heads():
-    pattern = re.compile(rf"decode/(?:mha|gqa|mqa)_32_(\d+)/bf16/8192/{path}/t1$")
-    points = sorted((int(m[1]), e["real_time"] / 1e3, e["bytes_per_s"]) for n, e in entries.items() if (m := pattern.match(n)))
-    if len(points) < 2:
+    ours = decode_steps("bf16")
+    if len(ours) < 2:
         return print("no picture of KV heads: the file has no entries of decode_bench")
-    figure, axes = plt.subplots(figsize=(9, 5))
-    heads = [p[0] for p in points]
-    axes.plot(heads, [p[1] for p in points], marker="o", linewidth=2, label="gqa, bf16")
+    coded = [kind for kind in ("int8", "int4", "q8_0", "q4_0") if len(decode_steps(kind)) > 1]
+    figure, axes = plt.subplots(1, 2 if coded else 1, figsize=(16 if coded else 9, 5), sharey=True, squeeze=False)
+    axes = list(axes[0])
     memory = limit("memory_read")
-    if memory:
-        axes.plot(heads, [p[1] * p[2] / memory for p in points], color="black", linestyle=":", label="reading the cache at full speed")
-    lines = {}
-    for row in rivals:
-        same = row["operation"] == "decode" and row["query_heads"] == 32 and row["tokens"] == 8192 and row["threads"] == 1
-        if same and row["side"] != "gqa":
-            lines.setdefault((row["side"], row["type"]), []).append((row["kv_heads"], row["ms"]))
-    for (side, kind), values in sorted(lines.items()):
-        axes.plot(*zip(*sorted(values)), marker="s", markersize=4, linewidth=1, linestyle="--", label=f"{side}, {kind}")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(heads, [str(h) for h in heads])
-    axes.set_xlabel("KV heads (32 query heads, D = 128)")
-    axes.set_ylabel("ms for one token over 8192")
-    save(figure, axes, "decode_kv_heads.png", "A decode step from MQA (left) over GQA to MHA (right)",
-         {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if lines else None)
+    for each, kinds in zip(axes, (["bf16"], ["bf16", *coded])):
+        for number, kind in enumerate(kinds):
+            points = decode_steps(kind)
+            heads, times = [p[0] for p in points], [p[2] for p in points]
+            each.plot(heads, times, marker="o", linewidth=2, color=f"C{number}", label=f"gqa, {kind}")
+            if memory:
+                each.plot(heads, [p[2] * p[3]["bytes_per_s"] / memory for p in points], color=f"C{number}" if number else "black",
+                          linestyle=":", label=None if number else "reading the cache at full speed")
+        lines = {}
+        for row in rivals_steps():
+            if (row["type"] in ELEMENTS) == (each is axes[0]):
+                lines.setdefault((row["side"], row["type"]), []).append((row["kv_heads"], row["ms"]))
+        if each is not axes[0]:
+            lines = quickest(lines)
+        for number, ((side, kind), values) in enumerate(sorted(lines.items())):
+            each.plot(*zip(*sorted(values)), marker="s", markersize=4, linewidth=1, linestyle="--",
+                      color=f"C{(number + len(kinds)) % 10}", label=f"{side}, {kind}")
+        each.set_xscale("log", base=2)
+        each.set_yscale("log")
+        each.set_xticks([p[0] for p in ours], [str(p[0]) for p in ours])
+        each.set_xlabel("KV heads (32 query heads, D = 128)")
+    axes[0].set_ylabel("ms for one token over 8192")
+    save(figure, axes if coded else axes[0], "decode_kv_heads.png", "A decode step from MQA (left) over GQA to MHA (right)",
+         {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if rivals else None)
+
+
+def decode_by_bits():
+    coded = [p for p in decode_steps() if "bits_per_element" in p[3]]
+    if not coded:
+        return print("no picture of bits: the file has no entries of quantised_bench")
+    memory = limit("memory_read")
+    kinds = [heads for heads in (32, 8, 1) if decode_steps(kv_heads=heads)]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5.5 * len(kinds), 5), squeeze=False)
+    axes = list(axes[0])
+    for each, kv_heads in zip(axes, kinds):
+        points = sorted((e.get("bits_per_element", ELEMENTS.get(kind)), ms, kind, e)
+                        for _, kind, ms, e in decode_steps(kv_heads=kv_heads))
+        each.scatter([p[0] for p in points], [p[1] for p in points], s=24, label="gqa")
+        name_points(each, [p[:3] for p in points], xytext=(0, -4), fontsize=7, color="C0", rotation=-50, va="top")
+        if memory:
+            each.plot([p[0] for p in points], [p[1] * p[3]["bytes_per_s"] / memory for p in points], color="black", linestyle=":",
+                      label="reading the cache at full speed")
+        sides = {}
+        for row in rivals_steps():
+            if row["kv_heads"] == kv_heads:
+                sides.setdefault(row["side"], []).append((row["bits"], row["ms"], row["type"]))
+        for number, (side, values) in enumerate(sorted(sides.items())):
+            each.scatter([v[0] for v in values], [v[1] for v in values], s=14, marker="s", color=f"C{number + 1}", label=side)
+            name_points(each, values, xytext=(0, 4), fontsize=6, color=f"C{number + 1}", rotation=50)
+        each.set_xscale("log", base=2)
+        each.set_yscale("log")
+        each.margins(y=0.12)
+        each.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
+        each.set_xlabel(f"bits an element, scales included (32 query heads, {kv_heads} KV heads)", fontsize=8)
+    axes[0].set_ylabel("ms for one token over 8192")
+    save(figure, axes if len(axes) > 1 else axes[0], "decode_bits.png", "A decode step over fewer and fewer bits", {"loc": "upper left", "bbox_to_anchor": (0, -0.12), "ncol": 2})
 
 
 def decode_by_context():
@@ -132,4 +217,5 @@ def decode_by_context():
 
 roofline()
 decode_by_kv_heads()
+decode_by_bits()
 decode_by_context()

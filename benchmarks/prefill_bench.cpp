@@ -19,7 +19,7 @@ namespace {
 CallShape prefill_of(const CacheShape& cache, int threads = 1, Path path = best_path()) {
   return {.cache = cache,
           .query_tokens = cache.tokens,
-          .query_type = cache.type,
+          .query_type = cache.query_type(),
           .path = path,
           .threads = threads,
           .cold = false};
@@ -40,8 +40,9 @@ void add_beside_plain(const std::string& operation, const CallShape& shape, doub
     CallShape plain = shape;
     plain.window = 0;
     plain.query_tokens = plain.cache.tokens = static_cast<Index>(std::lround(std::sqrt(2 * shape.pairs())));
-    normal_memory(shape.cache.type,
-                  static_cast<std::size_t>(std::max(plain.cache.bytes(), shape.cache.bytes())) + 8192);
+    const Index most = std::max(plain.cache.tokens, shape.cache.tokens);  // room for both
+    normal_memory().rows(shape.cache.type, shape.cache.head_dim,
+                         static_cast<std::size_t>(2 * most * shape.cache.kv_heads + 4096));
     AttentionCall call(shape), plain_call(plain);
     const TimedCall timed_plain([&] { plain_call(); });
     const std::vector<double> beside =

@@ -87,17 +87,17 @@ struct CallShape {
 class ResidentCache {
  public:
   explicit ResidentCache(const CacheShape& shape) {
-    const Index row = shape.head_dim * element_bytes(shape.type);
+    const ElementType type = shape.query_type();
+    const Index row = shape.head_dim * element_bytes(type);
     const auto half = static_cast<Index>(cache_sizes().l2 / 2);
     // Whole blocks, and pages long enough to be walked as contiguous memory is: 32 KiB.
     const Index page = std::max(half / (2 * row) / 64 * 64, (Index{32} << 10) / row);
     pages_.assign(static_cast<std::size_t>(shape.tokens / page + 1), 0);
     const Index rows = page + shape.kv_heads - 1;
-    const std::vector<std::byte> elements =
-        normal_elements(shape.type, static_cast<std::size_t>(2 * rows * shape.head_dim));
+    const std::vector<std::byte> elements = normal_elements(type, static_cast<std::size_t>(2 * rows * shape.head_dim));
     memory_ = HugeBuffer(elements.size());  // rows on cache lines, as in the cold cache
     std::copy(elements.begin(), elements.end(), memory_.data());
-    view_ = view_of(shape, memory_.data(), pages_);
+    view_ = view_of(shape, {memory_.data(), nullptr}, pages_);
     view_.v = memory_.data() + rows * row;
     view_.storage = Storage::paged;
     view_.page_size = page;
@@ -157,13 +157,13 @@ struct Settings {
 };
 
 void profile(const CallShape& shape, const Functions& functions, const Settings& settings, const Options& options) {
-  const std::vector<std::byte> query =
-      normal_elements(shape.cache.type,
-                      static_cast<std::size_t>(shape.query_tokens * shape.cache.query_heads * shape.cache.head_dim), 2);
-  std::vector<float> out(query.size() / static_cast<std::size_t>(element_bytes(shape.cache.type)));
+  const ElementType type = shape.cache.query_type();
+  const std::vector<std::byte> query = normal_elements(
+      type, static_cast<std::size_t>(shape.query_tokens * shape.cache.query_heads * shape.cache.head_dim), 2);
+  std::vector<float> out(query.size() / static_cast<std::size_t>(element_bytes(type)));
   ConstTensorView q;
   q.data = query.data();
-  q.type = shape.cache.type;
+  q.type = type;
   q.tokens = shape.query_tokens;
   q.heads = shape.cache.query_heads;
   q.dim = shape.cache.head_dim;
@@ -186,7 +186,7 @@ void profile(const CallShape& shape, const Functions& functions, const Settings&
   std::map<std::string, std::size_t> by_function, ignored;
   const auto from_memory = cold.stages(functions, by_function), from_cache = resident.stages(functions, ignored);
   const double whole = cold.per_call();
-  std::printf("| %-16s | %-4s | %6.2f |", shape.name.c_str(), element_name(shape.cache.type), 1e3 * whole);
+  std::printf("| %-16s | %-4s | %6.2f |", shape.name.c_str(), element_name(type), 1e3 * whole);
   const auto print = [&](const char* name, double seconds) {
     std::printf(" %*.1f |", column_width(name), 100 * seconds / whole);
   };

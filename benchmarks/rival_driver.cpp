@@ -18,17 +18,31 @@
 
 namespace {
 
+#if defined(GQA_DRIVER_CODECS)
+using gqa::Int4, gqa::Int8, gqa::Iq4Nl, gqa::Q4_0, gqa::Q5_0, gqa::Q5_1, gqa::Q8_0, gqa::Q8Kv;
+using Cache = gqa::CacheOf<float, gqa::bf16, gqa::f16, Int8, Int4, Q8_0, Q8Kv, Q5_1, Q5_0, Q4_0, Iq4Nl>;
+const gqa::KvEncoding codecs[] = {Int8{}, Int4{}, Q8_0{}, Q8Kv{}, Q5_1{}, Q5_0{}, Q4_0{}, Iq4Nl{}};
+#else
+using Cache = gqa::AnyCache;
+const std::span<const gqa::KvEncoding> codecs;
+#endif
+
 struct Driver {
   explicit Driver(int threads) : team(threads), limits(team) {}
   gqa::bench::ThreadTeam team;
   gqa::bench::MachineLimits limits;
-  gqa::DynamicAttention attention;
+  gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic, Cache> attention;
   std::optional<gqa::Path> path;
   std::string error;
 };
 
-/// Numbers that the script passes: 0 f32, 1 bf16, 2 f16.
-gqa::ElementType type_of(int number) { return static_cast<gqa::ElementType>(number); }
+/// Numbers that the script passes are the codecs' ids.
+gqa::ElementType element_of(int number) { return static_cast<gqa::ElementType>(number); }
+gqa::KvEncoding encoding_of(int number) {
+  for (const gqa::KvEncoding& codec : codecs)
+    if (gqa::KvType(codec).id() == number) return codec;
+  return element_of(number);
+}
 
 }  // namespace
 
@@ -55,8 +69,30 @@ double gqa_driver_read_bandwidth(void* driver) {
 }
 /// One sample of the peak of calls with all operands of a type, FLOP per second.
 double gqa_driver_peak(void* driver, int type) {
-  const gqa::bench::Limit peak = gqa::bench::peak_of_call(gqa::active_path().path, type_of(type), type_of(type));
+  const gqa::bench::Limit peak = gqa::bench::peak_of_call(gqa::active_path().path, element_of(type), element_of(type));
   return static_cast<Driver*>(driver)->limits.sample(peak);
+}
+
+/// The number of a type, "bf16" or "q8_0"; −1 if there is none.
+int gqa_driver_type(const char* name) {
+  for (const gqa::ElementType type : {gqa::ElementType::f32, gqa::ElementType::bf16, gqa::ElementType::f16})
+    if (name == std::string(gqa::element_name(type))) return static_cast<int>(type);
+  for (const gqa::KvType codec : codecs)
+    if (name == std::string(gqa::detail::codec_name(codec).c_str())) return static_cast<int>(codec.id());
+  return -1;
+}
+/// Bytes from one row to the next.
+int gqa_driver_row_bytes(int type, int dim) {
+  const gqa::KvType stored = encoding_of(type);
+  return static_cast<int>(stored.stride_bytes(stored.row_stride(dim)));
+}
+/// to ← rows of f32 in a codec that has no scales outside of rows.
+void gqa_driver_encode(int type, const float* rows, long count, int dim, std::byte* to) {
+  const gqa::KvEncoding codec = encoding_of(type);
+  for (long row = 0; row < count; ++row)
+    codec.codec()->encode[static_cast<int>(gqa::ElementType::f32)](reinterpret_cast<const std::byte*>(rows + row * dim),
+                                                                   1, dim, to + row * gqa_driver_row_bytes(type, dim),
+                                                                   nullptr);
 }
 
 /// Whether calls can take the path of this name from here on; if so, they do.
@@ -72,17 +108,19 @@ int gqa_driver_take_path(void* driver, const char* name) {
 
 /// Causal attention of the last n_q of n_kv tokens.
 /// @param q   n_q × Hq × D of `q_type`
-/// @param k,v Hkv × n_kv × D of `kv_type`
+/// @param k,v Hkv × n_kv × D of `k_type` and `v_type`
+/// @param k_scale,v_scale the scale of all of them, for types whose scales lie outside of rows; else null
 /// @param out n_q × Hq × D, f32
 /// @param lse n_q × Hq, or null
 /// @return 0, or 1 with a message in gqa_driver_error
-int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, const void* v, int kv_type,
-                      int query_heads, int kv_heads, int head_dim, long n_q, long n_kv, float* out, float* lse) {
+int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, int k_type, const float* k_scale,
+                      const void* v, int v_type, const float* v_scale, int query_heads, int kv_heads, int head_dim,
+                      long n_q, long n_kv, float* out, float* lse) {
   Driver& self = *static_cast<Driver*>(driver);
   try {
     gqa::ConstTensorView queries;
     queries.data = q;
-    queries.type = type_of(q_type);
+    queries.type = element_of(q_type);
     queries.tokens = n_q;
     queries.heads = query_heads;
     queries.dim = head_dim;
@@ -90,11 +128,15 @@ int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, co
     gqa::KvCacheView kv;
     kv.k = k;
     kv.v = v;
-    kv.k_type = kv.v_type = type_of(kv_type);
+    kv.k_type = encoding_of(k_type);
+    kv.v_type = encoding_of(v_type);
     kv.length = n_kv;
     kv.kv_heads = kv_heads;
     kv.head_dim = kv.value_dim = head_dim;
-    kv.k_strides = kv.v_strides = gqa::KvStrides::head_major(kv_heads, n_kv, head_dim);
+    kv.k_strides = gqa::KvStrides::head_major(kv_heads, n_kv, kv.k_type.row_stride(head_dim));
+    kv.v_strides = gqa::KvStrides::head_major(kv_heads, n_kv, kv.v_type.row_stride(head_dim));
+    if (k_scale != nullptr) kv.k_scales = {k_scale, {0, 0}};
+    if (v_scale != nullptr) kv.v_scales = {v_scale, {0, 0}};
     gqa::Options options;
     options.executor = self.team;
     options.path = self.path;

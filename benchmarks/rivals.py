@@ -3,8 +3,6 @@
 problem, and a call on the next copy of the cache. Only NumPy is needed; a rival that is not installed is left out."""
 
 import ctypes
-import glob
-import math
 import os
 import subprocess
 import sys
@@ -22,12 +20,19 @@ def to_bf16(values):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+
+# Bits of an element in a cache, the scales of its block or row included, for rows of 128. Those of ggml and ik_llama.cpp; and int8 and
+# int4 with one scale for all keys and one for all values, as ONNX Runtime has them.
+CODEC_BITS = {"q8_0": 8.5, "q8_KV": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_0": 4.5, "iq4_nl": 4.5, "int8": 8, "int4": 4}
+
+
 @dataclass(frozen=True)
 class Problem:
     """Causal attention of the last n_q of n_kv tokens, one sequence."""
 
     name: str
-    type: str  # of queries, keys and values: "f32", "bf16", "f16"
+    type: str  # of queries, keys and values, "bf16"; a codec of keys and values; or two, "q8_KV/q8_0"
     query_heads: int
     kv_heads: int
     n_q: int
@@ -35,8 +40,26 @@ class Problem:
     head_dim: int = 128
 
     @property
+    def kv_types(self):
+        """Of keys and of values."""
+        return (self.type.split("/") * 2)[:2]
+
+    @property
+    def quantised(self):
+        return self.type not in ELEMENT_BYTES
+
+    @property
+    def query_type(self):
+        return "bf16" if self.quantised else self.type
+
+    @property
+    def bits(self):
+        """Of an element of the cache, on average."""
+        return sum(8 * ELEMENT_BYTES[t] if t in ELEMENT_BYTES else CODEC_BITS[t] for t in self.kv_types) / 2
+
+    @property
     def kv_bytes(self):
-        return 2 * self.n_kv * self.kv_heads * self.head_dim * (4 if self.type == "f32" else 2)
+        return int(2 * self.n_kv * self.kv_heads * self.head_dim * self.bits / 8)
 
     @property
     def flop(self):
@@ -44,10 +67,24 @@ class Problem:
         return 4 * pairs * self.head_dim * self.query_heads
 
 
-class Inputs:
-    """Seeded inputs and as many copies of the cache as it takes for the next one to come from memory."""
+def one_scale(values, kind):
+    """Codes of int8 or int4 and the one scale that all have: value = scale · code."""
+    most = 127 if kind == "int8" else 7
+    scale = np.float32(np.max(np.abs(values)) / most)
+    return np.clip(np.rint(values / scale), -most, most).astype(np.int8), scale
 
-    def __init__(self, problem, out_of_cache_bytes):
+
+def nibbles(codes, lower, upper):
+    """Two codes of 4 bits a byte, code + 8 in each half, by their places in a row."""
+    plus = (codes + 8).astype(np.uint8)
+    return np.ascontiguousarray(plus[..., lower] | plus[..., upper] << 4)
+
+
+class Inputs:
+    """Seeded inputs and as many copies of the cache as it takes for the next one to come from memory. Keys and values of codecs are
+    stored as `encode` stores them; int8 and int4 are left as codes, which every side packs in its own way."""
+
+    def __init__(self, problem, out_of_cache_bytes, encode):
         random = np.random.default_rng(2023)
         shape = (problem.kv_heads, problem.n_kv, problem.head_dim)
         self.q_f32 = random.standard_normal((problem.n_q, problem.query_heads, problem.head_dim), dtype=np.float32)
@@ -55,17 +92,30 @@ class Inputs:
         v = random.standard_normal(shape, dtype=np.float32)
         k[:, 0, :] += 0.5  # the queries' mean is not zero either, as in trained models
         self.q_f32 += 0.25
-        convert = {"f32": lambda x: x, "bf16": to_bf16, "f16": lambda x: x.astype(np.float16)}[problem.type]
-        self.q, k, v = convert(self.q_f32), convert(k), convert(v)
+        convert = {"f32": lambda x: x, "bf16": to_bf16, "f16": lambda x: x.astype(np.float16)}
+        self.q = convert[problem.query_type](self.q_f32)
+        if problem.query_type == "bf16":  # what is stored, for sides that take f32
+            self.q_f32 = (self.q.astype(np.uint32) << 16).view(np.float32)
+        elif problem.query_type == "f16":
+            self.q_f32 = self.q.astype(np.float32)
+        self.scales = [None, None]
+        rows = []
+        for which, (kind, values) in enumerate(zip(problem.kv_types, (k, v))):
+            if kind in ("int8", "int4"):
+                values, self.scales[which] = one_scale(values, kind)
+                rows.append(values)
+            else:
+                rows.append(convert[kind](values) if kind in convert else encode(kind, values))
         decode = problem.n_q < problem.n_kv
         count = -(-out_of_cache_bytes // problem.kv_bytes) if decode else 1
-        self.copies = [(k.copy(), v.copy()) for _ in range(count)]  # heads × tokens × dim
+        self.copies = [tuple(x.copy() for x in rows) for _ in range(count)]  # heads × tokens × dim
 
 
 class Ours:
     name = "gqa"
 
     def __init__(self, threads, flags=()):
+        """flags: of the compiler; -DGQA_DRIVER_CODECS for quantised caches."""
         with tempfile.TemporaryDirectory() as folder:
             library = os.path.join(folder, "driver.so")
             subprocess.run(
@@ -93,11 +143,22 @@ class Ours:
         """A sample of what the machine reads (decode) or multiplies (prefill) per second."""
         if problem.n_q < problem.n_kv:
             return self.lib.gqa_driver_read_bandwidth(self.driver)
-        return self.lib.gqa_driver_peak(self.driver, self._type(problem))
+        return self.lib.gqa_driver_peak(self.driver, self._type("f32" if problem.quantised else problem.type))
 
-    @staticmethod
-    def _type(problem):
-        return {"f32": 0, "bf16": 1, "f16": 2}[problem.type]
+    def _type(self, name):
+        number = self.lib.gqa_driver_type(name.encode())
+        if number < 0:
+            raise ValueError(f"{name} is no type of the driver: was it compiled with -DGQA_DRIVER_CODECS?")
+        return number
+
+    def encode(self, codec, values):
+        """Rows of a codec, as bytes."""
+        values = np.ascontiguousarray(values, np.float32)
+        number, dim = self._type(codec), values.shape[-1]
+        rows = np.empty(values.shape[:-1] + (self.lib.gqa_driver_row_bytes(number, dim),), np.uint8)
+        self.lib.gqa_driver_encode(number, ctypes.c_void_p(values.ctypes.data), ctypes.c_long(values.size // dim), dim,
+                                   ctypes.c_void_p(rows.ctypes.data))
+        return rows
 
     def take_path(self, name):
         """Whether calls can take it; if so, they do from here on."""
@@ -106,15 +167,21 @@ class Ours:
     def prepare(self, problem, inputs, lse=None):
         """lse: n_q × query heads of f32, filled too; or None."""
         out = np.empty((problem.n_q, problem.query_heads, problem.head_dim), np.float32)
-        kind = self._type(problem)
+        q_type, (k_type, v_type) = self._type(problem.query_type), map(self._type, problem.kv_types)
         pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
+        copies = inputs.copies
+        if "int4" in problem.kv_types:  # 32 elements in 16 bytes: the first half of them below
+            first = np.concatenate([np.arange(b, b + 16) for b in range(0, problem.head_dim, 32)])
+            copies = [tuple(nibbles(x, first, first + 16) if kind == "int4" else x for kind, x in zip(problem.kv_types, copy))
+                      for copy in copies]
+        scales = [None if scale is None else ctypes.byref(ctypes.c_float(scale)) for scale in inputs.scales]
 
         def call(copy):
-            k, v = inputs.copies[copy]
+            k, v = copies[copy]
             failed = self.lib.gqa_driver_attend(
-                self.driver, pointer(inputs.q), kind, pointer(k), pointer(v), kind, problem.query_heads, problem.kv_heads,
-                problem.head_dim, ctypes.c_long(problem.n_q), ctypes.c_long(problem.n_kv), pointer(out),
-                None if lse is None else pointer(lse))
+                self.driver, pointer(inputs.q), q_type, pointer(k), k_type, scales[0], pointer(v), v_type, scales[1],
+                problem.query_heads, problem.kv_heads, problem.head_dim, ctypes.c_long(problem.n_q), ctypes.c_long(problem.n_kv),
+                pointer(out), None if lse is None else pointer(lse))
             if failed:
                 raise RuntimeError(self.lib.gqa_driver_error(self.driver).decode())
             return out
@@ -133,6 +200,8 @@ class Torch:
         torch.set_num_threads(threads)
 
     def prepare(self, problem, inputs):
+        if problem.quantised:
+            return None
         torch = self.torch
 
         def tensor(array):
@@ -170,23 +239,30 @@ class OnnxRuntime:
         self.threads = threads
 
     def prepare(self, problem, inputs):
-        if problem.type == "bf16":
-            return None  # not on its CPU provider
+        coded = problem.type in ("int8", "int4")
+        if problem.type == "bf16" or (problem.quantised and not coded):
+            return None  # bf16: not on its CPU provider
         onnx, ort = self.onnx, self.ort
-        kind = onnx.TensorProto.FLOAT if problem.type == "f32" else onnx.TensorProto.FLOAT16
-        element = np.float32 if problem.type == "f32" else np.float16
+        kind = onnx.TensorProto.FLOAT16 if problem.type == "f16" else onnx.TensorProto.FLOAT
+        element = np.float16 if problem.type == "f16" else np.float32
+        cache_kind = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.UINT8}.get(problem.type, kind)
         info = onnx.helper.make_tensor_value_info
-        cache = [1, problem.kv_heads, problem.n_kv, problem.head_dim]
+        cache = [1, problem.kv_heads, problem.n_kv, problem.head_dim // (2 if problem.type == "int4" else 1)]
         rows, row_kv = problem.query_heads * problem.head_dim, problem.kv_heads * problem.head_dim
         node = onnx.helper.make_node(
-            "GroupQueryAttention", ["q", "k", "v", "past_k", "past_v", "seqlens_k", "total"], ["out", "present_k", "present_v"],
-            domain="com.microsoft", num_heads=problem.query_heads, kv_num_heads=problem.kv_heads)
+            "GroupQueryAttention", ["q", "k", "v", "past_k", "past_v", "seqlens_k", "total"] +
+            (["", "", "", "", "", "k_scale", "v_scale"] if coded else []), ["out", "present_k", "present_v"],
+            domain="com.microsoft", num_heads=problem.query_heads, kv_num_heads=problem.kv_heads,
+            **({"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": int(problem.type[3:])}
+               if coded else {}))
         graph = onnx.helper.make_graph(
             [node], "attention",
             [info("q", kind, [1, problem.n_q, rows]), info("k", kind, [1, problem.n_q, row_kv]),
-             info("v", kind, [1, problem.n_q, row_kv]), info("past_k", kind, cache), info("past_v", kind, cache),
-             info("seqlens_k", onnx.TensorProto.INT32, [1]), info("total", onnx.TensorProto.INT32, [1])],
-            [info("out", kind, [1, problem.n_q, rows]), info("present_k", kind, cache), info("present_v", kind, cache)])
+             info("v", kind, [1, problem.n_q, row_kv]), info("past_k", cache_kind, cache),
+             info("past_v", cache_kind, cache), info("seqlens_k", onnx.TensorProto.INT32, [1]),
+             info("total", onnx.TensorProto.INT32, [1])] +
+            [info(name, onnx.TensorProto.FLOAT, [1]) for name in (("k_scale", "v_scale") if coded else ())],
+            [info("out", kind, [1, problem.n_q, rows]), info("present_k", cache_kind, cache), info("present_v", cache_kind, cache)])
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17),
                                                              onnx.helper.make_opsetid("com.microsoft", 1)])
         model.ir_version = 9
@@ -196,18 +272,25 @@ class OnnxRuntime:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
         value = ort.OrtValue.ortvalue_from_numpy
-        q = value(inputs.q.reshape(1, problem.n_q, rows))
+        q = value((inputs.q_f32 if coded else inputs.q).reshape(1, problem.n_q, rows))
         out = value(np.zeros((1, problem.n_q, rows), element))
         lengths = value(np.array([problem.n_kv - 1], np.int32)), value(np.array([problem.n_kv], np.int32))
+        scales = [(name, value(np.array([scale], np.float32)))
+                  for name, scale in zip(("k_scale", "v_scale"), inputs.scales if coded else ())]
         bindings = []
+        even = np.arange(0, problem.head_dim, 2)
         for k, v in inputs.copies:
             new = [np.ascontiguousarray(x[:, problem.n_kv - problem.n_q:, :].transpose(1, 0, 2)).reshape(1, problem.n_q, row_kv)
                    for x in (k, v)]
+            if coded:  # what it makes of the newest tokens is what the cache has already
+                new = [x.astype(np.float32) * scale for x, scale in zip(new, inputs.scales)]
+            if problem.type == "int4":
+                k, v = (nibbles(x, even, even + 1) for x in (k, v))
             new_k, new_v = value(new[0]), value(new[1])
             past_k, past_v = value(k[None]), value(v[None])
             binding = session.io_binding()
             for key, bound in (("q", q), ("k", new_k), ("v", new_v), ("past_k", past_k), ("past_v", past_v),
-                               ("seqlens_k", lengths[0]), ("total", lengths[1])):
+                               ("seqlens_k", lengths[0]), ("total", lengths[1]), *scales):
                 binding.bind_ortvalue_input(key, bound)
             for key, bound in (("out", out), ("present_k", past_k), ("present_v", past_v)):
                 binding.bind_ortvalue_output(key, bound)
@@ -224,105 +307,12 @@ class OnnxRuntime:
         return call
 
 
-class Ggml:
-    """ggml_flash_attn_ext of llama.cpp, from llama-cpp-python's libraries or from those in the folder GGML_LIB_DIR names."""
+def installed(threads, codecs=False):
+    """This library, for quantised caches too if asked for, and the rivals that are here."""
+    from rivals_ggml import Ggml, IkLlama
 
-    name = "llama.cpp ggml"
-    F32, F16, BF16 = 0, 1, 30
-
-    class InitParams(ctypes.Structure):
-        _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
-
-    class Plan(ctypes.Structure):  # longer than any version's: what is behind is never looked at
-        _fields_ = [("work_size", ctypes.c_size_t), ("work_data", ctypes.c_void_p), ("n_threads", ctypes.c_int),
-                    ("rest", ctypes.c_char * 108)]
-
-    def __init__(self, threads):
-        folder = os.environ.get("GGML_LIB_DIR")
-        self.version = "GGML_LIB_DIR"
-        if folder is None:
-            import importlib.metadata
-            import importlib.util
-
-            package = importlib.util.find_spec("llama_cpp")
-            if package is None:
-                raise ImportError("llama-cpp-python is not installed and GGML_LIB_DIR is not set")
-            folder = os.path.join(os.path.dirname(package.origin), "lib")
-            self.version = importlib.metadata.version("llama-cpp-python")
-        load = lambda stem: ctypes.CDLL(sorted(glob.glob(os.path.join(folder, f"lib{stem}*.so*")), key=len)[0], ctypes.RTLD_GLOBAL)
-        try:
-            self.base, self.cpu = load("ggml-base"), load("ggml-cpu")
-        except IndexError:
-            raise ImportError(f"no libggml-base and libggml-cpu in {folder}") from None
-        self.threads = threads
-        p, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
-        for lib, function, result, arguments in (
-                (self.base, "ggml_init", p, [self.InitParams]), (self.base, "ggml_free", None, [p]),
-                (self.base, "ggml_new_tensor_4d", p, [p, ctypes.c_int, number, number, number, number]),
-                (self.base, "ggml_get_data", p, [p]), (self.base, "ggml_new_graph", p, [p]),
-                (self.base, "ggml_build_forward_expand", None, [p, p]), (self.base, "ggml_graph_overhead", size, []),
-                (self.base, "ggml_flash_attn_ext", p, [p, p, p, p, p, ctypes.c_float, ctypes.c_float, ctypes.c_float]),
-                (self.cpu, "ggml_cpu_init", None, []), (self.cpu, "ggml_graph_plan", self.Plan, [p, ctypes.c_int, p]),
-                (self.cpu, "ggml_graph_compute", ctypes.c_int, [p, ctypes.POINTER(self.Plan)])):
-            getattr(lib, function).restype, getattr(lib, function).argtypes = result, arguments
-        self.cpu.ggml_cpu_init()
-
-    def prepare(self, problem, inputs):
-        kind = {"f32": self.F32, "f16": self.F16, "bf16": self.BF16}[problem.type]
-        dim, n_q, n_kv = problem.head_dim, problem.n_q, problem.n_kv
-        padded = -(-n_q // 64) * 64
-        rows = problem.query_heads * n_q * dim * 4
-        each = problem.kv_bytes + rows + self.base.ggml_graph_overhead() + (1 << 14)
-        context = self.base.ggml_init(self.InitParams(each * len(inputs.copies) + rows + 2 * padded * n_kv + (1 << 20), None, False))
-        if not context:
-            raise MemoryError("ggml_init")
-        tensor = lambda what, *shape: self.base.ggml_new_tensor_4d(context, what, *(list(shape) + [1] * (4 - len(shape))))
-
-        def fill(to, array):
-            array = np.ascontiguousarray(array)
-            ctypes.memmove(self.base.ggml_get_data(to), array.ctypes.data, array.nbytes)
-
-        q = tensor(self.F32, dim, n_q, problem.query_heads)
-        rounded = {"f32": inputs.q_f32, "f16": inputs.q_f32.astype(np.float16).astype(np.float32),
-                   "bf16": (to_bf16(inputs.q_f32).astype(np.uint32) << 16).view(np.float32)}[problem.type]
-        fill(q, rounded.transpose(1, 0, 2))
-        mask = None
-        if n_q > 1:
-            hidden = np.arange(n_kv)[None, :] > np.arange(padded)[:, None] + (n_kv - n_q)
-            mask = tensor(self.F16, n_kv, padded)
-            fill(mask, np.where(hidden, -np.inf, 0).astype(np.float16))
-        runs = []
-        for k, v in inputs.copies:
-            k_tensor, v_tensor = (tensor(kind, dim, n_kv, problem.kv_heads) for _ in range(2))
-            fill(k_tensor, k)
-            fill(v_tensor, v)
-            out = self.base.ggml_flash_attn_ext(context, q, k_tensor, v_tensor, mask, 1 / math.sqrt(dim), 0.0, 0.0)
-            graph = self.base.ggml_new_graph(context)
-            self.base.ggml_build_forward_expand(graph, out)
-            plan = self.cpu.ggml_graph_plan(graph, self.threads, None)
-            work = ctypes.create_string_buffer(max(1, plan.work_size))
-            plan.work_data = ctypes.cast(work, ctypes.c_void_p)
-            runs.append((graph, plan, out, work))
-
-        def call(copy):
-            graph, plan, out, _ = runs[copy]
-            if self.cpu.ggml_graph_compute(graph, ctypes.byref(plan)) != 0:
-                raise RuntimeError("ggml_graph_compute failed")
-            return out
-
-        def result(copy):
-            values = (ctypes.c_float * (n_q * problem.query_heads * dim)).from_address(self.base.ggml_get_data(call(copy)))
-            return np.array(values, np.float32).reshape(n_q, problem.query_heads, dim)
-
-        call.result = result
-        call.close = lambda: self.base.ggml_free(context)
-        return call
-
-
-def installed(threads):
-    """This library, and the rivals that are here."""
-    sides = [Ours(threads)]
-    for rival in (Torch, OnnxRuntime, Ggml):
+    sides = [Ours(threads, ["-DGQA_DRIVER_CODECS"] if codecs else [])]
+    for rival in (Torch, OnnxRuntime, Ggml, IkLlama):
         try:
             sides.append(rival(threads))
         except ImportError as missing:

@@ -56,7 +56,8 @@ for name, entry in entries.items():
         noisy += not quiet
         reached += quiet and entry["percent_of_limit"] >= target
         verdict = f"{target:6.0f}%" + (" ?" if not quiet else " +" if entry["percent_of_limit"] >= target else " -")
-    print(f"{name:58} {time} {entry['percent_of_limit']:8.1f}% {verdict:9}   {entry.get('label', '')}")
+    print(f"{name:58} {time} {entry['percent_of_limit']:8.1f}% {verdict:9}   {entry.get('label', '')}"
+          + (f"; {entry['bf16_speed']:.2f} times the bf16 cache's speed" if "bf16_speed" in entry else ""))
 print(f"\n{reached} of {aimed} targets reached" + (f"; {noisy} entries marked ? were disturbed: measure again" if noisy else ""))
 
 pairs = [(name, entries[name], entries[name[:-1] + "2"]) for name in entries if name.endswith("/t1") and name[:-1] + "2" in entries]

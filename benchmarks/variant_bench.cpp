@@ -105,7 +105,7 @@ void add_tree(const CallShape& shape) {
 
 void add_variants(const CallShape& shape) {
   const bool decode = shape.query_tokens == 1;
-  const double scored = decode || shape.cache.type == ElementType::f32 ? 1.10 : 1.20;
+  const double scored = decode || shape.query_type == ElementType::f32 ? 1.10 : 1.20;
   add_variant("window", shape, 0, [](const Operands& o) { return CausalWindow{o.tokens / 2}; });
   add_variant("whole_window", shape, 1.03, [](const Operands& o) { return CausalWindow{o.tokens}; });
   add_variant("prefix", shape, decode ? 1.03 : 0, [](const Operands& o) { return PrefixLm{o.tokens / 4}; });

@@ -11,7 +11,7 @@ namespace gqa::bench {
 namespace {
 
 void add_verify(Index drafts, const CacheShape& cache, int threads, double allowed_steps) {
-  CallShape shape{.cache = cache, .query_tokens = drafts, .query_type = cache.type, .threads = threads};
+  CallShape shape{.cache = cache, .query_tokens = drafts, .query_type = cache.query_type(), .threads = threads};
   add("verify_" + std::to_string(drafts) + "/" + shape.arguments(), [=](benchmark::State& state) {
     CallShape one = shape;
     one.query_tokens = 1;

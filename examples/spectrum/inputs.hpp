@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "gqa/gqa.hpp"
@@ -38,16 +39,48 @@ class RowNoise {
   std::uint64_t state_;
 };
 
-/// Writes rows of one head, converted to an element type.
-inline void put_row(std::byte* to, gqa::ElementType type, const std::vector<float>& row) {
+/// Where a row is written, and its scale, if that lies elsewhere.
+struct RowPlace {
+  std::byte* row;
+  std::byte* scale = nullptr;
+};
+/// Writes a row of one head as it is stored.
+inline void put_row(const RowPlace& to, const gqa::KvEncoding& type, const std::vector<float>& row) {
+  if (type.codec() != nullptr) {
+    type.codec()->encode[static_cast<int>(gqa::ElementType::f32)](reinterpret_cast<const std::byte*>(row.data()), 1,
+                                                                  static_cast<Index>(row.size()), to.row, to.scale);
+    return;
+  }
+  const gqa::ElementType element = gqa::KvType(type);
   for (std::size_t i = 0; i < row.size(); ++i) {
     const gqa::bf16 as_bf16(row[i]);
     const gqa::f16 as_f16(row[i]);
-    if (type == gqa::ElementType::f32) std::memcpy(to + 4 * i, &row[i], 4);
-    if (type == gqa::ElementType::bf16) std::memcpy(to + 2 * i, &as_bf16, 2);
-    if (type == gqa::ElementType::f16) std::memcpy(to + 2 * i, &as_f16, 2);
+    if (element == gqa::ElementType::f32) std::memcpy(to.row + 4 * i, &row[i], 4);
+    if (element == gqa::ElementType::bf16) std::memcpy(to.row + 2 * i, &as_bf16, 2);
+    if (element == gqa::ElementType::f16) std::memcpy(to.row + 2 * i, &as_f16, 2);
   }
 }
+
+/// Rows of one KV head, one behind the other, and behind all of them their scales, if they lie outside of rows.
+struct HeadLayout {
+  gqa::KvType type;
+  Index dim;
+  Index tokens;
+
+  Index row_bytes() const { return type.row_bytes(dim); }
+  /// Whole blocks, and whole scales: heads follow each other.
+  Index bytes() const {
+    const Index unit = type.scale_bytes() > 0 ? std::lcm(type.scale_bytes(), type.block_bytes()) : 1;
+    return (tokens * (row_bytes() + type.scale_bytes()) + unit - 1) / unit * unit;
+  }
+  RowPlace at(std::byte* head, Index token) const {
+    return {head + token * row_bytes(), scales(head) + token * type.scale_bytes()};
+  }
+  template <class Byte>
+  Byte* scales(Byte* head) const {
+    return head + tokens * row_bytes();
+  }
+};
 
 /// The inputs of one model.
 class Inputs {
@@ -60,8 +93,9 @@ class Inputs {
     for (std::size_t i = 0; i < directions_.size(); ++i) directions_[i] = unit_vector(i);
   }
 
-  /// tokens × dim of one KV head, packed, to `to`.
-  void keys(Index head, Index tokens, gqa::ElementType type, std::byte* to) const {
+  /// tokens × dim of one KV head, to `to`.
+  void keys(Index head, Index tokens, const gqa::KvEncoding& type, std::byte* to) const {
+    const HeadLayout layout{type, static_cast<Index>(dim_), tokens};
     std::vector<float> row(dim_);
     for (Index t = 0; t < tokens; ++t) {
       RowNoise noise(stream(1, head), static_cast<std::uint64_t>(t));
@@ -70,16 +104,17 @@ class Inputs {
       row[static_cast<std::size_t>(7 * head + 3) % dim_] -= 4.0f;
       add(row, topic(t), 3.0f);
       if (t < sinks) add(row, sink(), sink_strength() / static_cast<float>(1 + t));
-      put_row(to + t * row_bytes(type), type, row);
+      put_row(layout.at(to, t), type, row);
     }
   }
   /// tokens × dim of one KV head. Sinks carry little.
-  void values(Index head, Index tokens, gqa::ElementType type, std::byte* to) const {
+  void values(Index head, Index tokens, const gqa::KvEncoding& type, std::byte* to) const {
+    const HeadLayout layout{type, static_cast<Index>(dim_), tokens};
     std::vector<float> row(dim_);
     for (Index t = 0; t < tokens; ++t) {
       RowNoise noise(stream(2, head), static_cast<std::uint64_t>(t));
       for (float& x : row) x = noise.normal() * (t < sinks ? 0.1f : 1.0f);
-      put_row(to + t * row_bytes(type), type, row);
+      put_row(layout.at(to, t), type, row);
     }
   }
   /// (token, head, dim), packed, for tokens [first, first + tokens).
@@ -91,7 +126,7 @@ class Inputs {
         for (float& x : row) x = 0.7f * noise.normal();
         add(row, topic(t), 6.0f);
         add(row, sink(), query_pull);
-        put_row(to, type, row);
+        put_row({to}, type, row);
       }
   }
 

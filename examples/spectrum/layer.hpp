@@ -25,10 +25,21 @@ using gqa::bench::ThreadTeam;
 struct Settings {
   Index context = 8192;
   Index prefill = 0;  ///< tokens; 0: as many as the time allows
-  gqa::ElementType kv_type = gqa::ElementType::bf16;
+  gqa::KvEncoding kv_type = gqa::ElementType::bf16;
   gqa::Path path = gqa::Path::portable;
   int threads = 1;
+
+  bool quantised() const { return kv_type.codec() != nullptr; }
+  /// Queries have the cache's elements, or are bf16.
+  gqa::ElementType query_type() const {
+    return quantised() ? gqa::ElementType::bf16 : gqa::ElementType(gqa::KvType(kv_type));
+  }
 };
+
+/// What is measured: caches of any of these types.
+using Attention =
+    gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic,
+                               gqa::CacheOf<float, gqa::bf16, gqa::f16, gqa::Int8, gqa::Int4, gqa::Q8_0, gqa::Q4_0>>;
 
 /// Query rows and where their results go.
 struct Rows {
@@ -83,13 +94,16 @@ class Layer {
     options_.executor = team;
   }
 
-  /// Bytes of K, or of V, of one head.
+  /// Bytes of K, or of V, of one head, as it is kept.
   static std::size_t head_bytes(const Model& model, const Settings& settings) {
-    return static_cast<std::size_t>(settings.context * model.head_dim * gqa::element_bytes(settings.kv_type));
+    return static_cast<std::size_t>(head_layout(model, settings).bytes());
   }
 
   Index kv_heads() const { return kv_heads_; }
-  Index bytes_per_token() const { return 2 * kv_heads_ * model_.head_dim * gqa::element_bytes(settings_.kv_type); }
+  Index bytes_per_token() const {
+    const gqa::KvType type = settings_.kv_type;
+    return 2 * kv_heads_ * (type.row_bytes(model_.head_dim) + type.scale_bytes());
+  }
 
   /// One decode step on the next copy.
   void decode(const Rows& rows) {
@@ -134,46 +148,103 @@ class Layer {
     return true;
   }
 
-  /// The largest distance of a result from the definition in double precision.
+  /// The largest distance of a result from the definition in double precision, over what the cache's rows stand for.
   /// @param tokens of the rows to look at
   double max_error(const Rows& rows, const std::vector<Index>& tokens, ThreadTeam& team) const {
+    return largest_distance(rows, tokens, team, [&](Index kv_head, Index length, std::vector<float>& room) {
+      const gqa::KvCacheView stored = first(views_[0], length).slice_heads(kv_head, 1);
+      return settings_.quantised() ? decoded(stored, room) : stored;
+    });
+  }
+  /// The same over the keys and values that were stored, before they were.
+  double max_error_of_values(const Rows& rows, const Inputs& inputs, const std::vector<Index>& tokens,
+                             ThreadTeam& team) const {
+    return largest_distance(rows, tokens, team, [&](Index kv_head, Index length, std::vector<float>& room) {
+      const Index head = kv_head * (model_.query_heads / kv_heads_);
+      const gqa::KvCacheView floats = in_floats(room, length);
+      inputs.keys(head, length, gqa::ElementType::f32, reinterpret_cast<std::byte*>(room.data()));
+      inputs.values(head, length, gqa::ElementType::f32,
+                    reinterpret_cast<std::byte*>(room.data() + length * model_.head_dim));
+      return floats;
+    });
+  }
+
+ private:
+  static HeadLayout head_layout(const Model& model, const Settings& settings) {
+    return {settings.kv_type, model.head_dim, settings.context};
+  }
+  gqa::KvCacheView view(const std::byte* k, const std::byte* v, Index kv_heads) const {
+    const HeadLayout layout = head_layout(model_, settings_);
+    gqa::KvCacheView view;
+    view.k = k;
+    view.v = v;
+    view.k_type = view.v_type = layout.type;
+    view.length = settings_.context;
+    view.kv_heads = kv_heads;
+    view.head_dim = view.value_dim = model_.head_dim;
+    view.k_strides =
+        view.v_strides = {.token = layout.type.row_stride(model_.head_dim),
+                          .head = layout.bytes() / layout.type.block_bytes() * layout.type.block_elements()};
+    if (const Index scale = layout.type.scale_bytes(); scale > 0) {
+      const gqa::KvStrides strides{.token = 1, .head = layout.bytes() / scale};
+      view.k_scales = {layout.scales(k), strides};
+      view.v_scales = {layout.scales(v), strides};
+    }
+    return view;
+  }
+  /// A view of one head with room for its keys and values.
+  gqa::KvCacheView in_floats(std::vector<float>& room, Index length) const {
+    room.resize(static_cast<std::size_t>(2 * length * model_.head_dim));
+    return gqa::KvCacheView::contiguous(static_cast<const float*>(room.data()),
+                                        static_cast<const float*>(room.data() + length * model_.head_dim),
+                                        {.length = length, .kv_heads = 1, .head_dim = model_.head_dim});
+  }
+  /// What the rows of a view of one head stand for.
+  gqa::KvCacheView decoded(const gqa::KvCacheView& head, std::vector<float>& room) const {
+    const gqa::KvCacheView floats = in_floats(room, head.length);
+    const Index row = head.k_type.row_bytes(model_.head_dim), scale = head.k_type.scale_bytes();
+    float* to = room.data();
+    for (const auto& [rows, scales] : {std::pair{head.k, head.k_scales.data}, std::pair{head.v, head.v_scales.data}})
+      for (Index t = 0; t < head.length; ++t, to += model_.head_dim)
+        settings_.kv_type.codec()->decode(
+            static_cast<const std::byte*>(rows) + t * row,
+            scales == nullptr ? nullptr : static_cast<const std::byte*>(scales) + t * scale, model_.head_dim, to);
+    return floats;
+  }
+  /// @param keys_and_values called with a KV head, the cache's length and room for floats; gives a view of that head
+  template <class KeysAndValues>
+  double largest_distance(const Rows& rows, const std::vector<Index>& tokens, ThreadTeam& team,
+                          const KeysAndValues& keys_and_values) const {
     const Index group = model_.query_heads / kv_heads_;
     const Index length = rows.q_view.tokens == 1 ? settings_.context : rows.q_view.tokens;
-    const gqa::KvCacheView kv = first(views_[0], length);
     const auto take_larger = [](double& most, double distance) {
       if (std::isnan(distance) || distance > most) most = distance;  // once NaN, NaN to the end
     };
     std::vector<double> worst(static_cast<std::size_t>(team.size()), 0.0);
     team.run([&](int member) {
-      for (Index h = member; h < model_.query_heads; h += team.size())
+      std::vector<float> room;
+      Index of_room = -1;
+      gqa::KvCacheView kv;
+      const Index share = (model_.query_heads + team.size() - 1) / team.size();  // neighbours have a KV head in common
+      for (Index h = member * share; h < std::min((member + 1) * share, model_.query_heads); ++h) {
+        if (h / group != of_room) kv = keys_and_values(of_room = h / group, length, room);
         for (const Index token : tokens) {
           const Index position = length - rows.q_view.tokens + token;
           const gqa::ReferenceResult reference =
-              gqa::reference_attention(rows.q_view.slice(token, 1).slice_heads(h, 1), kv.slice_heads(h / group, 1),
-                                       gqa::Causal{}, std::nullopt, std::span<const Index>(&position, 1));
+              gqa::reference_attention(rows.q_view.slice(token, 1).slice_heads(h, 1), kv, gqa::Causal{}, std::nullopt,
+                                       std::span<const Index>(&position, 1));
           const float* const out = rows.out.data() + (token * model_.query_heads + h) * model_.head_dim;
           for (Index d = 0; d < model_.head_dim; ++d)
             take_larger(worst[static_cast<std::size_t>(member)],
                         std::abs(static_cast<double>(out[d]) - reference.out(0, d)));
         }
+      }
     });
     double most = 0;
     for (const double each : worst) take_larger(most, each);
     return most;
   }
 
- private:
-  gqa::KvCacheView view(const std::byte* k, const std::byte* v, Index kv_heads) const {
-    gqa::KvCacheView view;
-    view.k = k;
-    view.v = v;
-    view.k_type = view.v_type = settings_.kv_type;
-    view.length = settings_.context;
-    view.kv_heads = kv_heads;
-    view.head_dim = view.value_dim = model_.head_dim;
-    view.k_strides = view.v_strides = gqa::KvStrides::head_major(kv_heads, settings_.context, model_.head_dim);
-    return view;
-  }
   /// The same cache when it held `tokens` tokens.
   static gqa::KvCacheView first(gqa::KvCacheView view, Index tokens) {
     view.length = tokens;
@@ -187,7 +258,7 @@ class Layer {
   std::vector<gqa::KvCacheView> views_;
   std::size_t at_ = 0;
   gqa::Options options_;
-  gqa::DynamicAttention attention_;
+  Attention attention_;
 };
 
 }  // namespace spectrum

@@ -8,35 +8,16 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
-#include <functional>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 
-#include "../../benchmarks/measure.hpp"
-#include "../../benchmarks/peak_of_call.hpp"
-#include "layer.hpp"
+#include "model_run.hpp"
 
 namespace spectrum {
 namespace {
 
-using gqa::bench::Limit;
 using gqa::bench::MachineLimits;
-using gqa::bench::Side;
-using gqa::bench::TimedCall;
-
-/// What is shown, and written to the JSON file, for one model and number of KV heads.
-struct Row {
-  Index kv_heads = 0;
-  Index bytes_per_token = 0;  ///< of one layer
-  double decode_seconds = 0;
-  double kv_rate = 0;    ///< bytes per second
-  double read_rate = 0;  ///< what the machine reads, bytes per second
-  Index prefill_tokens = 0;
-  double prefill_rate = 0;  ///< FLOP per second
-  double peak_rate = 0;     ///< what the machine multiplies, FLOP per second
-  double max_error = 0;
-  bool bit_equal = false;
-};
 
 /// One line on the terminal that is overwritten; elsewhere, a line each.
 class Progress {
@@ -63,137 +44,6 @@ std::string in_bytes(double bytes) {
   return text;
 }
 
-/// Measures one model with all its head configurations in turn, so that what disturbs the machine disturbs all of them.
-class ModelRun {
- public:
-  ModelRun(const Model& model, const Settings& settings, ThreadTeam& team, ThreadTeam& checkers, MachineLimits& limits)
-      : model_(model),
-        settings_(settings),
-        team_(team),
-        checkers_(checkers),
-        limits_(limits),
-        inputs_(model.head_dim, 2023) {}
-
-  std::vector<Row> operator()(const std::function<void(const char*)>& progress) {
-    progress("making keys and values");
-    make_caches();
-    progress("decoding");
-    decode();
-    progress("prefilling");
-    prefill();
-    progress("comparing with the reference and with repeated KV heads");
-    check();
-    return rows_;
-  }
-
- private:
-  // Kept from one model to the next: pages once touched need not be touched again.
-  static HugeBuffer& buffer(std::size_t which) {
-    static std::array<HugeBuffer, 5> buffers;
-    return buffers[which];
-  }
-  HugeBuffer& all_heads() { return buffer(0); }
-  HugeBuffer& repeated() { return buffer(1); }
-
-  void make_caches() {
-    const std::size_t head = Layer::head_bytes(model_, settings_), heads = static_cast<std::size_t>(model_.query_heads);
-    if (all_heads().size() < 2 * head * heads) {
-      all_heads() = HugeBuffer();
-      all_heads() = HugeBuffer(2 * head * heads);
-    }
-    checkers_.run([&](int member) {
-      for (Index h = member; h < model_.query_heads; h += checkers_.size()) {
-        std::byte* const place = all_heads().data() + static_cast<std::size_t>(h) * head;
-        inputs_.keys(h, settings_.context, settings_.kv_type, place);
-        inputs_.values(h, settings_.context, settings_.kv_type, place + heads * head);
-      }
-    });
-    for (const Index kv_heads : kv_head_counts(model_)) {
-      layers_.push_back(
-          std::make_unique<Layer>(model_, settings_, kv_heads, all_heads(), buffer(2 + layers_.size()), team_));
-      decode_rows_.push_back(std::make_unique<Rows>(inputs_, model_, settings_.context - 1, 1, settings_.kv_type));
-      Row row;
-      row.kv_heads = kv_heads;
-      row.bytes_per_token = layers_.back()->bytes_per_token();
-      rows_.push_back(row);
-    }
-  }
-
-  void decode() {
-    std::vector<Side> sides{gqa::bench::limit_side(limits_, Limit::memory_read)};
-    double slowest = 0;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const TimedCall step([this, i] { layers_[i]->decode(*decode_rows_[i]); });
-      slowest = std::max(slowest, step.estimate());
-      sides.push_back([step] { return step(); });
-    }
-    const std::vector<double> medians = gqa::bench::take_turns(sides, 1.5, slowest > 0.1 ? 3 : 9);
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
-      Row& row = rows_[i];
-      row.read_rate = medians[0];
-      row.decode_seconds = medians[1 + i];
-      row.kv_rate = static_cast<double>(row.bytes_per_token * settings_.context) / row.decode_seconds;
-    }
-  }
-
-  void prefill() {
-    const Index tokens = settings_.prefill > 0 ? std::min(settings_.prefill, settings_.context) : affordable_prefill();
-    const Limit peak = gqa::bench::peak_of_call(settings_.path, settings_.kv_type, settings_.kv_type);
-    std::vector<Side> sides;
-    double slowest = 0;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      prefill_rows_.push_back(std::make_unique<Rows>(inputs_, model_, 0, tokens, settings_.kv_type));
-      const TimedCall call([this, i] { layers_[i]->prefill(*prefill_rows_[i]); });
-      slowest = std::max(slowest, call.estimate());
-      sides.push_back([call] { return call(); });
-    }
-    sides.push_back(gqa::bench::limit_side(limits_, peak, slowest));
-    const std::vector<double> medians = gqa::bench::take_turns(sides, 0.5, 3);
-    // Two products of D multiply-adds for each visible pair of a query and a key.
-    const double pairs = 0.5 * static_cast<double>(tokens) * static_cast<double>(tokens + 1);
-    const double flop = 4.0 * pairs * static_cast<double>(model_.head_dim * model_.query_heads);
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
-      rows_[i].prefill_tokens = tokens;
-      rows_[i].prefill_rate = flop / medians[i];
-      rows_[i].peak_rate = medians.back();
-    }
-  }
-
-  // The longest prefill, up to 2048 tokens, of which each configuration's half a dozen calls take about three seconds in all.
-  Index affordable_prefill() {
-    Index tokens = std::min<Index>(64, settings_.context);
-    for (; tokens * 2 <= std::min<Index>(2048, settings_.context); tokens *= 2) {
-      const Rows rows(inputs_, model_, 0, tokens, settings_.kv_type);
-      const TimedCall call([&] { layers_[0]->prefill(rows); });
-      const double twice_as_long = 4 * call.estimate();
-      if (twice_as_long * 6 * static_cast<double>(layers_.size()) > 3.0) break;
-    }
-    return tokens;
-  }
-
-  void check() {
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
-      const Index tokens = rows_[i].prefill_tokens;
-      const double decode_error = layers_[i]->max_error(*decode_rows_[i], {0}, checkers_);
-      const double prefill_error =
-          layers_[i]->max_error(*prefill_rows_[i], {0, tokens / 3, 2 * tokens / 3, tokens - 1}, checkers_);
-      rows_[i].max_error = prefill_error > decode_error || std::isnan(prefill_error) ? prefill_error : decode_error;
-      rows_[i].bit_equal = layers_[i]->equals_repeated(*decode_rows_[i], repeated()) &&
-                           layers_[i]->equals_repeated(*prefill_rows_[i], repeated());
-    }
-  }
-
-  Model model_;
-  Settings settings_;
-  ThreadTeam& team_;
-  ThreadTeam& checkers_;
-  MachineLimits& limits_;
-  Inputs inputs_;
-  std::vector<std::unique_ptr<Layer>> layers_;
-  std::vector<std::unique_ptr<Rows>> decode_rows_, prefill_rows_;
-  std::vector<Row> rows_;
-};
-
 void print_header(const Settings& settings) {
   std::printf(
       "A decode step is one new token over %td cached ones, in one layer, its cache read from memory. \"of read\" is "
@@ -202,58 +52,87 @@ void print_header(const Settings& settings) {
       "in turn with the calls. Times are medians%s. The model's own heads are starred.\n"
       "Inputs are seeded, and shaped as trained models' are: outlier channels, dominant directions, attention sinks at "
       "the\n"
-      "first tokens. Errors are absolute, against the definition in double precision, for values of unit variance.\n\n",
+      "first tokens. Errors are absolute, against the definition in double precision, for values of unit "
+      "variance.\n%s\n",
       settings.context,
-      gqa::bench::limit_name(gqa::bench::peak_of_call(settings.path, settings.kv_type, settings.kv_type)),
-      gqa::bench::sample_processor_time() ? " of processor time" : "");
-  std::printf("%-11s %-7s %9s %10s %10s | %10s %8s %8s %8s | %8s %9s %8s | %9s %9s\n", "", "", "KV bytes", "KV cache",
+      gqa::bench::limit_name(gqa::bench::peak_of_call(settings.path, settings.query_type(), settings.kv_type)),
+      gqa::bench::sample_processor_time() ? " of processor time" : "",
+      settings.quantised()
+          ? "\"Largest error\" is over what the cache's rows stand for, \"error from values\", of the decode step, "
+            "over "
+            "keys\nand values as they were before they were stored. \"Bytes\" and \"time\" are beside a bf16 cache, "
+            "timed in turn.\n"
+          : "");
+  std::printf("%-11s %-7s %9s %10s %10s | %10s %8s %8s %8s | %8s %9s %8s | %9s %9s", "", "", "KV bytes", "KV cache",
               "all", "decode", "against", "KV", "of", "prefill", "", "of", "largest", "grouped =");
-  std::printf("%-11s %-7s %9s %10s %10s | %10s %8s %8s %8s | %8s %9s %8s | %9s %9s\n", "model", "heads", "per token",
+  if (settings.quantised()) std::printf(" | %7s %7s %12s", "bytes", "time", "error from");
+  std::printf("\n%-11s %-7s %9s %10s %10s | %10s %8s %8s %8s | %8s %9s %8s | %9s %9s", "model", "heads", "per token",
               "of a layer", "layers", "step", "MHA", "GB/s", "read", "tokens", "GFLOP/s", "peak", "error", "repeated");
+  if (settings.quantised()) std::printf(" | %7s %7s %12s", "of bf16", "of bf16", "values");
+  std::printf("\n");
 }
 
 void print_rows(const Model& model, const Settings& settings, const std::vector<Row>& rows) {
   for (const Row& row : rows) {
     const double cache = static_cast<double>(row.bytes_per_token * settings.context);
-    std::printf("%-11s %-7s %9td %10s %10s | %7.3f ms %7.1fx %8.1f %7.0f%% | %8td %9.1f %7.0f%% | %9.1e %9s\n",
+    std::printf("%-11s %-7s %9td %10s %10s | %7.3f ms %7.1fx %8.1f %7.0f%% | %8td %9.1f %7.0f%% | %9.1e %9s",
                 &row == &rows.front() ? model.name.c_str() : "", heads_name(model, row.kv_heads).c_str(),
                 row.bytes_per_token, in_bytes(cache).c_str(),
                 in_bytes(cache * static_cast<double>(model.layers)).c_str(), row.decode_seconds * 1e3,
                 rows.front().decode_seconds / row.decode_seconds, row.kv_rate / 1e9, 100 * row.kv_rate / row.read_rate,
                 row.prefill_tokens, row.prefill_rate / 1e9, 100 * row.prefill_rate / row.peak_rate, row.max_error,
                 row.bit_equal ? "bit equal" : "DIFFERS");
+    if (settings.quantised())
+      std::printf(" | %6.2fx %6.2fx %12.1e",
+                  static_cast<double>(row.bytes_per_token) / static_cast<double>(row.bf16_bytes_per_token),
+                  row.decode_seconds / row.bf16_decode_seconds, row.max_error_of_values);
+    std::printf("\n");
   }
   std::fflush(stdout);
 }
 
 nlohmann::ordered_json as_json(const Model& model, const Settings& settings, const Row& row) {
-  return {{"model", model.name},
-          {"query_heads", model.query_heads},
-          {"kv_heads", row.kv_heads},
-          {"head_dim", model.head_dim},
-          {"kv_type", gqa::element_name(settings.kv_type)},
-          {"context", settings.context},
-          {"threads", settings.threads},
-          {"kv_bytes_per_token", row.bytes_per_token},
-          {"decode_ms", row.decode_seconds * 1e3},
-          {"kv_bytes_per_s", row.kv_rate},
-          {"read_bandwidth_bytes_per_s", row.read_rate},
-          {"prefill_flops_per_s", row.prefill_rate},
-          {"peak_flops_per_s", row.peak_rate},
-          {"max_error", row.max_error},
-          {"bit_equal", row.bit_equal}};
+  nlohmann::ordered_json json{{"model", model.name},
+                              {"query_heads", model.query_heads},
+                              {"kv_heads", row.kv_heads},
+                              {"head_dim", model.head_dim},
+                              {"kv_type", gqa::detail::codec_name(settings.kv_type).c_str()},
+                              {"context", settings.context},
+                              {"threads", settings.threads},
+                              {"kv_bytes_per_token", row.bytes_per_token},
+                              {"decode_ms", row.decode_seconds * 1e3},
+                              {"kv_bytes_per_s", row.kv_rate},
+                              {"read_bandwidth_bytes_per_s", row.read_rate},
+                              {"prefill_flops_per_s", row.prefill_rate},
+                              {"peak_flops_per_s", row.peak_rate},
+                              {"max_error", row.max_error},
+                              {"bit_equal", row.bit_equal}};
+  if (settings.quantised()) {
+    json["bf16_kv_bytes_per_token"] = row.bf16_bytes_per_token;
+    json["bf16_decode_ms"] = row.bf16_decode_seconds * 1e3;
+    json["max_error_of_values"] = row.max_error_of_values;
+  }
+  return json;
 }
 
 /// Room for what a model needs at once, or a sentence that says how much is missing.
 void check_memory(const std::vector<Model>& chosen, const Settings& settings) {
+  std::vector<Settings> kept{settings};
+  if (settings.quantised()) {
+    kept.push_back(settings);
+    kept.back().kv_type = gqa::ElementType::bf16;
+  }
   double most = 0;
   for (const Model& model : chosen) {
-    const double mha =
-        2.0 * static_cast<double>(Layer::head_bytes(model, settings)) * static_cast<double>(model.query_heads);
-    double needed = 2 * mha;
-    for (const Index kv_heads : kv_head_counts(model)) {
-      const double cache = mha * static_cast<double>(kv_heads) / static_cast<double>(model.query_heads);
-      needed += std::max(cache, static_cast<double>(gqa::bench::out_of_cache_bytes()) + cache);
+    double needed = 0;
+    for (const Settings& each : kept) {
+      const double mha =
+          2.0 * static_cast<double>(Layer::head_bytes(model, each)) * static_cast<double>(model.query_heads);
+      needed += 2 * mha;
+      for (const Index kv_heads : kv_head_counts(model)) {
+        const double cache = mha * static_cast<double>(kv_heads) / static_cast<double>(model.query_heads);
+        needed += std::max(cache, static_cast<double>(gqa::bench::out_of_cache_bytes()) + cache);
+      }
     }
     most = std::max(most, needed);
   }
@@ -261,6 +140,18 @@ void check_memory(const std::vector<Model>& chosen, const Settings& settings) {
   if (available > 0 && most > 0.9 * available)
     throw std::runtime_error("this takes " + in_bytes(most) + " of memory and " + in_bytes(available) +
                              " are free: choose a shorter --context");
+}
+
+/// The caches' types by the names that they have on the command line.
+const std::map<std::string, gqa::KvEncoding>& kv_types() {
+  static const std::map<std::string, gqa::KvEncoding> types{{"bf16", gqa::ElementType::bf16},
+                                                            {"f16", gqa::ElementType::f16},
+                                                            {"f32", gqa::ElementType::f32},
+                                                            {"i8", gqa::Int8{}},
+                                                            {"i4", gqa::Int4{}},
+                                                            {"q8_0", gqa::Q8_0{}},
+                                                            {"q4_0", gqa::Q4_0{}}};
+  return types;
 }
 
 int run(int argc, char** argv) {
@@ -276,8 +167,10 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--prefill", settings.prefill, "Tokens to prefill (default: up to 2048, as time allows)")
       ->check(CLI::Range(Index{1}, Index{1} << 24));
-  app.add_option("--kv-type", type, "Element type of the cache and of the queries")
-      ->check(CLI::IsMember({"bf16", "f16", "f32"}))
+  app.add_option("--kv-type", type,
+                 "How keys and values are stored: as elements, which queries are then too, or quantised, beside a bf16 "
+                 "cache and with bf16 queries")
+      ->check(CLI::IsMember({"bf16", "f16", "f32", "i8", "i4", "q8_0", "q4_0"}))
       ->capture_default_str();
   app.add_option("--threads", settings.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--path", path, "Instruction set (default: the best that can run)")
@@ -287,9 +180,7 @@ int run(int argc, char** argv) {
   app.add_option("--json", json_file, "Also write the results to this file");
   CLI11_PARSE(app, argc, argv);
 
-  settings.kv_type = type == "f32"   ? gqa::ElementType::f32
-                     : type == "f16" ? gqa::ElementType::f16
-                                     : gqa::ElementType::bf16;
+  settings.kv_type = kv_types().at(type);
   settings.path = gqa::active_path().path;
   if (!path.empty())
     for (const gqa::Path each :
