@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Owning caches of codecs that keep their first and newest tokens as plain elements besides: which rows a view shows at which length, and
 // what they hold, after every way of changing a cache. Attention over such views: parts_test.cpp.
-#undef GQA_COMPILED_KERNELS
-#include "support/parts.hpp"
-
+#include "gqa/rotation.hpp"
 #include "support/messages.hpp"
+#include "support/parts.hpp"
 
 namespace gqa::test {
 namespace {
@@ -231,6 +230,27 @@ TEST_P(PlainTokens, HooksChangeBothRows) {
       return !keys || p < 50 || p >= 590 ? before : encode_any(as, grown(decode(as, before, kCase.head_dim), p));
     }));
   });
+}
+
+TEST_P(PlainTokens, OfARotatedCacheAreRotatedToo) {
+  KvCacheConfig config = config_of(kCase, format(), format(), KvLayout::head_major, kCase.length);
+  config.first_tokens = kFirst;
+  config.newest_tokens = kNewest;
+  config.k_rotation = kPartDim;
+  config.v_rotation = 16;
+  ContiguousKvCache cache(config);
+  append(cache, 0, 170);
+  append(cache, 170, 400);
+  const KvCacheView kv = cache.view();
+  for (Index i = 0; i <= kv.earlier_count; ++i) {
+    EXPECT_EQ(kv.part(i).k_rotation, kPartDim);
+    EXPECT_EQ(kv.part(i).v_rotation, 16);
+  }
+  EXPECT_TRUE(shows(kv, ends_at(400), [&](const KvEncoding& as, bool keys, Index p, Index head) {
+    std::vector<float> row = row_of(keys, p, head);
+    hadamard_rotate(TensorView(row.data(), 1, 1, static_cast<Index>(row.size())), keys ? kPartDim : 16);
+    return encode_any(as, row);
+  }));
 }
 
 TEST_P(PlainTokens, OfAForkAreItsOwn) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sequences whose positions are stored in several parts, of types and storages of their own: attention over them has the bits of one cache
 // that holds the same numbers. And what is refused of a list of parts before any work. Caches that make such views: kv_plain_test.cpp.
-#undef GQA_COMPILED_KERNELS  // which have no kernels for codecs
 #include "support/parts.hpp"
 
 #include "support/messages.hpp"
