@@ -19,6 +19,8 @@ namespace gqa::detail {
 /// and the super-spans' in ascending order into one total: left folds both, whoever computes the spans.
 struct SequencePlan {
   const Kernels* kernels = nullptr;
+  const CodecKernels* keys = nullptr;
+  const CodecKernels* values = nullptr;
   Index first_fold = 0;
   Index folds = 0;       ///< head_groups · tiles
   Index first_span = 0;  ///< spans of the folds before its own, by the count that workers' shares are cut by

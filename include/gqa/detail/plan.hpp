@@ -104,9 +104,9 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
 /// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and in the second-level
 /// cache with a block of their keys and values. Where they take a few tokens in turn, and there are spans enough for many tasks, more
 /// go together, for long runs. It changes no bit.
-inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
+inline Index heads_per_task(const KvCacheView& kv, const CodecKernels& keys, Index rows, Index spans) noexcept {
   constexpr Index many = 8;
-  const bool in_turn = kernels.of(kv.k_type).stream_rows.followed > 0 && rows < kPanelRows;
+  const bool in_turn = keys.stream_rows.followed > 0 && rows < kPanelRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
   const Index by_rows = kTileRows / (rows > 0 ? rows : 1);
@@ -139,6 +139,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
       &call.kernels_for(call.path, bf16_terms(sequence.q.type, sequence.kv.k_type, sequence.kv.v_type, products));
   if (!plan.kernels->supports(sequence.kv.k_type, sequence.kv.v_type))
     fail_unsupported(call.batch, sequence, *plan.kernels);
+  plan.keys = &plan.kernels->of(sequence.kv.k_type, sequence.kv.k_scales.dim);
+  plan.values = &plan.kernels->of(sequence.kv.v_type, sequence.kv.v_scales.dim);
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;
@@ -146,12 +148,11 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.spans = spans_of(sampled_hull(call, sequence));
   // By what the cache holds, not by the hull: a tile may see more than the tokens that were sampled.
   plan.has_super_spans = sequence.kv.first_position() / kSuperSpan < (sequence.kv.length - 1) / kSuperSpan;
-  plan.heads = heads_per_task(sequence.kv, *plan.kernels, plan.rows, plan.spans);
+  plan.heads = heads_per_task(sequence.kv, *plan.keys, plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   // Many where few rows are streamed through memory, some where heads lie side by side, one where the work is worth more than the reading.
-  const auto stream_rows = [&](KvType type) { return plan.kernels->of(type).stream_rows.of(call.streaming); };
-  const Index of_keys = stream_rows(sequence.kv.k_type);
-  const Index of_values = stream_rows(sequence.kv.v_type);
+  const Index of_keys = plan.keys->stream_rows.of(call.streaming);
+  const Index of_values = plan.values->stream_rows.of(call.streaming);
   const Index most = of_keys < of_values ? of_keys : of_values;
   const bool streams = plan.heads == 1 && plan.tile_rows <= most;
   const bool few = plan.heads > 1 && plan.rows < kPanelRows && most > 0 && call.streaming == Streaming::prefetched;

@@ -41,7 +41,7 @@ class SequenceTasks {
         scratch_(carve(call, plan, slot)),
         addresses_(sequence.kv, scratch_.tables, plan.stage_blocks),
         rows_(call, scratch_),
-        values_(kernels_.of(sequence.kv.v_type), call.shape.value_dim, scratch_),
+        values_(*plan.values, call.shape.value_dim, scratch_),
         total_(kernels_, plan) {
     streams_ = plan.heads == 1 && plan.stage_blocks > 1 && addresses_.follows();
     runs_ = streams_ && !addresses_.hops(call.streaming);
@@ -142,8 +142,9 @@ class SequenceTasks {
   void pack() {
     packed_ = true;
     if (call_.variant.asks_of_rows()) asked_.tell_rows();
+    const auto pack_rows = plan_.keys->pack != nullptr ? plan_.keys->pack : kernels_.pack;
     for (Index j = 0; j < range_.heads; ++j)
-      kernels_.pack(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
+      pack_rows(head_tile(scratch_.tile, j), rows_in(sequence_.q, range_.first_head + j));
   }
 
   void store(const QueryTile& total, bool outputs, bool lse) const {
@@ -215,7 +216,7 @@ class SequenceTasks {
   void run_stage(Index begin, Index end) {
     const Stage stage = plan_stage(begin, end);
     if (stage.blocks == 0) return;
-    kernels_.of(sequence_.kv.k_type).scores(scratch_.tile, stage, prefetcher_);
+    plan_.keys->scores(scratch_.tile, stage, prefetcher_);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = span_of(stage, b);
       Stage part = stage;
