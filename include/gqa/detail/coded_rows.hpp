@@ -106,15 +106,19 @@ inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint
   const auto offset_of = [](const Place& place, const KvStrides& strides) {
     return place.page * strides.page + place.slot * strides.token;
   };
-  const bool even = at.uniform;
-  const Place first = locate(kv, at.begin + at.first);
-  for (Index t = at.first; t < at.last; ++t) {
-    if (even) {  // slots follow each other
-      const Place place{first.page, first.slot + t - at.first, first.run};
-      k_offset[t] = offset_of(place, kv.k_scales.strides) * k_bytes;
-      v_offset[t] = offset_of(place, kv.v_scales.strides) * v_bytes;
-      continue;
+  const bool even = at.uniform;  // slots follow each other
+  if (even) {
+    const Place place = locate(kv, at.begin + at.first);
+    Index k = offset_of(place, kv.k_scales.strides) * k_bytes;
+    Index v = offset_of(place, kv.v_scales.strides) * v_bytes;
+    for (Index t = at.first; t < at.last; ++t) {
+      k_offset[t] = k;
+      v_offset[t] = v;
+      k += kv.k_scales.strides.token * k_bytes;
+      v += kv.v_scales.strides.token * v_bytes;
     }
+  }
+  for (Index t = at.first; t < at.last && !even; ++t) {
     if (((there >> t) & 1u) == 0) {
       k_offset[t] = k_offset[t - 1];
       v_offset[t] = v_offset[t - 1];

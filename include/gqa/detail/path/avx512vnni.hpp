@@ -45,60 +45,72 @@ GQA_OP __m512i load_row_bytes(const std::byte* p, Index count) {
   if (count >= 64) return _mm512_loadu_si512(p);
   return _mm512_maskz_loadu_epi8((std::uint64_t{1} << count) - 1, p);
 }
-template <class Codec>
-GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to) {
+// Sixteen tokens' bytes [from, from + 64) of a row of `bytes`, all of them there if Whole, as dwords: each a quad, or of Int4 two.
+template <class Codec, bool Whole>
+GQA_OP void stage_key_words(const ScatteredRows& rows, Index from, Index bytes, std::byte* to) {
   constexpr Index quad = kBlock * kQuadBytes;
-  const Index bytes = KvType(Codec::type).row_bytes(dim);
-  for (Index from = 0; from < bytes; from += 64) {
-    Vec words[kLanes];
-    GQA_UNROLL
-    for (int t = 0; t < kLanes; ++t) words[t] = _mm512_castsi512_ps(load_row_bytes(rows(t) + from, bytes - from));
-    transpose(words);
-    GQA_UNROLL
-    for (int w = 0; w < kLanes; ++w) {
-      if (from + w * 4 >= bytes) break;
-      const __m512i word = _mm512_castps_si512(words[w]);
-      if constexpr (Codec::integer_bits == 8) {
-        _mm512_storeu_si512(to + (from / 4 + w) * quad, _mm512_xor_si512(word, _mm512_set1_epi8(-128)));
-      } else {  // 16 bytes are quads 0 … 3 of 8, in the lower halves of bytes, and 4 … 7
-        std::byte* const at = to + (from / 2 + w / 4 * 8 + w % 4) * quad;
-        const __m512i halves = _mm512_set1_epi8(15);
-        _mm512_storeu_si512(at, _mm512_and_si512(word, halves));
-        _mm512_storeu_si512(at + 4 * quad, _mm512_and_si512(_mm512_srli_epi16(word, 4), halves));
-      }
+  Vec words[kLanes];
+  GQA_UNROLL
+  for (int t = 0; t < kLanes; ++t)
+    words[t] =
+        _mm512_castsi512_ps(Whole ? _mm512_loadu_si512(rows(t) + from) : load_row_bytes(rows(t) + from, bytes - from));
+  transpose(words);
+  GQA_UNROLL
+  for (int w = 0; w < kLanes; ++w) {
+    if (!Whole && from + w * 4 >= bytes) break;
+    const __m512i word = _mm512_castps_si512(words[w]);
+    if constexpr (Codec::integer_bits == 8) {
+      _mm512_storeu_si512(to + (from / 4 + w) * quad, _mm512_xor_si512(word, _mm512_set1_epi8(-128)));
+    } else {  // 16 bytes are quads 0 … 3 of 8, in the lower halves of bytes, and 4 … 7
+      std::byte* const at = to + (from / 2 + w / 4 * 8 + w % 4) * quad;
+      const __m512i halves = _mm512_set1_epi8(15);
+      _mm512_storeu_si512(at, _mm512_and_si512(word, halves));
+      _mm512_storeu_si512(at + 4 * quad, _mm512_and_si512(_mm512_srli_epi16(word, 4), halves));
     }
   }
 }
-// Numbers of 64 dims as bytes.
 template <class Codec>
+GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to) {
+  const Index bytes = KvType(Codec::type).row_bytes(dim);
+  Index from = 0;
+  for (; from + 64 <= bytes; from += 64) stage_key_words<Codec, true>(rows, from, bytes, to);
+  if (from < bytes) stage_key_words<Codec, false>(rows, from, bytes, to);
+}
+// Numbers of 64 dims as bytes, all of them there if Whole.
+template <class Codec, bool Whole>
 GQA_OP __m512i value_bytes(const std::byte* row, Index d, Index dim) {
   if constexpr (Codec::integer_bits == 8) {
-    return _mm512_xor_si512(load_row_bytes(row + d, dim - d), _mm512_set1_epi8(-128));
+    const __m512i bytes = Whole ? _mm512_loadu_si512(row + d) : load_row_bytes(row + d, dim - d);
+    return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
   } else {
-    const Index blocks = (dim - d + 31) / 32;
+    const bool two = Whole || dim - d > 32;  // blocks of 32
     const __m512i pairs = _mm512_castsi256_si512(
-        blocks > 1 ? _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(row + d / 2)))
-                   : _mm256_castsi128_si256(load_bytes(row + d / 2)));
+        two ? _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(row + d / 2)))
+            : _mm256_castsi128_si256(load_bytes(row + d / 2)));
     const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), pairs);
-    const __m512i shift = _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004,
-                                            0x0004000400040004);
+    const __m512i shift =
+        _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004);
     return _mm512_and_si512(_mm512_srlv_epi16(twice, shift), _mm512_set1_epi8(15));
   }
+}
+template <class Codec, bool Whole>
+GQA_OP void stage_value_dims(const std::byte* const (&rows)[4], Index d, Index dim, std::byte* to) {
+  __m512i v[4];
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) v[i] = value_bytes<Codec, Whole>(rows[i], d, dim);
+  const __m512i low[2] = {_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpacklo_epi8(v[2], v[3])};
+  const __m512i high[2] = {_mm512_unpackhi_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[2], v[3])};
+  _mm512_storeu_si512(to, _mm512_unpacklo_epi16(low[0], low[1]));
+  _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(low[0], low[1]));
+  _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(high[0], high[1]));
+  _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(high[0], high[1]));
 }
 // Quads of dims 0 … 3 of each sixteen, then 4 … 7, and so on: see natural_order.
 template <class Codec>
 GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index) {
-  for (Index d = 0; d < dim; d += 64, to += 64 * kLaneBytes) {
-    __m512i v[4];
-    GQA_UNROLL
-    for (int i = 0; i < 4; ++i) v[i] = value_bytes<Codec>(rows[i], d, dim);
-    const __m512i low[2] = {_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpacklo_epi8(v[2], v[3])};
-    const __m512i high[2] = {_mm512_unpackhi_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[2], v[3])};
-    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(low[0], low[1]));
-    _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(low[0], low[1]));
-    _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(high[0], high[1]));
-    _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(high[0], high[1]));
-  }
+  Index d = 0;
+  for (; d + 64 <= dim; d += 64) stage_value_dims<Codec, true>(rows, d, dim, to + d * kLaneBytes);
+  if (d < dim) stage_value_dims<Codec, false>(rows, d, dim, to + d * kLaneBytes);
 }
 // Vector i, quarter j ↔ vector j, quarter i.
 GQA_OP void natural_order(__m512i (&a)[kIntegerVectors]) {

@@ -59,9 +59,7 @@ GQA_OP Rounding rounding_of(const Vec& largest, float most) {
   if (bits < 0x0d800000u) return {0.0f, 0.0f};  // 2^-100
   return {x / most, most / x};
 }
-GQA_OP Vec magnitudes(const Vec& a) {
-  return shift_right<1>(shift_left<1>(a));
-}
+GQA_OP Vec magnitudes(const Vec& a) { return shift_right<1>(shift_left<1>(a)); }
 // 16 integers of x · factor from element i on, which are added to sum; x that is no finite number has a scale of NaN, whatever it becomes.
 GQA_OP void round_integers(const Vec& x, const Vec& factor, std::byte* row, Index elements, Index i, Vec& sum) {
   const Vec rounded = fma(x, factor, set1(kRounding));
@@ -106,6 +104,10 @@ GQA_OP void gather_scales(const RowSpan& scales, Index first, Index last, float 
   for (Index t = first; t < last; ++t) __builtin_memcpy(to + t, scales.base + scales.offset[t], sizeof(float));
 }
 
+// Bytes of the rows that are fetched most often.
+template <class Codec>
+inline constexpr Index kUsualBytes = KvType(Codec::type).row_bytes(128);
+
 // Rows of keys and values that are fetched while sums are added, one for each quad.
 struct RowsAhead {
   PrefetchCursor cursor;
@@ -115,7 +117,7 @@ struct RowsAhead {
   GQA_OP void step() {
     if (due > 0) {
       --due;
-      prefetch_row(cursor);
+      prefetch_row<128>(cursor);
     }
   }
   GQA_OP void rest() {
@@ -186,8 +188,7 @@ GQA_OP void score_integer_rows(const QueryTile& tile, Index row, Index excess, c
     score_integers<R>(tile, row, excess, scales, begin, end, to(row), ahead);
     to.done(row + R);
   }
-  if constexpr (R > 1)
-    score_integer_rows<R / 2>(tile, row, excess, scales, begin, end, prefetcher, strip, to);
+  if constexpr (R > 1) score_integer_rows<R / 2>(tile, row, excess, scales, begin, end, prefetcher, strip, to);
 }
 // Scores of rows in panels are turned, sixteen by sixteen.
 struct PanelScores {
@@ -216,9 +217,15 @@ GQA_KERNEL void score_integer_block(const QueryTile& tile, const Block& block, P
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.head_dim);
   const bool touch = prefetcher.policy().touch;
   for (Index t = begin; t < end; t += kLanes) {
-    prefetch_rows(ahead, t - begin, t - begin + kLanes);
+    prefetch_rows<kUsualBytes<Codec>>(ahead, t - begin, t - begin + kLanes);
     if (t + kLanes <= block.first || t >= block.last) continue;
-    const ScatteredRows rows = scattered_rows(block, t, row_bytes, touch);
+    ScatteredRows rows;
+    if (!touch && evenly_spaced(block, t, kLanes)) {
+      rows.base = block.k + t * block.k_stride;
+      for (Index i = 0; i < kLanes; ++i) rows.offset[i] = i * block.k_stride;
+    } else {
+      rows = scattered_rows(block, t, row_bytes, touch);
+    }
     stage_key_tokens<Codec>(rows, tile.head_dim, tile.staging + t * kLaneBytes);
   }
   alignas(64) float scales[kBlock];
@@ -265,7 +272,8 @@ GQA_KERNEL void round_block_weights(const QueryTile& tile, const Block& block, c
 
 // Outputs of R rows, over quads [first, last) of tokens, values in staging.
 template <int R>
-GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Index first, Index last, RowsAhead& ahead) {
+GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Index first, Index last,
+                             RowsAhead& ahead) {
   constexpr int C = kIntegerVectors;
   const Index stride = round_up(tile.value_dim, C * kLanes) * kQuadBytes;
   const std::byte* p[R];
@@ -277,7 +285,8 @@ GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Ind
   }
   for (Index d = 0; d < tile.value_dim; d += C * kLanes) {
     IntegerSums acc[R * C];
-    integer_sums<R, C>(p, kBlock, first, tile.staging + first * stride + d * kLaneBytes, last - first, stride, ahead, acc);
+    integer_sums<R, C>(p, kBlock, first, tile.staging + first * stride + d * kLaneBytes, last - first, stride, ahead,
+                       acc);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
       float* const o = tile.o + (row + r) * tile.o_stride + d;
@@ -321,7 +330,7 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
   const bool touch = prefetcher.policy().touch;
   for (Index quad = first; quad < last; ++quad) {
-    prefetch_rows(ahead, (quad - first) * 4, (quad - first) * 4 + 4);
+    prefetch_rows<kUsualBytes<Codec>>(ahead, (quad - first) * 4, (quad - first) * 4 + 4);
     const std::byte* rows[4];
     GQA_UNROLL
     for (int i = 0; i < 4; ++i) {

@@ -57,8 +57,7 @@ GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to
     for (Index from = 0; from < bytes; from += 32) {
       __m256 words[8];
       GQA_UNROLL
-      for (int i = 0; i < 8; ++i)
-        words[i] = _mm256_castsi256_ps(load_bytes_of_half(rows(t + i) + from, bytes - from));
+      for (int i = 0; i < 8; ++i) words[i] = _mm256_castsi256_ps(load_bytes_of_half(rows(t + i) + from, bytes - from));
       transpose_quarter(words);
       GQA_UNROLL
       for (int w = 0; w < 8; ++w) {
@@ -79,7 +78,8 @@ GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to
 // Numbers of 16 dims as bytes.
 template <class Codec>
 GQA_OP __m128i value_bytes(const std::byte* row, Index d, Index count) {
-  if constexpr (Codec::integer_bits == 8) return count >= kLanes ? load_bytes(row + d) : load_bytes_part(row + d, count);
+  if constexpr (Codec::integer_bits == 8)
+    return count >= kLanes ? load_bytes(row + d) : load_bytes_part(row + d, count);
   const __m128i pairs = load_bytes(row + (d >> 5) * 16);
   return (d & 16) == 0 ? nibbles<false>(pairs) : nibbles<true>(pairs);
 }

@@ -114,7 +114,9 @@ template <class Codec>
 inline constexpr bool kPlainRows = std::is_same_v<Codec, F32>;
 /// Whether rows are integers, and one scale each: Codec::integer_bits of them, 8 or 4, as Int8 and Int4 have them.
 template <class Codec>
-inline constexpr bool kIntegers = requires { Codec::integer_bits; };
+inline constexpr bool kIntegers = requires {
+  Codec::integer_bits;
+};
 
 }  // namespace gqa::detail
 
