@@ -108,6 +108,7 @@ struct CpuFeatures {
   bool avx512bf16 = false;
   bool amx = false;
   bool follows_loads = false;  ///< see Streaming::followed
+  bool avx512vnni = false;     ///< beside avx512: sums of products of bytes
 };
 
 /// How keys and values come out of memory in time. It decides what is prefetched, and how long stages are; it changes no bit of a result.
@@ -160,6 +161,7 @@ inline CpuFeatures detect_features() noexcept {
   // F 16, DQ 17, BW 30, VL 31 of ebx; zmm state in XCR0.
   constexpr unsigned avx512_bits = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
   has.avx512 = has.avx2 && (xcr0 & 0xe6u) == 0xe6u && (b & avx512_bits) == avx512_bits;
+  has.avx512vnni = has.avx512 && ((c >> 11) & 1u);
   const bool amx_cpu = ((d >> 24) & 1u) && ((d >> 22) & 1u);  // AMX-TILE, AMX-BF16
   if (!has.avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return has;
   has.avx512bf16 = (a >> 5) & 1u;

@@ -124,6 +124,8 @@ struct How {
   std::optional<float> scale = std::nullopt;
   Products products = kUsualProducts;
   TensorLayout out_layout = TensorLayout::packed;
+  const KvCacheView* integers =
+      nullptr;  ///< what is computed with, where the reference has the f32 rows that it stands for
 
   Options options() const {
     Options options;

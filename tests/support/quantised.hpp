@@ -12,6 +12,7 @@
 
 #include "codecs.hpp"
 #include "gqa/gqa.hpp"
+#include "integer_model.hpp"
 #include "problem.hpp"
 #include "reference_check.hpp"
 
@@ -57,23 +58,6 @@ inline KvPoolConfig pool_of(const Case& c, const KvEncoding& k, const KvEncoding
           .layout = layout};
 }
 
-/// Where the row of a position and head is, and its scale.
-struct At {
-  std::byte* row;
-  std::byte* scale;
-};
-inline At row_at(const KvCacheView& kv, bool keys, Index position, Index head) {
-  const detail::Place place = detail::locate(kv, position);
-  const KvType type = keys ? kv.k_type : kv.v_type;
-  const auto offset = [&](const KvStrides& strides) {
-    return place.page * strides.page + place.slot * strides.token + head * strides.head;
-  };
-  const KvScales& scales = keys ? kv.k_scales : kv.v_scales;
-  auto* const rows = static_cast<std::byte*>(const_cast<void*>(keys ? kv.k : kv.v));
-  auto* const scale = static_cast<std::byte*>(const_cast<void*>(scales.data));
-  return {rows + type.stride_bytes(offset(keys ? kv.k_strides : kv.v_strides)),
-          scale == nullptr ? nullptr : scale + offset(scales.strides) * type.scale_bytes()};
-}
 inline void decode(const KvEncoding& format, const At& at, Index dim, float* to) {
   if (format.codec() == nullptr) std::memcpy(to, at.row, static_cast<std::size_t>(dim) * sizeof(float));
   else format.codec()->decode(at.row, at.scale, dim, to);
@@ -121,7 +105,7 @@ struct Coded {
     EXPECT_TRUE(found) << "no kernels are compiled for these widths";
     return result;
   }
-  /// The bits of the f32 cache, and right.
+  /// The bits of the f32 cache, or where products are of integers, of the plain model; and right.
   void compare(const Case& c, const KvCacheView& kv, const KvCacheView& f32, Random& random) const {
     std::vector<float> q(static_cast<std::size_t>(c.n_q * c.group * c.kv_heads * c.head_dim));
     for (float& x : q) x = random.normal();
@@ -129,10 +113,15 @@ struct Coded {
     const CausalWindow variant{kv.storage == Storage::ring ? kv.capacity - c.n_q + 1 : c.length};
     for (const Products products : kEveryProducts) {
       if (products != Products::as_stored && has_f32_arithmetic_only(path)) continue;
-      const Result expected = attend(queries, f32, variant, products);
+      const bool of_integers =
+          bf16_terms(queries, kv, how(products)) == 0 && (integers(kv, true) || integers(kv, false));
+      const Result expected =
+          of_integers ? IntegerModel(kv, f32).attend(queries, variant) : attend(queries, f32, variant, products);
       ASSERT_TRUE(same_bits(expected, attend(queries, kv, variant, products))) << products_name(products);
       if (c.n_q != 3) continue;
-      ASSERT_TRUE(within_bound(queries, f32, how(products), variant, expected)) << products_name(products);
+      How call = how(products);
+      if (of_integers) call.integers = &kv;
+      ASSERT_TRUE(within_bound(queries, f32, call, variant, expected)) << products_name(products);
     }
   }
   /// Every storage.

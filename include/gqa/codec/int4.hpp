@@ -35,6 +35,7 @@ namespace gqa {
 struct Int4 {
   static constexpr KvType type{{.id = 6, .block_shift = 5, .block_bytes = 16, .alignment = 1, .scale_bytes = 4}};
   static constexpr const char* name = "int4";
+  static constexpr int integer_bits = 4;  // as Int8 has it
 
   template <Element From>
   GQA_ALWAYS_INLINE static void encode(const std::byte* from, Index step, Index dim, std::byte* row,

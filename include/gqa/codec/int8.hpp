@@ -55,6 +55,7 @@ namespace gqa {
 struct Int8 {
   static constexpr KvType type{{.id = 5, .block_bytes = 1, .alignment = 1, .scale_bytes = 4}};
   static constexpr const char* name = "int8";
+  static constexpr int integer_bits = 8;  // kernels compute with the bytes themselves where a row has one scale
 
   template <Element From>
   GQA_ALWAYS_INLINE static void encode(const std::byte* from, Index step, Index dim, std::byte* row,

@@ -106,7 +106,19 @@ inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint
   const auto offset_of = [](const Place& place, const KvStrides& strides) {
     return place.page * strides.page + place.slot * strides.token;
   };
-  for (Index t = at.first; t < at.last; ++t) {
+  const bool even = at.uniform;  // slots follow each other
+  if (even) {
+    const Place place = locate(kv, at.begin + at.first);
+    Index k = offset_of(place, kv.k_scales.strides) * k_bytes;
+    Index v = offset_of(place, kv.v_scales.strides) * v_bytes;
+    for (Index t = at.first; t < at.last; ++t) {
+      k_offset[t] = k;
+      v_offset[t] = v;
+      k += kv.k_scales.strides.token * k_bytes;
+      v += kv.v_scales.strides.token * v_bytes;
+    }
+  }
+  for (Index t = at.first; t < at.last && !even; ++t) {
     if (((there >> t) & 1u) == 0) {
       k_offset[t] = k_offset[t - 1];
       v_offset[t] = v_offset[t - 1];
@@ -116,9 +128,10 @@ inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint
     k_offset[t] = offset_of(place, kv.k_scales.strides) * k_bytes;
     v_offset[t] = offset_of(place, kv.v_scales.strides) * v_bytes;
   }
-  const auto span = [](const KvScales& given, Index bytes, Index head, const Index* offset) {
+  const auto span = [&](const KvScales& given, Index bytes, Index head, const Index* offset) {
     if (bytes == 0) return RowSpan{};
-    return RowSpan{static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes, offset, 0};
+    return RowSpan{static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes, offset,
+                   even ? given.strides.token * bytes : 0};
   };
   for (Index j = 0; j < heads; ++j)
     ::new (scales.head + j) BlockScales{span(kv.k_scales, k_bytes, first_head + j, k_offset),

@@ -313,6 +313,9 @@ struct CodecKernels {
   /// Any NaN or infinity in V of these tokens of [first, last)?
   bool (*nonfinite)(const Block&, std::uint64_t tokens, Index value_dim) = nullptr;
   StreamRows stream_rows{};
+  /// tile.q ← queries, as `scores` wants them; null: Kernels::pack
+  void (*pack)(const QueryTile&, const QuerySource&) = nullptr;
+  const CodecKernels* (*row_scales)() noexcept = nullptr;  ///< those for rows of one scale each, if they are other ones
 };
 
 /// One path's kernels: the stages of a task. Those that read keys and values are the codecs'; the others take one head's tile.
@@ -342,6 +345,11 @@ struct Kernels {
   }
   /// Those of a type that is supported.
   GQA_ALWAYS_INLINE constexpr const CodecKernels& of(KvType type) const noexcept { return codecs[type.id()]; }
+  /// Those of rows whose scales, if they lie outside, are so far apart from element to element; 0: a row has one.
+  GQA_ALWAYS_INLINE const CodecKernels& of(KvType type, Index scale_step) const noexcept {
+    const CodecKernels& usual = of(type);
+    return usual.row_scales == nullptr || scale_step != 0 ? usual : *usual.row_scales();
+  }
 };
 
 }  // namespace gqa::detail

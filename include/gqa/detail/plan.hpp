@@ -105,13 +105,21 @@ inline TaskScratch carve_task(Carver& carver, const CallPlan& call, const Sequen
   return scratch;
 }
 
+/// What reads a part's keys, and its values.
+inline const CodecKernels& key_kernels(const Kernels& kernels, const KvCacheView& part) noexcept {
+  return kernels.of(part.k_type, part.k_scales.dim);
+}
+inline const CodecKernels& value_kernels(const Kernels& kernels, const KvCacheView& part) noexcept {
+  return kernels.of(part.v_type, part.v_scales.dim);
+}
+
 /// KV heads that a task takes side by side. Where the heads of a token are adjacent in memory, walking one head alone would read
 /// a few hundred bytes of every token's few thousand; so several go together: as many as fit in a tile, and in the second-level
 /// cache with a block of their keys and values. Where they take a few tokens in turn, and there are spans enough for many tasks, more
 /// go together, for long runs. It changes no bit.
-inline Index heads_per_task(const KvCacheView& kv, const Kernels& kernels, Index rows, Index spans) noexcept {
+inline Index heads_per_task(const KvCacheView& kv, const CodecKernels& keys, Index rows, Index spans) noexcept {
   constexpr Index many = 8;
-  const bool in_turn = kernels.of(kv.k_type).stream_rows.followed > 0 && rows < kPanelRows;
+  const bool in_turn = keys.stream_rows.followed > 0 && rows < kPanelRows;
   const Index block_bytes = Index{1} << (in_turn && spans >= many ? 20 : 17);
   if (magnitude(kv.k_strides.head) >= magnitude(kv.k_strides.token)) return 1;
   const Index by_rows = kTileRows / (rows > 0 ? rows : 1);
@@ -133,9 +141,8 @@ inline const KvCacheView& longest_part(const KvCacheView& kv) noexcept {
 /// more than the reading.
 [[gnu::noinline]] inline Index stage_blocks_of(const CallPlan& call, const SequencePlan& plan,
                                                const KvCacheView& part) noexcept {
-  const auto stream_rows = [&](KvType type) { return plan.kernels->of(type).stream_rows.of(call.streaming); };
-  const Index of_keys = stream_rows(part.k_type);
-  const Index of_values = stream_rows(part.v_type);
+  const Index of_keys = key_kernels(*plan.kernels, part).stream_rows.of(call.streaming);
+  const Index of_values = value_kernels(*plan.kernels, part).stream_rows.of(call.streaming);
   const Index most = of_keys < of_values ? of_keys : of_values;
   const bool streams = plan.heads == 1 && plan.tile_rows <= most;
   const bool few = plan.heads > 1 && plan.rows < kPanelRows && most > 0 && call.streaming == Streaming::prefetched;
@@ -174,7 +181,8 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.spans = spans_of(sampled_hull(call, sequence));
   // By what the cache holds, not by the hull: a tile may see more than the tokens that were sampled.
   plan.has_super_spans = kv.first_position() / kSuperSpan < (kv.length - 1) / kSuperSpan;
-  plan.heads = heads_per_task(longest_part(kv), *plan.kernels, plan.rows, plan.spans);
+  const KvCacheView& longest = longest_part(kv);
+  plan.heads = heads_per_task(longest, key_kernels(*plan.kernels, longest), plan.rows, plan.spans);
   plan.head_groups = (shape.kv_heads + plan.heads - 1) / plan.heads;
   bool scales = false;
   for (Index i = 0; i <= kv.earlier_count; ++i) {

@@ -138,7 +138,10 @@ class SequenceTasks {
     part_ = &sequence_.kv.part(part);
     part_begin_ = sequence_.kv.begin_of_part(part);
     addresses_ = AddressBook(*part_, scratch_.tables, plan_.stage_blocks);
-    values_.take(kernels_.of(part_->v_type));
+    const CodecKernels& keys = key_kernels(kernels_, *part_);
+    if (keys_ != nullptr && keys.pack != keys_->pack) packed_ = false;
+    keys_ = &keys;
+    values_.take(value_kernels(kernels_, *part_));
     stage_blocks_ = stage_blocks_of(call_, plan_, *part_);
     streams_ = plan_.heads == 1 && stage_blocks_ > 1 && addresses_.follows();
     runs_ = streams_ && !addresses_.hops(call_.streaming);
@@ -158,11 +161,12 @@ class SequenceTasks {
   void pack() {
     packed_ = true;
     if (call_.variant.asks_of_rows()) asked_.tell_rows();
+    const auto pack_rows = keys_->pack != nullptr ? keys_->pack : kernels_.pack;
     for (Index j = 0; j < range_.heads; ++j) {
       QuerySource queries = rows_in(sequence_.q, range_.first_head + j);
       const Index rotation = sequence_.kv.k_rotation;
       if (rotates(rotation)) queries = rotate_queries(call_, scratch_.tile, queries, rotation, scratch_.rotated);
-      kernels_.pack(head_tile(scratch_.tile, j), queries);
+      pack_rows(head_tile(scratch_.tile, j), queries);
     }
   }
 
@@ -236,7 +240,7 @@ class SequenceTasks {
   void run_stage(Index begin, Index end) {
     const Stage stage = plan_stage(begin, end);
     if (stage.blocks == 0) return;
-    kernels_.of(part_->k_type).scores(scratch_.tile, stage, prefetcher_);
+    keys_->scores(scratch_.tile, stage, prefetcher_);
     for (Index b = 0; b < stage.blocks;) {  // span by span: each has a state of its own
       const Index span = span_of(stage, b);
       Stage part = stage;
@@ -404,7 +408,8 @@ class SequenceTasks {
   TaskScratch scratch_{};
   const KvCacheView* part_ = nullptr;  // that rows are of
   Index part_begin_ = 0;
-  Index stage_blocks_ = 1;  // over it
+  const CodecKernels* keys_ = nullptr;  // the part's
+  Index stage_blocks_ = 1;              // over it
   AddressBook addresses_{};
   RowRanges rows_;
   HiddenValues values_;

@@ -307,6 +307,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
+#include "gqa/detail/path/ints_avx2.inl"
 
 }  // namespace gqa::detail::inline GQA_ABI::avx2
 

@@ -282,3 +282,5 @@ inline constexpr bool kRoundsToInfinity = !std::is_same_v<Codec, Bf16> && !std::
 GQA_END_REGION()
 
 #endif  // GQA_DETAIL_X86
+
+#include "gqa/detail/path/avx512vnni.hpp"

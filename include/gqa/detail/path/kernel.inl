@@ -53,9 +53,15 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
   return kBlock * round_up(head_dim > value_dim ? head_dim : value_dim, 2 * kLanes) * Index{sizeof(float)};
 }
 
+// Those that compute with the integers themselves, see ints.inl.
+template <class Codec>
+inline const CodecKernels* integer_kernels() noexcept;
+
 template <class Codec, int HeadDim, int ValueDim>
 constexpr CodecKernels codec_kernels() {
-  return {scores<Codec, HeadDim>, accumulate<Codec, ValueDim>, nonfinite<Codec>, kStreamRows<Codec>};
+  CodecKernels kernels{scores<Codec, HeadDim>, accumulate<Codec, ValueDim>, nonfinite<Codec>, kStreamRows<Codec>};
+  if constexpr (kIntegers<Codec>) kernels.row_scales = integer_kernels<Codec>;
+  return kernels;
 }
 constexpr Kernels common_kernels() {
   return {

@@ -295,6 +295,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
+#include "gqa/detail/path/ints_plain.inl"
 
 }  // namespace gqa::detail::inline GQA_ABI::portable
 

@@ -112,6 +112,11 @@ namespace gqa::detail {
 /// Whether the rows of a codec are what f32 arithmetic computes with, as they lie.
 template <class Codec>
 inline constexpr bool kPlainRows = std::is_same_v<Codec, F32>;
+/// Whether rows are integers, and one scale each: Codec::integer_bits of them, 8 or 4, as Int8 and Int4 have them.
+template <class Codec>
+inline constexpr bool kIntegers = requires {
+  Codec::integer_bits;
+};
 
 }  // namespace gqa::detail
 

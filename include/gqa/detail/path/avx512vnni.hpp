@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Kernels of the AVX-512 path for integers, where the processor has VNNI; else those of the AVX2 path, which find and leave weights, states and
+/// outputs in the same places.
+///
+/// | intrinsic             | instruction | what it does here                                                              |
+/// |-----------------------|-------------|--------------------------------------------------------------------------------|
+/// | _mm512_dpbusd_epi32   | vpdpbusd    | lane += four products of an unsigned and a signed byte, exactly                |
+///
+/// Keys and values are the unsigned bytes, off by 128 or 8 (kExcess). The 16-bit integers are two signed bytes each, n = 256 · upper + lower:
+/// what the upper ones sum up to is shifted and the lower ones' products are added to that.
+#pragma once
+
+#include "gqa/detail/path/avx2.hpp"
+#include "gqa/detail/path/avx512.hpp"
+
+#if GQA_DETAIL_X86
+
+GQA_BEGIN_REGION("avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
+
+namespace gqa::detail::inline GQA_ABI::avx512vnni {
+
+using namespace avx512;
+
+using IntegerSums = __m512i;
+inline constexpr int kIntegerRows = 4;
+inline constexpr int kIntegerVectors = 4;
+inline constexpr Index kQuadBytes = 4;
+inline constexpr Index kLaneBytes = 4;
+template <class Codec>
+inline constexpr Index kExcess = Codec::integer_bits == 4 ? 8 : 128;
+inline constexpr StreamRows kIntegerStreamRows = {8, 2};
+
+GQA_OP void put_integers(std::byte* row, Index elements, Index i, Vec rounded) {
+  const __m512i bits = _mm512_castps_si512(rounded);
+  const __m512i upper = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(128)), 8);
+  _mm_storeu_si128(static_cast<__m128i*>(static_cast<void*>(row + i)), _mm512_cvtepi32_epi8(upper));
+  _mm_storeu_si128(static_cast<__m128i*>(static_cast<void*>(row + elements + i)), _mm512_cvtepi32_epi8(bits));
+}
+GQA_OP Vec larger_bits(Vec a, Vec b) {
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+// 64 bytes, or the first `count`; zeros behind them, nothing read there.
+GQA_OP __m512i load_row_bytes(const std::byte* p, Index count) {
+  if (count >= 64) return _mm512_loadu_si512(p);
+  return _mm512_maskz_loadu_epi8((std::uint64_t{1} << count) - 1, p);
+}
+// Sixteen tokens' bytes [from, from + 64) of a row of `bytes`, all of them there if Whole, as dwords: each a quad, or of Int4 two.
+template <class Codec, bool Whole>
+GQA_OP void stage_key_words(const ScatteredRows& rows, Index from, Index bytes, std::byte* to) {
+  constexpr Index quad = kBlock * kQuadBytes;
+  Vec words[kLanes];
+  GQA_UNROLL
+  for (int t = 0; t < kLanes; ++t)
+    words[t] =
+        _mm512_castsi512_ps(Whole ? _mm512_loadu_si512(rows(t) + from) : load_row_bytes(rows(t) + from, bytes - from));
+  transpose(words);
+  GQA_UNROLL
+  for (int w = 0; w < kLanes; ++w) {
+    if (!Whole && from + w * 4 >= bytes) break;
+    const __m512i word = _mm512_castps_si512(words[w]);
+    if constexpr (Codec::integer_bits == 8) {
+      _mm512_storeu_si512(to + (from / 4 + w) * quad, _mm512_xor_si512(word, _mm512_set1_epi8(-128)));
+    } else {  // 16 bytes are quads 0 … 3 of 8, in the lower halves of bytes, and 4 … 7
+      std::byte* const at = to + (from / 2 + w / 4 * 8 + w % 4) * quad;
+      const __m512i halves = _mm512_set1_epi8(15);
+      _mm512_storeu_si512(at, _mm512_and_si512(word, halves));
+      _mm512_storeu_si512(at + 4 * quad, _mm512_and_si512(_mm512_srli_epi16(word, 4), halves));
+    }
+  }
+}
+template <class Codec>
+GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to) {
+  const Index bytes = KvType(Codec::type).row_bytes(dim);
+  Index from = 0;
+  for (; from + 64 <= bytes; from += 64) stage_key_words<Codec, true>(rows, from, bytes, to);
+  if (from < bytes) stage_key_words<Codec, false>(rows, from, bytes, to);
+}
+// Numbers of 64 dims as bytes, all of them there if Whole.
+template <class Codec, bool Whole>
+GQA_OP __m512i value_bytes(const std::byte* row, Index d, Index dim) {
+  if constexpr (Codec::integer_bits == 8) {
+    const __m512i bytes = Whole ? _mm512_loadu_si512(row + d) : load_row_bytes(row + d, dim - d);
+    return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
+  } else {
+    const bool two = Whole || dim - d > 32;  // blocks of 32
+    const __m512i pairs = _mm512_castsi256_si512(
+        two ? _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(row + d / 2)))
+            : _mm256_castsi128_si256(load_bytes(row + d / 2)));
+    const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), pairs);
+    const __m512i shift =
+        _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004);
+    return _mm512_and_si512(_mm512_srlv_epi16(twice, shift), _mm512_set1_epi8(15));
+  }
+}
+template <class Codec, bool Whole>
+GQA_OP void stage_value_dims(const std::byte* const (&rows)[4], Index d, Index dim, std::byte* to) {
+  __m512i v[4];
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) v[i] = value_bytes<Codec, Whole>(rows[i], d, dim);
+  const __m512i low[2] = {_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpacklo_epi8(v[2], v[3])};
+  const __m512i high[2] = {_mm512_unpackhi_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[2], v[3])};
+  _mm512_storeu_si512(to, _mm512_unpacklo_epi16(low[0], low[1]));
+  _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(low[0], low[1]));
+  _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(high[0], high[1]));
+  _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(high[0], high[1]));
+}
+// Quads of dims 0 … 3 of each sixteen, then 4 … 7, and so on: see natural_order.
+template <class Codec>
+GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index) {
+  Index d = 0;
+  for (; d + 64 <= dim; d += 64) stage_value_dims<Codec, true>(rows, d, dim, to + d * kLaneBytes);
+  if (d < dim) stage_value_dims<Codec, false>(rows, d, dim, to + d * kLaneBytes);
+}
+// Vector i, quarter j ↔ vector j, quarter i.
+GQA_OP void natural_order(__m512i (&a)[kIntegerVectors]) {
+  const __m512i b[4] = {_mm512_shuffle_i32x4(a[0], a[1], 0x44), _mm512_shuffle_i32x4(a[0], a[1], 0xee),
+                        _mm512_shuffle_i32x4(a[2], a[3], 0x44), _mm512_shuffle_i32x4(a[2], a[3], 0xee)};
+  a[0] = _mm512_shuffle_i32x4(b[0], b[2], 0x88);
+  a[1] = _mm512_shuffle_i32x4(b[0], b[2], 0xdd);
+  a[2] = _mm512_shuffle_i32x4(b[1], b[3], 0x88);
+  a[3] = _mm512_shuffle_i32x4(b[1], b[3], 0xdd);
+}
+GQA_OP __m512i every_quad(const std::byte* p) {
+  int quad;
+  __builtin_memcpy(&quad, p, sizeof quad);
+  return _mm512_set1_epi32(quad);
+}
+// `lower`: bytes from a row's upper bytes to its lower ones.
+template <int R, int C, class Ahead>
+GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index lower, Index first, const std::byte* staged,
+                         Index quads, Index stride, Ahead& ahead, __m512i (&acc)[R * C]) {
+  constexpr bool both = R * C <= 8;  // registers for the sums of both bytes
+  constexpr int sums = both ? 2 : 1;
+  GQA_UNROLL
+  for (int i = 0; i < R * C; ++i) acc[i] = _mm512_setzero_si512();
+  __m512i other[R * C];
+  GQA_UNROLL
+  for (int i = 0; i < R * C; ++i) other[i] = _mm512_setzero_si512();
+  for (Index pass = 0; pass < 2; pass += sums) {
+    const std::byte* from = staged;
+    const Index begin = first * 4 + pass * lower;
+    for (Index at = begin; at < begin + quads * 4; at += 4, from += stride) {
+      ahead.step();
+      __m512i b[C];
+      GQA_UNROLL
+      for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(from + c * 64);
+      GQA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const __m512i quad = every_quad(rows[r] + at);
+        GQA_UNROLL
+        for (int c = 0; c < C; ++c) acc[r * C + c] = _mm512_dpbusd_epi32(acc[r * C + c], b[c], quad);
+        if constexpr (both) {
+          const __m512i low = every_quad(rows[r] + lower + at);
+          GQA_UNROLL
+          for (int c = 0; c < C; ++c) other[r * C + c] = _mm512_dpbusd_epi32(other[r * C + c], b[c], low);
+        }
+      }
+    }
+    if (pass == 0) {
+      GQA_UNROLL
+      for (int i = 0; i < R * C; ++i) acc[i] = _mm512_slli_epi32(acc[i], 8);
+    }
+  }
+  if constexpr (both) {
+    GQA_UNROLL
+    for (int i = 0; i < R * C; ++i) acc[i] = _mm512_add_epi32(acc[i], other[i]);
+  }
+}
+GQA_OP Vec integers_as_floats(__m512i sums, std::int32_t constant) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(constant)));
+}
+#include "gqa/detail/path/ints.inl"
+
+}  // namespace gqa::detail::inline GQA_ABI::avx512vnni
+
+GQA_END_REGION()
+
+GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
+
+namespace gqa::detail::inline GQA_ABI::avx512 {
+
+template <class Codec>
+inline const CodecKernels* integer_kernels() noexcept {
+  return features().avx512vnni ? &avx512vnni::kIntegerKernels<Codec> : &avx2::kIntegerKernels<Codec>;
+}
+
+}  // namespace gqa::detail::inline GQA_ABI::avx512
+
+GQA_END_REGION()
+
+#endif  // GQA_DETAIL_X86

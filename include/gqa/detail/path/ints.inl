@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores and outputs of keys and values that are integers with one f32 scale a row, computed with the integers themselves. Part of every
+// path, after its kernels, or of a namespace of its own; the path says how integers lie, and how their products are added (Product sums).
+//
+// Queries, and the weights of a block, are rounded to 16-bit integers: of a row x, with largest = max |x| and most = 32639 (halved for every
+// doubling of head_dim beyond 512),
+//
+//   n[i] = x[i] · (most / largest), to nearest, ties to even (one fused multiply-add with 1.5 · 2^23)      scale = largest / most
+//
+// zeros where largest < 2^-100, and scale NaN where an x is NaN or infinite. Sums of products are exact, below 2^31, so that neither their
+// order nor who adds them changes a bit:
+//
+//   score[t]  = float(Σ_d q[d] · k[t][d]) · (q.scale · k_scale[t])
+//   o[d]      = fma(o[d], alpha, float(Σ_t p[t] · v[t][d]) · p.scale)     p: weight[t] · v_scale[t] of the block's visible tokens, else 0
+//
+// Products are added in quads of elements: of dims in scores, where a lane is a token, of tokens in outputs, where a lane is a dim. So one
+// inner loop, integer_sums, serves both: rows × vectors of 16 lanes. Keys and values are put in that order in staging, a block at a time.
+//
+//   IntegerSums, integer_none               sums of 16 lanes, and such of nothing
+//   kIntegerRows, kIntegerVectors           rows and vectors that integer_sums takes at a time
+//   kQuadBytes, kLaneBytes                  bytes of a lane's quad in staging, and from a lane to the next
+//   kExcess<Codec>                          by how much staged numbers are too large
+//   put_integers                            16 lanes of 1.5 · 2^23 + n of a row → the path's order
+//   larger_bits                             the larger of the lanes' bits, as signed integers
+//   stage_key_tokens, stage_value_quad      16 tokens' keys, four tokens' values → staging
+//   integer_sums                            acc of R rows and C vectors, over some quads
+//   natural_order                           kIntegerVectors vectors of outputs, as they lie in staging → as dims follow each other
+//   integers_as_floats                      sums + a constant, as floats
+
+inline constexpr float kRounding = 0x1.8p23f;
+inline constexpr float kMostWeight = 32639.0f;  // 127 · 256 + 127: two signed bytes
+GQA_OP float most_query(Index head_dim) {
+  int most = 32639;
+  for (Index dims = 512; dims < head_dim; dims *= 2) most /= 2;
+  return static_cast<float>(most);
+}
+
+// What stands behind a row's integers.
+struct IntegerRow {
+  float scale;
+  std::int32_t sum;  // of the integers
+};
+GQA_OP IntegerRow integer_row(const std::byte* row, Index elements) {
+  IntegerRow tail;
+  __builtin_memcpy(&tail, row + elements * 2, sizeof tail);
+  return tail;
+}
+
+struct Rounding {
+  float scale;
+  float factor;
+};
+// `largest`: lanes of magnitudes.
+GQA_OP Rounding rounding_of(const Vec& largest, float most) {
+  if (any_nonfinite(largest)) return {__builtin_nanf(""), 0.0f};
+  const float x = reduce_max(largest);
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if (bits < 0x0d800000u) return {0.0f, 0.0f};  // 2^-100
+  return {x / most, most / x};
+}
+GQA_OP Vec magnitudes(const Vec& a) { return shift_right<1>(shift_left<1>(a)); }
+// 16 integers of x · factor from element i on, which are added to sum; x that is no finite number has a scale of NaN, whatever it becomes.
+GQA_OP void round_integers(const Vec& x, const Vec& factor, std::byte* row, Index elements, Index i, Vec& sum) {
+  const Vec rounded = fma(x, factor, set1(kRounding));
+  put_integers(row, elements, i, rounded);
+  sum = add(sum, sub(rounded, set1(kRounding)));
+}
+// Sums of integers below 2^24 in magnitude are exact in f32.
+GQA_OP void finish_row(std::byte* row, Index elements, float scale, const Vec& sum) {
+  const bool finite = scale == scale;
+  const IntegerRow tail{scale, finite ? static_cast<std::int32_t>(reduce_add(sum)) : 0};
+  __builtin_memcpy(row + elements * 2, &tail, sizeof tail);
+}
+
+// tile.q ← queries, row by row: integers in the first half of a row's room.
+inline void pack_integers(const QueryTile& tile, const QuerySource& source) {
+  const float most = most_query(tile.head_dim);
+  auto* const x = typed<float>(tile.staging);
+  for (Index row = 0; row < tile.rows; ++row) {
+    std::byte* const to = static_cast<std::byte*>(tile.q) + row * tile.q_stride * Index{sizeof(float)};
+    const Index dims = round_up(tile.head_dim, kLanes);
+    pack_query(tile, source, row, x);
+    for (Index d = dims; d < tile.q_stride; d += kLanes) store(x + d, zero());
+    Vec largest = zero();
+    for (Index d = 0; d < dims; d += kLanes) largest = larger_bits(magnitudes(load(x + d)), largest);
+    const Rounding rounding = rounding_of(largest, most);
+    Vec sum = zero();
+    for (Index d = 0; d < tile.q_stride; d += kLanes)
+      round_integers(load(x + d), set1(rounding.factor), to, tile.q_stride, d, sum);
+    finish_row(to, tile.q_stride, rounding.scale, sum);
+  }
+}
+
+// to[t] ← the scales of tokens [first, last), zeros around them.
+GQA_OP void gather_scales(const RowSpan& scales, Index first, Index last, float (&to)[kBlock]) {
+  if (scales.stride == sizeof(float) && first == 0 && last == kBlock) {
+    const auto* const from = scales.base + scales.offset[0];
+    GQA_UNROLL
+    for (Index t = 0; t < kBlock; t += kLanes) store(to + t, load(typed<const float>(from) + t));
+    return;
+  }
+  for (Index t = 0; t < kBlock; t += kLanes) store(to + t, zero());
+  for (Index t = first; t < last; ++t) __builtin_memcpy(to + t, scales.base + scales.offset[t], sizeof(float));
+}
+
+// Bytes of the rows that are fetched most often.
+template <class Codec>
+inline constexpr Index kUsualBytes = KvType(Codec::type).row_bytes(128);
+
+// Rows of keys and values that are fetched while sums are added, one for each quad.
+struct RowsAhead {
+  PrefetchCursor cursor;
+  Index due;
+  GQA_OP RowsAhead(const Prefetcher& prefetcher, Index strip, Index tokens)
+      : cursor(prefetcher.cursor(strip, tokens)), due(cursor.due(0, tokens)) {}
+  GQA_OP void step() {
+    if (due > 0) {
+      --due;
+      prefetch_row<128>(cursor);
+    }
+  }
+  GQA_OP void rest() {
+    while (due > 0) step();
+  }
+};
+GQA_OP Index integer_strips(Index rows) { return rows / kIntegerRows + (rows % kIntegerRows + 1) / 2; }
+
+// Sixteen rows of a block: [row][token] → [token][row], or the other way.
+GQA_OP void turn_to_panel(const float (&rows)[kLanes][kBlock], float* panel) {
+  GQA_NO_UNROLL
+  for (Index t = 0; t < kBlock; t += kLanes) {
+    Vec part[kLanes];
+    GQA_UNROLL
+    for (int r = 0; r < kLanes; ++r) part[r] = load(rows[r] + t);
+    transpose(part);
+    GQA_UNROLL
+    for (int i = 0; i < kLanes; ++i) store(panel + (t + i) * kLanes, part[i]);
+  }
+}
+GQA_OP void turn_from_panel(const float* panel, float (&rows)[kLanes][kBlock]) {
+  GQA_NO_UNROLL
+  for (Index t = 0; t < kBlock; t += kLanes) {
+    Vec part[kLanes];
+    GQA_UNROLL
+    for (int i = 0; i < kLanes; ++i) part[i] = load(panel + (t + i) * kLanes);
+    transpose(part);
+    GQA_UNROLL
+    for (int r = 0; r < kLanes; ++r) store(rows[r] + t, part[r]);
+  }
+}
+
+// Scores of R rows: of the tokens of [begin, end), multiples of 16 and of what integer_sums takes, keys in staging.
+template <int R>
+GQA_KERNEL void score_integers(const QueryTile& tile, Index row, Index excess, const float* scales, Index begin,
+                               Index end, float* to, RowsAhead& ahead) {
+  constexpr int C = kIntegerVectors;
+  constexpr Index stride = kBlock * kQuadBytes;
+  const std::byte* q[R];
+  IntegerRow tail[R];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    q[r] = static_cast<const std::byte*>(tile.q) + (row + r) * tile.q_stride * Index{sizeof(float)};
+    tail[r] = integer_row(q[r], tile.q_stride);
+  }
+  for (Index t = begin; t < end; t += C * kLanes) {
+    IntegerSums acc[R * C];
+    integer_sums<R, C>(q, tile.q_stride, 0, tile.staging + t * kLaneBytes, (tile.head_dim + 3) / 4, stride, ahead, acc);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const std::int32_t constant = -static_cast<std::int32_t>(excess) * tail[r].sum;
+      GQA_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const Vec scale = mul(set1(tail[r].scale), load(scales + t + c * kLanes));
+        store(to + r * kBlock + t + c * kLanes, mul(integers_as_floats(acc[r * C + c], constant), scale));
+      }
+    }
+  }
+  ahead.rest();
+}
+
+// Rows from `row` on, R at a time, then fewer. `to`(row) is where a row's scores go.
+template <int R, class To>
+GQA_OP void score_integer_rows(const QueryTile& tile, Index row, Index excess, const float* scales, Index begin,
+                               Index end, const Prefetcher& prefetcher, Index strip, const To& to) {
+  for (; row + R <= tile.rows; row += R) {
+    RowsAhead ahead(prefetcher, ++strip, end - begin);
+    score_integers<R>(tile, row, excess, scales, begin, end, to(row), ahead);
+    to.done(row + R);
+  }
+  if constexpr (R > 1) score_integer_rows<R / 2>(tile, row, excess, scales, begin, end, prefetcher, strip, to);
+}
+// Scores of rows in panels are turned, sixteen by sixteen.
+struct PanelScores {
+  const QueryTile& tile;
+  Index in_panels;
+  float (&rows)[kLanes][kBlock];
+  GQA_OP float* operator()(Index row) const {
+    return row < in_panels ? rows[row % kLanes] : tile.weights + row * kBlock;
+  }
+  GQA_OP void done(Index end) const {
+    if (end > in_panels || (end % kLanes != 0 && end != tile.rows)) return;
+    for (Index r = end; r % kLanes != 0; ++r)
+      for (Index t = 0; t < kBlock; t += kLanes) store(rows[r % kLanes] + t, zero());
+    turn_to_panel(rows, tile.weights + (end - 1) / kLanes * kLanes * kBlock);
+  }
+};
+
+// One unit: its keys to staging, then its rows.
+template <class Codec>
+GQA_KERNEL void score_integer_block(const QueryTile& tile, const Block& block, Prefetcher& prefetcher) {
+  constexpr Index together = kIntegerVectors * kLanes;  // tokens
+  const Index begin = block.first / together * together;
+  const Index end = round_up(block.last, together);
+  if (prefetcher.on()) prefetcher.share(1 + integer_strips(tile.rows), end - begin);
+  PrefetchCursor ahead = prefetcher.cursor(0, end - begin);
+  const Index row_bytes = KvType(Codec::type).row_bytes(tile.head_dim);
+  const bool touch = prefetcher.policy().touch;
+  for (Index t = begin; t < end; t += kLanes) {
+    prefetch_rows<kUsualBytes<Codec>>(ahead, t - begin, t - begin + kLanes);
+    if (t + kLanes <= block.first || t >= block.last) continue;
+    ScatteredRows rows;
+    if (!touch && evenly_spaced(block, t, kLanes)) {
+      rows.base = block.k + t * block.k_stride;
+      for (Index i = 0; i < kLanes; ++i) rows.offset[i] = i * block.k_stride;
+    } else {
+      rows = scattered_rows(block, t, row_bytes, touch);
+    }
+    stage_key_tokens<Codec>(rows, tile.head_dim, tile.staging + t * kLaneBytes);
+  }
+  alignas(64) float scales[kBlock];
+  gather_scales(block.scales->k, block.first, block.last, scales);
+  alignas(64) float turned[kLanes][kBlock];
+  score_integer_rows<kIntegerRows>(tile, 0, kExcess<Codec>, scales, begin, end, prefetcher, 0,
+                                   PanelScores{tile, rows_in_panels(tile.rows), turned});
+  if (prefetcher.on()) end_stretch(prefetcher, end - begin, block.last - block.first);
+}
+template <class Codec>
+inline void integer_scores(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  begin_stretches(prefetcher);
+  for (Index b = 0; b < stage.blocks; ++b)
+    for (Index j = 0; j < stage.heads; ++j)
+      score_integer_block<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], prefetcher);
+}
+
+// A row's weights of a block, times the values' scales, as integers, in place.
+GQA_OP void round_weights(const float* weights, const float (&scales)[kBlock], std::uint64_t visible, std::byte* to) {
+  constexpr int N = kBlock / kLanes;
+  Vec x[N];
+  Vec largest = zero();
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) {
+    x[i] = select(visible >> (i * kLanes), mul(load(weights + i * kLanes), load(scales + i * kLanes)), zero());
+    largest = larger_bits(magnitudes(x[i]), largest);
+  }
+  const Rounding rounding = rounding_of(largest, kMostWeight);
+  Vec sum = zero();
+  GQA_UNROLL
+  for (int i = 0; i < N; ++i) round_integers(x[i], set1(rounding.factor), to, kBlock, i * kLanes, sum);
+  finish_row(to, kBlock, rounding.scale, sum);
+}
+GQA_KERNEL void round_block_weights(const QueryTile& tile, const Block& block, const float (&scales)[kBlock]) {
+  const Index in_panels = rows_in_panels(tile.rows);
+  alignas(64) float turned[kLanes][kBlock];
+  for (Index row = 0; row < tile.rows; ++row) {
+    float* const weights = tile.weights + row * kBlock;
+    if (row < in_panels && row % kLanes == 0) turn_from_panel(weights, turned);
+    round_weights(row < in_panels ? turned[row % kLanes] : weights, scales,
+                  block.visible == nullptr ? kEveryToken : block.visible[row], reinterpret_cast<std::byte*>(weights));
+  }
+}
+
+// Outputs of R rows, over quads [first, last) of tokens, values in staging.
+template <int R>
+GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Index first, Index last,
+                             RowsAhead& ahead) {
+  constexpr int C = kIntegerVectors;
+  const Index stride = round_up(tile.value_dim, C * kLanes) * kQuadBytes;
+  const std::byte* p[R];
+  IntegerRow tail[R];
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    p[r] = reinterpret_cast<const std::byte*>(tile.weights + (row + r) * kBlock);
+    tail[r] = integer_row(p[r], kBlock);
+  }
+  for (Index d = 0; d < tile.value_dim; d += C * kLanes) {
+    IntegerSums acc[R * C];
+    integer_sums<R, C>(p, kBlock, first, tile.staging + first * stride + d * kLaneBytes, last - first, stride, ahead,
+                       acc);
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      float* const o = tile.o + (row + r) * tile.o_stride + d;
+      const Vec alpha = set1(tile.alpha[row + r]);
+      const Vec scale = set1(tail[r].scale);
+      const std::int32_t constant = -static_cast<std::int32_t>(excess) * tail[r].sum;
+      IntegerSums sums[C];
+      GQA_UNROLL
+      for (int c = 0; c < C; ++c) sums[c] = acc[r * C + c];
+      natural_order(sums);
+      GQA_UNROLL
+      for (int c = 0; c < C; ++c)
+        if (C == 1 || d + c * kLanes < tile.o_stride)
+          store(o + c * kLanes, fma(load(o + c * kLanes), alpha, mul(integers_as_floats(sums[c], constant), scale)));
+    }
+  }
+  ahead.rest();
+}
+template <int R>
+GQA_OP void add_integer_rows(const QueryTile& tile, Index row, Index excess, Index first, Index last, Index tokens,
+                             const Prefetcher& prefetcher, Index strip) {
+  for (; row + R <= tile.rows; row += R) {
+    RowsAhead ahead(prefetcher, ++strip, tokens);
+    add_integers<R>(tile, row, excess, first, last, ahead);
+  }
+  if constexpr (R > 1) add_integer_rows<R / 2>(tile, row, excess, first, last, tokens, prefetcher, strip);
+}
+
+// One unit: its weights as integers, its values to staging, then its rows. Tokens that it lacks borrow a row that it has.
+template <class Codec>
+GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Prefetcher& prefetcher) {
+  alignas(64) float scales[kBlock];
+  gather_scales(block.scales->v, block.first, block.last, scales);
+  round_block_weights(tile, block, scales);
+  const Index first = block.first / 4;
+  const Index last = (block.last + 3) / 4;
+  const Index tokens = round_up(last * 4, kLanes) - first * 4 / kLanes * kLanes;
+  if (prefetcher.on()) prefetcher.share(1 + integer_strips(tile.rows), tokens);
+  PrefetchCursor ahead = prefetcher.cursor(0, tokens);
+  const Index stride = round_up(tile.value_dim, kIntegerVectors * kLanes) * kQuadBytes;
+  const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
+  const bool touch = prefetcher.policy().touch;
+  for (Index quad = first; quad < last; ++quad) {
+    prefetch_rows<kUsualBytes<Codec>>(ahead, (quad - first) * 4, (quad - first) * 4 + 4);
+    const std::byte* rows[4];
+    GQA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Index t = quad * 4 + i;
+      rows[i] = block.v + block.v_offset[t < block.first ? block.first : t < block.last ? t : block.last - 1];
+      if (touch) touch_row(rows[i], row_bytes);
+    }
+    stage_value_quad<Codec>(rows, tile.value_dim, tile.staging + quad * stride, stride);
+  }
+  add_integer_rows<kIntegerRows>(tile, 0, kExcess<Codec>, first, last, tokens, prefetcher, 0);
+  if (prefetcher.on()) end_stretch(prefetcher, tokens, block.last - block.first);
+}
+template <class Codec>
+inline void integer_accumulate(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
+  begin_stretches(prefetcher);
+  for (Index b = 0; b < stage.blocks; ++b)
+    for (Index j = 0; j < stage.heads; ++j)
+      add_integer_block<Codec>(unit_tile(tile, stage, b, j), stage.units[b * stage.heads + j], prefetcher);
+}
+
+// Integers are finite, and scales of hidden tokens are not looked at.
+inline bool integers_nonfinite(const Block&, std::uint64_t, Index) { return false; }
+
+template <class Codec>
+inline constexpr CodecKernels kIntegerKernels{.scores = integer_scores<Codec>,
+                                              .accumulate = integer_accumulate<Codec>,
+                                              .nonfinite = integers_nonfinite,
+                                              .stream_rows = kIntegerStreamRows,
+                                              .pack = pack_integers};
