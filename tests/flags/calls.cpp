@@ -15,6 +15,7 @@
 #include "gqa/gqa.hpp"
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
+#include "gqa/rotation.hpp"
 
 #if !defined(GQA_FLAGS_TYPES)
 #define GQA_FLAGS_TYPES float, gqa::bf16, gqa::f16
@@ -115,6 +116,9 @@ void run_type(gqa::Path path) {
     const char* const name = products == gqa::Products::bf16 ? "bf16 products" : "bf16 terms";
     std::printf("%s: ", type), run(name, path, kv(kTokens), q, 7, gqa::CausalWindow{500}, {.products = products});
   }
+  gqa::KvCacheView rotated = kv(kTokens);
+  rotated.k_rotation = rotated.v_rotation = 8;
+  std::printf("%s: ", type), run("rotated", path, rotated, q, 5, gqa::Causal{}, {});
   // Large scores, so that weights are 0; then what is no finite number, seen by some rows and hidden from others.
   std::printf("%s: ", type), run("large scores", path, kv(kTokens), q, 3, gqa::Full{}, {.scale = 64.0f});
   k[static_cast<std::size_t>(701 * kKvHeads * kHeadDim + 5)] = T(from_bits(0x7fc00000u));
@@ -145,6 +149,22 @@ void run_hooks() {
   run_appended<T>({.dims = 40, .scaling = gqa::RopeScaling::yarn, .factor = 8.0, .original_positions = 64}, "YaRN");
   run_appended<T>({.dims = 40, .scaling = gqa::RopeScaling::llama3, .factor = 8.0, .original_positions = 64},
                   "Llama 3");
+}
+
+// Rows rotated as they are appended, in short and in long blocks, and some of them turned back in place.
+template <class T>
+void run_rotated() {
+  constexpr Index dim = 256;
+  std::vector<float> rows = uniform(40 * dim, 7);
+  const gqa::ElementType type = gqa::ElementTraits<T>::type;
+  gqa::ContiguousKvCache cache(
+      {.kv_heads = 1, .head_dim = dim, .k_type = type, .k_rotation = 2, .v_rotation = dim, .capacity = 40});
+  cache.append(rows, rows);
+  std::vector<float> held;
+  for (const void* of : {cache.view().k, cache.view().v})
+    for (std::size_t i = 0; i < rows.size(); ++i) held.push_back(static_cast<float>(static_cast<const T*>(of)[i]));
+  gqa::hadamard_rotate(gqa::TensorView(held.data(), 20, 1, dim), 64);
+  std::printf("%s rotated: %016" PRIx64 "\n", gqa::element_name(type), digest(held));
 }
 
 // What codecs store of rows, some of which are large, small, or not finite; and of those rows decoded and stored again.
@@ -193,6 +213,8 @@ int main() {
   run_hooks<float>();
   run_hooks<gqa::bf16>();
   run_hooks<gqa::f16>();
+  run_rotated<float>();
+  run_rotated<gqa::bf16>();
   run_codecs();
   [[maybe_unused]] float element = 0.0f;
   // A scale that is no finite number is refused; a compiler that takes all numbers for finite would let it pass.

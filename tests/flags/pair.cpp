@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // One unit of a pair with different flags: calls of the whole core, under a name of its own (GQA_UNIT). It uses nothing of the standard
 // library's itself, so that what it shares with other units comes from the library.
+#include <vector>
+
 #include "gqa/gqa.hpp"
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
+#include "gqa/rotation.hpp"
 
 // A digest of the bits of every result. Plain data only.
 extern "C" std::uint64_t GQA_UNIT();
@@ -94,9 +97,13 @@ extern "C" std::uint64_t GQA_UNIT() {
   gqa::ContiguousKvCache contiguous({.kv_heads = kKvHeads, .head_dim = kHeadDim, .capacity = kTokens});
   contiguous.append(k_rows, v_rows);
   hash = run(contiguous.view(), kQueries, gqa::Full{}, hash);
-  gqa::RingKvCache ring({.kv_heads = kKvHeads, .head_dim = kHeadDim, .capacity = 200});
+  gqa::RingKvCache ring(
+      {.kv_heads = kKvHeads, .head_dim = kHeadDim, .k_rotation = 8, .v_rotation = 4, .capacity = 200});
   ring.append(k_rows, v_rows);
   hash = run(ring.view(), 3, gqa::CausalWindow{150}, hash);
+  std::vector<float> turned(kHeadDim, 1.0f);
+  gqa::hadamard_rotate(gqa::TensorView(turned.data(), 1, 1, kHeadDim), 8);
+  hash += turned[0] > 2.8f ? 1 : 0;
   gqa::PagedKvPool pool({.kv_heads = kKvHeads, .head_dim = kHeadDim, .page_size = 7, .pages = 200});
   gqa::PagedSequence pages = pool.sequence();
   pages.append(k_rows, v_rows);

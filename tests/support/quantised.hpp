@@ -12,6 +12,7 @@
 
 #include "codecs.hpp"
 #include "gqa/gqa.hpp"
+#include "gqa/rotation.hpp"
 #include "integer_model.hpp"
 #include "problem.hpp"
 #include "reference_check.hpp"
@@ -90,6 +91,19 @@ struct Widths {
   static bool are(const KvCacheView& kv) { return kv.head_dim == HeadDim && kv.value_dim == ValueDim; }
 };
 
+/// By the plain model, `values` being those of the queries: where rows are rotated, these are likewise, and outputs are turned back.
+template <class V>
+Result integer_model(ConstTensorView queries, std::vector<float> values, const KvCacheView& kv, const KvCacheView& f32,
+                     const V& variant) {
+  if (kv.k_rotation > 1)
+    hadamard_rotate(TensorView(values.data(), queries.tokens, queries.heads, queries.dim), kv.k_rotation);
+  queries.data = values.data();
+  Result result = IntegerModel(kv, f32).attend(queries, variant);
+  if (kv.v_rotation > 1)
+    hadamard_rotate(TensorView(result.out.data(), result.tokens, result.heads, result.dim), kv.v_rotation);
+  return result;
+}
+
 /// Calls over caches of these widths, on a path.
 template <class... W>
 struct Coded {
@@ -116,7 +130,7 @@ struct Coded {
       const bool of_integers =
           bf16_terms(queries, kv, how(products)) == 0 && (integers(kv, true) || integers(kv, false));
       const Result expected =
-          of_integers ? IntegerModel(kv, f32).attend(queries, variant) : attend(queries, f32, variant, products);
+          of_integers ? integer_model(queries, q, kv, f32, variant) : attend(queries, f32, variant, products);
       ASSERT_TRUE(same_bits(expected, attend(queries, kv, variant, products))) << products_name(products);
       if (c.n_q != 3) continue;
       How call = how(products);

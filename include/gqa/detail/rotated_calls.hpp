@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gqa/detail/call.hpp"
+#include "gqa/detail/path/kernels.hpp"
 #include "gqa/detail/rotate_row.hpp"
 
 namespace gqa::detail::inline GQA_ABI {
@@ -27,7 +28,10 @@ inline Index rotated_floats(const KvCacheView& kv, Index tile_rows) noexcept {
   row.rows = 1;
   row.head_dim = tile.head_dim;
   row.q_stride = round_up(tile.head_dim, kLanes);
+  constexpr Index ahead = 8;
+  portable::prefetch_queries(tile, queries, 0, ahead);
   for (Index r = 0; r < tile.rows; ++r) {
+    portable::prefetch_queries(tile, queries, r + ahead, r + ahead + 1);
     given.first_row = queries.first_row + r;
     float* const rotated = to + r * row.q_stride;
     row.q = rotated;

@@ -10,6 +10,7 @@
 #include "gqa/gqa.hpp"
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
+#include "gqa/rotation.hpp"
 
 #if defined(GQA_TEST_EIGEN)
 #include "gqa/eigen.hpp"
@@ -134,8 +135,12 @@ struct Doubles {
 // Keys through hooks, in each cache.
 template <class Element>
 int hooked() {
-  const gqa::KvCacheConfig config{
-      .kv_heads = kKvHeads, .head_dim = kHeadDim, .k_type = gqa::ElementTraits<Element>::type, .capacity = kTokens};
+  const gqa::KvCacheConfig config{.kv_heads = kKvHeads,
+                                  .head_dim = kHeadDim,
+                                  .k_type = gqa::ElementTraits<Element>::type,
+                                  .k_rotation = 8,
+                                  .v_rotation = 4,
+                                  .capacity = kTokens};
   gqa::ContiguousKvCache contiguous(config);
   gqa::RingKvCache ring(config);
   gqa::PagedKvPool pool({.kv_heads = kKvHeads, .head_dim = kHeadDim, .page_size = 5, .pages = 40});
@@ -143,7 +148,8 @@ int hooked() {
   const gqa::Rope rope({.dims = kHeadDim}, kTokens);
   const gqa::Index positions[] = {3, 9};
   const gqa::Index kept[] = {1};
-  const std::vector<float> rows(2 * kRow, 0.5f);
+  std::vector<float> rows(2 * kRow, 0.5f);
+  gqa::hadamard_rotate(gqa::TensorView(rows.data(), 2, kKvHeads, kHeadDim), 2);
   const auto use = [&](auto& cache) {
     cache.append(rows, rows, gqa::compose_hooks(gqa::RmsNormKeys{}, Doubles{}, rope.keys()));
     cache.append(rows, rows, rope.keys(positions));
