@@ -5,9 +5,10 @@ mean something here. -O2 and no -m flags, whatever the build has.
 
     compile/include/gcc12/O2                             a unit that includes <gqa/gqa.hpp> and does nothing
     compile/static_functor_bf16/…                        a unit that calls one GroupedQueryAttention<32, 8, 128, 128, CacheOf<bf16>>
-    compile/static_functor_every_type/…                  the same without CacheOf: the functor takes caches of every type
+    compile/static_functor_bf16_int8/…, …_q8_0/…         the same with a codec more: CacheOf<bf16, Int8>; 1.5 seconds more are allowed
+    compile/static_functor_every_type/…                  the first without CacheOf: the functor takes caches of every type
     compile/dynamic_functor_every_type/…                 a DynamicAttention
-    compile/static_functor_compiled_kernels/…            the first with GQA_COMPILED_KERNELS: the kernels are in another unit
+    compile/static_functor_compiled_kernels/…            the functor of bf16 caches with GQA_COMPILED_KERNELS: the kernels are in another unit
 
 The units are compiled in turn, round after round; reported are medians. percent_of_limit is the time aimed for over the time taken.
 """
@@ -29,6 +30,8 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compile_time"
 UNITS = (
     ("include", "include.cpp", [], 1.5, True),
     ("static_functor_bf16", "functor.cpp", [], 6.0, True),
+    ("static_functor_bf16_int8", "functor.cpp", ["-DCODEC=gqa::Int8"], 7.5, True),
+    ("static_functor_bf16_q8_0", "functor.cpp", ["-DCODEC=gqa::Q8_0"], 7.5, True),
     ("static_functor_every_type", "functor.cpp", ["-DANY_CACHE"], 6.0, False),
     ("dynamic_functor_every_type", "functor.cpp", ["-DANY_SHAPE"], 6.0, False),
     ("static_functor_compiled_kernels", "functor.cpp", ["-DGQA_COMPILED_KERNELS"], 6.0, False),

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one call costs to compile: a decode step of Llama-3-8B's attention over a bf16 cache. With ANY_CACHE the functor would take every
-// type of cache, with ANY_SHAPE every extent as well.
+// type of cache, with ANY_SHAPE every extent as well; with CODEC, say gqa::Int8, caches of that codec too.
 #include <gqa/gqa.hpp>
 
 #if defined(ANY_SHAPE)
 using Attention = gqa::DynamicAttention;
 #elif defined(ANY_CACHE)
 using Attention = gqa::GroupedQueryAttention<32, 8, 128>;
+#elif defined(CODEC)
+using Attention = gqa::GroupedQueryAttention<32, 8, 128, 128, gqa::CacheOf<gqa::bf16, CODEC>>;
 #else
 using Attention = gqa::GroupedQueryAttention<32, 8, 128, 128, gqa::CacheOf<gqa::bf16>>;
 #endif
