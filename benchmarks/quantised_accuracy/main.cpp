@@ -39,6 +39,13 @@ std::vector<Format> formats_for(const Settings& settings, const gqa::HeadShape& 
   return made;
 }
 
+/// Two digits, or all before the point.
+std::string percent(double share) {
+  char text[32];
+  std::snprintf(text, sizeof text, share < 0.995 ? "%.2g%%" : "%.0f%%", 100 * share);
+  return text;
+}
+
 std::string first_cells(const Format& format, const gqa::HeadShape& shape) {
   char bits_text[32];
   std::snprintf(bits_text, sizeof bits_text, "%.4g", bits(format, shape));
@@ -66,7 +73,7 @@ void drawn_rows(const Settings& settings, gqa::ExecutorRef executor) {
   for (std::size_t i = 1; i < formats.size(); ++i) {
     std::printf("%s", first_cells(formats[i], drawn(Kind::gaussian, 1).shape).c_str());
     for (std::size_t j = 0; j < 2 * kKinds.size(); ++j)
-      std::printf(" | %.2g%%", 100 * errors[i * kKinds.size() * 2 + j].value());
+      std::printf(" | %s", percent(errors[i * kKinds.size() * 2 + j].value()).c_str());
     std::printf(" |\n");
   }
   std::fflush(stdout);
@@ -111,7 +118,7 @@ void model_table(const char* name, const Decoder& model, const Sequences& text, 
   for (std::size_t i = 1; i < runs.size(); ++i) {
     const Change by = change(outcomes[i].losses, outcomes[0].losses, text);
     if (!runs[i].rotate) std::printf("%s", first_cells(runs[i].format, shape).c_str());
-    std::printf(" | %.2g%% | %+.3f ± %.3f%%", 100 * outcomes[i].output_error, by.percent, by.deviation);
+    std::printf(" | %s | %+.3f ± %.3f%%", percent(outcomes[i].output_error).c_str(), by.percent, by.deviation);
     if (i + 1 == runs.size() || !runs[i + 1].rotate) std::printf("%s |\n", runs[i].rotate ? "" : " | | ");
   }
   std::fflush(stdout);
