@@ -8,17 +8,26 @@
 
 // Each instruction set says how it takes integers apart:
 //
-//   pack_16(x, to)   to ← the lowest bytes of 16 elements, in 16 / kLanes registers
-//   signs(x)         bit i: the sign of element i of 32
+//   pack_16<Signed>(x, to)  to ← 16 elements, in 16 / kLanes registers, that are numbers of a byte
+//   signs(x)                bit i: whether element i of 32 is negative
+//   equal(x, value)         bit i: whether element i of 32 is that
+//   fold_to_four(x, pair)   the elements of one register, combined to four by pair(a, b)
+namespace gqa::detail {
+typedef std::int32_t FourInts __attribute__((vector_size(16)));
+typedef std::int32_t EightInts __attribute__((vector_size(32)));
+}  // namespace gqa::detail
 
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI::portable::rows {
 
 #if GQA_DETAIL_X86
+template <bool Signed>
 GQA_OP void pack_16(const Ints* x, std::byte* to) {
-  const auto low = [x](int i) __attribute__((always_inline)) { return reinterpret_cast<__m128i>(x[i] & 255); };
-  store(to, _mm_packus_epi16(_mm_packs_epi32(low(0), low(1)), _mm_packs_epi32(low(2), low(3))));
+  const auto part = [x](int i) __attribute__((always_inline)) { return reinterpret_cast<__m128i>(x[i]); };
+  const __m128i first = _mm_packs_epi32(part(0), part(1));
+  const __m128i second = _mm_packs_epi32(part(2), part(3));
+  store(to, Signed ? _mm_packs_epi16(first, second) : _mm_packus_epi16(first, second));
 }
 GQA_OP std::uint32_t signs(const Ints (&x)[8]) {
   std::uint32_t all = 0;
@@ -28,6 +37,7 @@ GQA_OP std::uint32_t signs(const Ints (&x)[8]) {
   return all;
 }
 #else
+template <bool Signed>
 GQA_OP void pack_16(const Ints* x, std::byte* to) {
   typedef std::uint16_t Halves __attribute__((vector_size(16)));
   typedef std::uint8_t Bytes __attribute__((vector_size(8)));
@@ -43,6 +53,16 @@ GQA_OP std::uint32_t signs(const Ints (&x)[8]) {
   return all;
 }
 #endif
+GQA_OP std::uint32_t equal(const Ints (&x)[8], std::int32_t value) {
+  Ints those[8];
+  GQA_UNROLL
+  for (int i = 0; i < 8; ++i) those[i] = x[i] == value;
+  return signs(those);
+}
+template <class Pair>
+GQA_OP FourInts fold_to_four(const Ints& x, const Pair&) {
+  return x;
+}
 #define GQA_DETAIL_ROWS_F16C 0
 #include "gqa/codec/encoders.inl"
 #undef GQA_DETAIL_ROWS_F16C
@@ -57,10 +77,13 @@ GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 
 namespace gqa::detail::inline GQA_ABI::avx2::rows {
 
+template <bool Signed>
 GQA_OP void pack_16(const Ints* x, std::byte* to) {
-  const auto low = [x](int i) __attribute__((always_inline)) { return reinterpret_cast<__m256i>(x[i] & 255); };
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low(0), low(1)), 0xd8);
-  store(to, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  const __m256i both = _mm256_packs_epi32(reinterpret_cast<__m256i>(x[0]), reinterpret_cast<__m256i>(x[1]));
+  const __m256i words = _mm256_permute4x64_epi64(both, 0xd8);
+  const __m128i first = _mm256_castsi256_si128(words);
+  const __m128i second = _mm256_extracti128_si256(words, 1);
+  store(to, Signed ? _mm_packs_epi16(first, second) : _mm_packus_epi16(first, second));
 }
 GQA_OP std::uint32_t signs(const Ints (&x)[4]) {
   std::uint32_t all = 0;
@@ -68,6 +91,17 @@ GQA_OP std::uint32_t signs(const Ints (&x)[4]) {
   for (int i = 0; i < 4; ++i)
     all |= static_cast<std::uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(x[i]))) << (8 * i);
   return all;
+}
+GQA_OP std::uint32_t equal(const Ints (&x)[4], std::int32_t value) {
+  Ints those[4];
+  GQA_UNROLL
+  for (int i = 0; i < 4; ++i) those[i] = x[i] == value;
+  return signs(those);
+}
+template <class Pair>
+GQA_OP FourInts fold_to_four(const Ints& x, const Pair& pair) {
+  return pair(reinterpret_cast<FourInts>(_mm256_castsi256_si128(reinterpret_cast<__m256i>(x))),
+              reinterpret_cast<FourInts>(_mm256_extracti128_si256(reinterpret_cast<__m256i>(x), 1)));
 }
 #define GQA_DETAIL_ROWS_F16C 1
 #include "gqa/codec/encoders.inl"
@@ -80,12 +114,30 @@ GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icela
 
 namespace gqa::detail::inline GQA_ABI::avx512::rows {
 
-GQA_OP void pack_16(const Ints* x, std::byte* to) { store(to, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(*x))); }
+template <bool>
+GQA_OP void pack_16(const Ints* x, std::byte* to) {
+  store(to, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(*x)));
+}
 GQA_OP std::uint32_t signs(const Ints (&x)[2]) {
   const auto part = [&x](int i) __attribute__((always_inline)) {
     return static_cast<std::uint32_t>(_mm512_movepi32_mask(reinterpret_cast<__m512i>(x[i])));
   };
   return part(0) | part(1) << 16;
+}
+GQA_OP std::uint32_t equal(const Ints (&x)[2], std::int32_t value) {
+  const auto part = [&x, value ](int i) __attribute__((always_inline)) {
+    return static_cast<std::uint32_t>(
+        _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(x[i]), _mm512_set1_epi32(value)));
+  };
+  return part(0) | part(1) << 16;
+}
+template <class Pair>
+GQA_OP FourInts fold_to_four(const Ints& x, const Pair& pair) {
+  const auto all = reinterpret_cast<__m512i>(x);
+  const EightInts eight = pair(reinterpret_cast<EightInts>(_mm512_castsi512_si256(all)),
+                               reinterpret_cast<EightInts>(_mm512_extracti64x4_epi64(all, 1)));
+  return pair(reinterpret_cast<FourInts>(_mm256_castsi256_si128(reinterpret_cast<__m256i>(eight))),
+              reinterpret_cast<FourInts>(_mm256_extracti128_si256(reinterpret_cast<__m256i>(eight), 1)));
 }
 #include "gqa/codec/encoders.inl"
 #undef GQA_DETAIL_ROWS_F16C
