@@ -10,7 +10,7 @@ GQA_BEGIN_PLAIN_REGION()
 namespace gqa::detail::inline GQA_ABI {
 
 /// The scale of a row whose largest magnitude is given, as bits, and becomes `most` · scale; NaN for what is not finite.
-GQA_ALWAYS_INLINE float row_scale(std::uint32_t largest, float most) noexcept {
+inline float row_scale(std::uint32_t largest, float most) noexcept {
   return largest >= kInfinityBits ? float_of_bits(0x7fc00000u) : float_of_bits(largest) / most;
 }
 /// x / scale to nearest, ties to even, within ±most; 0 where that is no number.

@@ -141,7 +141,7 @@ GQA_ALWAYS_INLINE float float_at(const std::byte* from) noexcept {
 GQA_ALWAYS_INLINE float inverse(float d) noexcept { return d != 0.0f ? 1.0f / d : 0.0f; }
 
 /// A block, or a row, that stands for nothing but NaN: it had a NaN or an infinity, which must not be lost. It begins with its f16 scale.
-GQA_ALWAYS_INLINE void put_nan_block(std::byte* to, Index bytes) noexcept {
+inline void put_nan_block(std::byte* to, Index bytes) noexcept {
   std::memset(to, 0, static_cast<std::size_t>(bytes));
   put_f16(to, float_of_bits(0x7fc00000u));
 }
