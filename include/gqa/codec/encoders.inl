@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The codecs' encoders once more, for registers of kLanes floats: the bytes of the codecs' own, which say what they are. Once per instruction
-// set, after detail/row_ops.inl and what takes Ints apart: pack_16, signs, equal and fold_to_four. A codec is quantised 32 elements at a time
+// set, after detail/row_ops.inl and what takes Ints apart: widened, pack_16 and so on. A codec is quantised 32 elements at a time
 // by Quantiser<Codec>, see quantisers.inl; codecs that have none are encoded by their own.
 
 template <class Codec>
@@ -15,9 +15,7 @@ concept Quantises = requires {
 inline constexpr int kParts = static_cast<int>(kQuants) / kLanes;  // registers of 32 elements
 
 GQA_OP Floats load_floats(const float* x) { return load<Floats>(x); }
-GQA_OP Floats load_floats(const bf16* x) {
-  return reinterpret_cast<Floats>(__builtin_convertvector(load<HalfWords>(x), Words) << 16);
-}
+GQA_OP Floats load_floats(const bf16* x) { return reinterpret_cast<Floats>(widened(load<HalfWords>(x)) << 16); }
 GQA_OP Floats spread(float value) { return value - Floats{}; }
 GQA_OP Ints spread(std::int32_t value) { return value - Ints{}; }
 GQA_OP Words bits_of(const Floats& x) { return reinterpret_cast<Words>(x); }
@@ -87,9 +85,6 @@ GQA_OP Ints largest_part(const Block& x) {
   for (int p = 1; p < kParts; ++p) most = larger(magnitudes(x[p]), most);
   return most;
 }
-GQA_OP std::uint32_t largest_of_block(const Block& x) {
-  return static_cast<std::uint32_t>(largest_of(largest_part(x)));
-}
 // The first element of a magnitude; +0 where there is none.
 GQA_OP float first_with(const Block& x, std::uint32_t magnitude) {
   Ints bits[kParts];
@@ -122,7 +117,7 @@ GQA_OP void put_fives(std::byte* to, const Ints (&codes)[kParts]) {
     four[p] = codes[p] & 15;
   }
   const std::uint32_t bits = signs(fifth);
-  for (int i = 0; i < 4; ++i) put_byte(to, i, static_cast<int>(bits >> (8 * i) & 255u));
+  std::memcpy(to, &bits, sizeof bits);
   put_halves(to + 4, four);
 }
 GQA_OP void put_half(std::byte* to, float value) {
@@ -168,7 +163,13 @@ inline __attribute__((noinline)) void quantise(const From* x, Index dim, std::by
         break;
       }
     }
-    if (!quantiser.put(block, to)) encode_row<Codec, From>(typed<const std::byte>(x + d), 1, kQuants, to, nullptr);
+    if constexpr (scaled) {
+      quantiser.put(block, to);
+    } else {
+      const std::uint32_t most = quantiser.measure(block);
+      if (easy(most)) quantiser.put(block, most, to);
+      else encode_row<Codec, From>(typed<const std::byte>(x + d), 1, kQuants, to, nullptr);
+    }
   }
   if constexpr (scaled) quantiser.end(row, scales);
 }

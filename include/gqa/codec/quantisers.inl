@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // How each codec quantises 32 elements that lie in registers. Part of encoders.inl. What is rare is left to the codec's own encoder: where
-// there is anything but numbers, or where a scale is so small that it or its inverse is no normal number, see easy(). Of codecs with a scale a
-// block a Quantiser is no more than
+// there is anything but numbers, or where a scale is so small that it or its inverse is no normal number, see easy(). A Quantiser has
 //
 //   bytes              that 32 elements are stored in
-//   put(x, to)         to ← 32 elements; false: it has not, they are to be encoded by the codec's own
 //
-// and of those with a scale a row, whose elements are easy all, besides,
+// and, for codecs with a scale a block,
 //
-//   begin(most)        takes the row's largest magnitude, as bits, before anything else
+//   measure(x)         the magnitude, as bits, that the scale of 32 elements is made of
+//   put(x, most, to)   to ← 32 elements of an easy one
+//
+// or for those with a scale a row, if its largest magnitude is easy,
+//
+//   begin(most)        takes that, as bits, before anything else
+//   put(x, to)         to ← 32 elements
 //   end(row, scales)   stores what a row has once; `before` bytes of it are before its elements
 
 // --- a scale a row ---------------------------------------------------------------------------------------------------
@@ -30,24 +34,22 @@ template <>
 struct Quantiser<Int8> : ScaledQuantiser<127> {
   static constexpr Index bytes = 32;
 
-  GQA_OP bool put(const Block& x, std::byte* to) const {
+  GQA_OP void put(const Block& x, std::byte* to) const {
     Ints codes[kParts];
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) codes[p] = nearest_even(x[p] / divisor);
     put_bytes<true>(to, codes);
-    return true;
   }
 };
 template <>
 struct Quantiser<Int4> : ScaledQuantiser<7> {
   static constexpr Index bytes = 16;
 
-  GQA_OP bool put(const Block& x, std::byte* to) const {
+  GQA_OP void put(const Block& x, std::byte* to) const {
     Ints codes[kParts];
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) codes[p] = nearest_even(x[p] / divisor) + 8;
     put_halves(to, codes);
-    return true;
   }
 };
 template <>
@@ -63,7 +65,7 @@ struct Quantiser<Q8Kv> {
     factor = inverse(scale);
     sums = Ints{};
   }
-  GQA_OP bool put(const Block& x, std::byte* to) {
+  GQA_OP void put(const Block& x, std::byte* to) {
     Ints codes[kParts];
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) {
@@ -71,7 +73,6 @@ struct Quantiser<Q8Kv> {
       sums += codes[p];
     }
     put_bytes<true>(to, codes);
-    return true;
   }
   GQA_OP void end(std::byte* row, std::byte*) const {
     const std::int32_t sum = sum_of(sums);
@@ -97,14 +98,13 @@ template <int Mantissa>
 struct Fp8Quantiser : ScaledQuantiser<static_cast<int>(Fp8Format<Mantissa>::largest_value)> {
   static constexpr Index bytes = 32;
 
-  GQA_OP bool put(const Block& x, std::byte* to) const {
+  GQA_OP void put(const Block& x, std::byte* to) const {
     Ints codes[kParts];
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p)
       codes[p] = small_float<Mantissa, Fp8Format<Mantissa>::bias>(x[p] / this->divisor) |
                  reinterpret_cast<Ints>(bits_of(x[p]) >> 24 & 0x80u);
     put_bytes<false>(to, codes);
-    return true;
   }
 };
 template <>
@@ -114,13 +114,17 @@ struct Quantiser<Fp8E5M2> : Fp8Quantiser<2> {};
 
 // --- a scale a block -------------------------------------------------------------------------------------------------
 
+// By the largest magnitude.
+struct BlockQuantiser {
+  GQA_OP static std::uint32_t measure(const Block& x) {
+    return static_cast<std::uint32_t>(largest_of(largest_part(x)));
+  }
+};
 template <>
-struct Quantiser<Q8_0> {
+struct Quantiser<Q8_0> : BlockQuantiser {
   static constexpr Index bytes = 34;
 
-  GQA_OP static bool put(const Block& x, std::byte* block) {
-    const std::uint32_t largest = largest_of_block(x);
-    if (!easy(largest)) return false;
+  GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
     const float d = float_of_bits(largest) / 127.0f;
     const float factor = inverse(d);
     put_half(block, d);
@@ -128,50 +132,37 @@ struct Quantiser<Q8_0> {
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) codes[p] = nearest_away(x[p] * factor);
     put_bytes<true>(block + 2, codes);
-    return true;
   }
 };
-// x · factor + Most / 2 + 1 truncated, Most at the most, for an element of the largest magnitude that is −Most / 2 − 1/2.
+// Codes are x · factor + Most / 2 + 1 truncated, Most at the most; the first element of the largest magnitude gets 0.
 template <int Most>
-GQA_OP bool put_scale_and_code(const Block& x, std::byte* block, Ints (&codes)[kParts]) {
-  constexpr int half = Most / 2 + 1;
-  const std::uint32_t largest = largest_of_block(x);
-  if (!easy(largest)) return false;
-  const float d = (largest == 0 ? 0.0f : first_with(x, largest)) / static_cast<float>(-half);
-  const float factor = inverse(d);
-  put_half(block, d);
-  GQA_UNROLL
-  for (int p = 0; p < kParts; ++p) {
-    const Floats sum = unfused(x[p] * factor) + (static_cast<float>(half) + 0.5f);
-    codes[p] = smaller(__builtin_convertvector(sum, Ints), spread(Most));
-  }
-  return true;
-}
-template <>
-struct Quantiser<Q4_0> {
-  static constexpr Index bytes = 18;
+struct OffsetQuantiser : BlockQuantiser {
+  static constexpr bool fives = Most == 31;
+  static constexpr Index bytes = fives ? 22 : 18;
 
-  GQA_OP static bool put(const Block& x, std::byte* block) {
+  GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
+    constexpr int half = Most / 2 + 1;
+    const float d = (largest == 0 ? 0.0f : first_with(x, largest)) / static_cast<float>(-half);
+    const float factor = inverse(d);
+    put_half(block, d);
     Ints codes[kParts];
-    if (!put_scale_and_code<15>(x, block, codes)) return false;
-    put_halves(block + 2, codes);
-    return true;
+    GQA_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      const Floats sum = unfused(x[p] * factor) + (static_cast<float>(half) + 0.5f);
+      codes[p] = smaller(__builtin_convertvector(sum, Ints), spread(Most));
+    }
+    if constexpr (fives) put_fives(block + 2, codes);
+    else put_halves(block + 2, codes);
   }
 };
 template <>
-struct Quantiser<Q5_0> {
-  static constexpr Index bytes = 22;
-
-  GQA_OP static bool put(const Block& x, std::byte* block) {
-    Ints codes[kParts];
-    if (!put_scale_and_code<31>(x, block, codes)) return false;
-    put_fives(block + 2, codes);
-    return true;
-  }
-};
+struct Quantiser<Q4_0> : OffsetQuantiser<15> {};
+template <>
+struct Quantiser<Q5_0> : OffsetQuantiser<31> {};
 template <>
 struct Quantiser<Q5_1> {
   static constexpr Index bytes = 24;
+  float low;
 
   // Integers that are in the order of the numbers; −0 is before +0, and a number of its own.
   GQA_OP static Ints ordered(const Floats& x) {
@@ -181,7 +172,7 @@ struct Quantiser<Q5_1> {
   GQA_OP static float from_ordered(std::int32_t x) {
     return float_of_bits(static_cast<std::uint32_t>(x < 0 ? x ^ 0x7fffffff : x));
   }
-  GQA_OP static bool put(const Block& x, std::byte* block) {
+  GQA_OP std::uint32_t measure(const Block& x) {
     Ints most = ordered(x[0]);
     Ints least = most;
     GQA_UNROLL
@@ -190,11 +181,13 @@ struct Quantiser<Q5_1> {
       most = larger(most, part);
       least = smaller(least, part);
     }
-    float low = from_ordered(smallest_of(least));
+    low = from_ordered(smallest_of(least));
     if (low == 0.0f) low = first_with(x, 0);  // which of the two zeros
-    const float range = from_ordered(largest_of(most)) - low;
-    if (!easy(bits_of_float(range) & kMagnitudeBits)) return false;  // NaN or an infinity where an element is
-    const float d = range / 31.0f;
+    // NaN or an infinity where an element is.
+    return bits_of_float(from_ordered(largest_of(most)) - low) & kMagnitudeBits;
+  }
+  GQA_OP void put(const Block& x, std::uint32_t range, std::byte* block) const {
+    const float d = float_of_bits(range) / 31.0f;
     const float factor = inverse(d);
     put_half(block, d);
     put_half(block + 2, low);
@@ -202,7 +195,6 @@ struct Quantiser<Q5_1> {
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) codes[p] = __builtin_convertvector(unfused((x[p] - low) * factor) + 0.5f, Ints);
     put_fives(block + 4, codes);
-    return true;
   }
 };
 template <>
@@ -222,9 +214,11 @@ struct Quantiser<Iq4Nl> {
       worth += above & step;
     }
   }
-  GQA_OP static bool put(const Block& x, std::byte* block) {
-    const std::uint32_t largest = largest_of_block(x);
-    if (!easy(largest) || float_of_bits(largest) < 1e-15f) return false;
+  GQA_OP static std::uint32_t measure(const Block& x) {
+    const std::uint32_t largest = BlockQuantiser::measure(x);
+    return float_of_bits(largest) < 1e-15f ? kInfinityBits : largest;  // zeros, which have no scale
+  }
+  GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
     const float factor = 1.0f / (first_with(x, largest) / static_cast<float>(kUnevenNibbles[0]));
     Ints codes[kParts];
     alignas(64) float qx[kQuants], qq[kQuants];
@@ -245,16 +239,13 @@ struct Quantiser<Iq4Nl> {
     }
     put_half(block, sum_qq > 0.0f ? sum_qx / sum_qq : 0.0f);
     put_halves(block + 2, codes);
-    return true;
   }
 };
 template <>
-struct Quantiser<Mxfp4> {
+struct Quantiser<Mxfp4> : BlockQuantiser {
   static constexpr Index bytes = 17;
 
-  GQA_OP static bool put(const Block& x, std::byte* block) {
-    const std::uint32_t largest = largest_of_block(x);
-    if (!easy(largest)) return false;
+  GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
     const std::uint32_t exponent = largest >> 23;
     const std::uint32_t scale = exponent < 2 ? 0 : exponent - 2;
     const float factor = float_of_bits((254u - scale) << 23);
@@ -266,6 +257,5 @@ struct Quantiser<Mxfp4> {
       codes[p] = code == 0 ? code : code | reinterpret_cast<Ints>(bits_of(x[p]) >> 28 & 8u);
     }
     put_halves(block + 1, codes);
-    return true;
   }
 };

@@ -8,6 +8,7 @@
 
 // Each instruction set says how it takes integers apart:
 //
+//   widened(x)              Words ← HalfWords
 //   pack_16<Signed>(x, to)  to ← 16 elements, in 16 / kLanes registers, that are numbers of a byte
 //   signs(x)                bit i: whether element i of 32 is negative
 //   equal(x, value)         bit i: whether element i of 32 is that
@@ -21,6 +22,7 @@ GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI::portable::rows {
 
+GQA_OP Words widened(const HalfWords& x) { return __builtin_convertvector(x, Words); }
 #if GQA_DETAIL_X86
 template <bool Signed>
 GQA_OP void pack_16(const Ints* x, std::byte* to) {
@@ -77,6 +79,10 @@ GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 
 namespace gqa::detail::inline GQA_ABI::avx2::rows {
 
+// By instructions that GCC does not find for conversions.
+GQA_OP Words widened(const HalfWords& x) {
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+}
 template <bool Signed>
 GQA_OP void pack_16(const Ints* x, std::byte* to) {
   const __m256i both = _mm256_packs_epi32(reinterpret_cast<__m256i>(x[0]), reinterpret_cast<__m256i>(x[1]));
@@ -114,6 +120,9 @@ GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icela
 
 namespace gqa::detail::inline GQA_ABI::avx512::rows {
 
+GQA_OP Words widened(const HalfWords& x) {
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+}
 template <bool>
 GQA_OP void pack_16(const Ints* x, std::byte* to) {
   store(to, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(*x)));
