@@ -201,18 +201,26 @@ template <>
 struct Quantiser<Iq4Nl> {
   static constexpr Index bytes = 18;
 
-  // See nearest_uneven; and what the codes are worth.
-  GQA_OP static void code(const Floats& x, Ints& code, Ints& worth) {
-    code = Ints{};
-    worth = spread(std::int32_t{kUnevenNibbles[0]});
-    const Floats twice = x + x;
-    GQA_UNROLL
-    for (int i = 1; i < 16; ++i) {
-      const std::int32_t step = kUnevenNibbles[i] - kUnevenNibbles[i - 1];
-      const Ints above = twice >= static_cast<float>(kUnevenNibbles[i - 1] + kUnevenNibbles[i]);
-      code -= above;
-      worth += above & step;
+  // By code: what it is worth; twice the least number that has it, but for code 0.
+  struct Tables {
+    alignas(64) float worth[16];
+    alignas(64) float least[16];
+  };
+  static constexpr Tables tables = [] {
+    Tables made{};
+    for (int i = 0; i < 16; ++i) {
+      made.worth[i] = static_cast<float>(kUnevenNibbles[i]);
+      if (i > 0) made.least[i] = static_cast<float>(kUnevenNibbles[i - 1] + kUnevenNibbles[i]);
     }
+    return made;
+  }();
+  // See nearest_uneven.
+  GQA_OP static Ints nearest(const Floats& x) {
+    const Floats twice = x + x;
+    Ints code{};
+    GQA_UNROLL
+    for (int bit = 8; bit > 0; bit /= 2) code = twice >= picked(tables.least, code + bit) ? code + bit : code;
+    return code;
   }
   GQA_OP static std::uint32_t measure(const Block& x) {
     const std::uint32_t largest = BlockQuantiser::measure(x);
@@ -224,9 +232,8 @@ struct Quantiser<Iq4Nl> {
     alignas(64) float qx[kQuants], qq[kQuants];
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) {
-      Ints worth;
-      code(x[p] * factor, codes[p], worth);
-      const auto q = __builtin_convertvector(worth, Floats);
+      codes[p] = nearest(x[p] * factor);
+      const Floats q = picked(tables.worth, codes[p]);
       const Floats weighted = x[p] * x[p] * q;
       store(qx + p * kLanes, unfused(weighted * x[p]));
       store(qq + p * kLanes, unfused(weighted * q));

@@ -12,6 +12,7 @@
 //   pack_16<Signed>(x, to)  to ← 16 elements, in 16 / kLanes registers, that are numbers of a byte
 //   signs(x)                bit i: whether element i of 32 is negative
 //   equal(x, value)         bit i: whether element i of 32 is that
+//   picked(table, i)        table[i], each i below 16
 //   fold_to_four(x, pair)   the elements of one register, combined to four by pair(a, b)
 namespace gqa::detail {
 typedef std::int32_t FourInts __attribute__((vector_size(16)));
@@ -61,6 +62,9 @@ GQA_OP std::uint32_t equal(const Ints (&x)[8], std::int32_t value) {
   for (int i = 0; i < 8; ++i) those[i] = x[i] == value;
   return signs(those);
 }
+GQA_OP Floats picked(const float (&table)[16], const Ints& i) {
+  return Floats{table[i[0]], table[i[1]], table[i[2]], table[i[3]]};
+}
 template <class Pair>
 GQA_OP FourInts fold_to_four(const Ints& x, const Pair&) {
   return x;
@@ -104,6 +108,12 @@ GQA_OP std::uint32_t equal(const Ints (&x)[4], std::int32_t value) {
   for (int i = 0; i < 4; ++i) those[i] = x[i] == value;
   return signs(those);
 }
+GQA_OP Floats picked(const float (&table)[16], const Ints& i) {
+  const auto at = reinterpret_cast<__m256i>(i);
+  const __m256 low = _mm256_permutevar8x32_ps(load<__m256>(table), at);
+  const __m256 high = _mm256_permutevar8x32_ps(load<__m256>(table + 8), at);
+  return _mm256_blendv_ps(low, high, reinterpret_cast<__m256>(i << 28));
+}
 template <class Pair>
 GQA_OP FourInts fold_to_four(const Ints& x, const Pair& pair) {
   return pair(reinterpret_cast<FourInts>(_mm256_castsi256_si128(reinterpret_cast<__m256i>(x))),
@@ -139,6 +149,9 @@ GQA_OP std::uint32_t equal(const Ints (&x)[2], std::int32_t value) {
         _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(x[i]), _mm512_set1_epi32(value)));
   };
   return part(0) | part(1) << 16;
+}
+GQA_OP Floats picked(const float (&table)[16], const Ints& i) {
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(i), load<__m512>(table));
 }
 template <class Pair>
 GQA_OP FourInts fold_to_four(const Ints& x, const Pair& pair) {
