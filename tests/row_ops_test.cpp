@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows converted and turned by every instruction set: the bits of the codecs' own loops, and of pairs turned one by one.
+// Rows converted, quantised and turned by every instruction set: the bits of the codecs' own loops, and of pairs turned one by one.
 #include "gqa/detail/row_ops.hpp"
 
 #include <gtest/gtest.h>
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "support/codecs.hpp"
 #include "support/paths.hpp"
 #include "support/random.hpp"
 
@@ -63,6 +64,105 @@ TEST_P(RowOpsOf, ConversionsAreTheCodecs) {
   expect_encoded<detail::F16, float>(ops().f32_to_f16, all_kinds());
   expect_encoded<detail::F32, bf16>(ops().bf16_to_f32, all_halves());
   expect_encoded<detail::F32, f16>(ops().f16_to_f32, all_halves());
+}
+
+// What is hard to quantise, 256 elements of it: a kind, drawn with `random`.
+constexpr int kKinds = 15;
+std::vector<float> hard_row(int kind, Random& random) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  std::vector<float> row(256);
+  const auto fill = [&](const auto& draw) {
+    for (float& x : row) x = draw();
+  };
+  const auto one_of = [&](std::initializer_list<float> values) {
+    return values.begin()[random.below(static_cast<Index>(values.size()))];
+  };
+  const auto any = [&] { return __builtin_bit_cast(float, static_cast<std::uint32_t>(random.bits())); };
+  const auto scaled = [&](float scale) { fill([&] { return random.normal() * scale; }); };
+  // Halves and quarters of a scale that a block or a row may get: ties of every rounding, and what is beside them.
+  const auto ties = [&](float most, float scale) {
+    fill([&] {
+      const float x = static_cast<float>(random.below(static_cast<Index>(8 * most)) - static_cast<Index>(4 * most));
+      const float beside = random.below(4) == 0 ? one_of({1.0f + 0x1p-23f, 1.0f - 0x1p-24f}) : 1.0f;
+      return x / 4.0f * scale * beside;
+    });
+    for (std::size_t i = 0; i < row.size(); i += 32) row[i + random.bits() % 32] = one_of({most, -most}) * scale;
+  };
+  switch (kind) {
+    case 0: scaled(1.0f); break;
+    case 1: ties(127.0f, 1.0f); break;
+    case 2: ties(7.0f, 0x1p-9f); break;
+    case 3: ties(8.0f, 3.0f); break;
+    case 4: ties(31.0f, 0x1p-130f); break;
+    case 5: ties(448.0f, 1.0f); break;
+    case 6: ties(6.0f, 0x1p+100f); break;
+    case 7: fill([&] { return one_of({0.0f, -0.0f}); }); break;
+    case 8: fill([&] { return one_of({-0.0f, 0.0f, 1.0f, 3.0f}); }); break;      // none below zero
+    case 9: scaled(one_of({0x1p-147f, 0x1p-127f, 0x1p-111f, 0x1p-60f})); break;  // 1/d is no number; d is next to none
+    case 10: scaled(1e38f); break;                                               // and beyond an f16's largest scale
+    case 11: fill([&] { return one_of({2.0f, -2.0f, 1.0f}); }); break;           // which of the largest is first
+    case 12:                                                                     // one NaN or infinity somewhere
+      scaled(1.0f);
+      row[random.bits() % row.size()] = one_of({infinity, -infinity, std::numeric_limits<float>::quiet_NaN()});
+      break;
+    case 13: fill(any); break;  // of every exponent, NaNs of many bits
+    default:                    // a wide range, all finite
+      fill([&] {
+        const float x = any();
+        return detail::is_finite(x) ? x : 1.0f;
+      });
+  }
+  return row;
+}
+
+template <Element From>
+void expect_quantised(const TestedCodec& codec, detail::RowSet set, const std::vector<From>& from, Index step,
+                      Index dim) {
+  constexpr std::byte untouched{0xa5};
+  const auto* const first = reinterpret_cast<const std::byte*>(from.data() + (step < 0 ? from.size() - 1 : 0));
+  const auto row_bytes = static_cast<std::size_t>(codec.type().row_bytes(dim));
+  const auto rows = [&](detail::RowEncoder encode) {
+    std::vector<std::byte> stored(4 + row_bytes + 64, untouched);  // scale, row, and what is behind
+    encode(first, step, dim, stored.data() + 4, stored.data());
+    return stored;
+  };
+  constexpr ElementType type = ElementTraits<From>::type;
+  ASSERT_EQ(rows(codec.rows().encoder(set, type)), rows(codec.encode[static_cast<int>(type)]))
+      << codec.name << " of " << element_name(type) << ", " << dim << " elements, " << step << " apart";
+}
+template <Element From>
+std::vector<From> rounded_to(const std::vector<float>& from) {
+  std::vector<From> to;
+  for (const float x : from) to.push_back(static_cast<From>(x));
+  return to;
+}
+
+TEST_P(RowOpsOf, QuantisedRowsAreTheCodecs) {
+  const detail::RowSet set = ops().set;
+  Random random(342);
+  for (int kind = 0; kind < kKinds; ++kind)
+    for (int repeat = 0; repeat < 16; ++repeat) {
+      SCOPED_TRACE("kind " + std::to_string(kind) + ", repeat " + std::to_string(repeat));
+      std::vector<float> row = hard_row(kind, random);
+      for (int i = 0; i < 4; ++i) {  // wider than what is made floats of in one piece
+        const std::vector<float> more = hard_row(kind, random);
+        row.insert(row.end(), more.begin(), more.end());
+      }
+      const Index width = random.below(static_cast<Index>(row.size())) + 1;
+      for (const TestedCodec& codec : tested_codecs()) {
+        const auto check = [&](Index step, Index dim) {
+          if (codec.type().whole_blocks()) dim &= ~Index{31};
+          expect_quantised(codec, set, row, step, dim);
+          expect_quantised(codec, set, rounded_to<bf16>(row), step, dim);
+          expect_quantised(codec, set, rounded_to<f16>(row), step, dim);
+        };
+        check(1, 128);
+        check(1, width);
+        check(3, width / 3);
+        check(-2, width / 2);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
 }
 
 // Rounded, whatever flags this file is compiled with.

@@ -21,7 +21,8 @@ namespace gqa {
 ///     decode(row, scales, dim, to)                 to[0 … dim) ← the row as f32
 ///
 /// How kernels load such rows is a second file, gqa/codec/name.inl, compiled once per path: see gqa/codec/list.inl. A program's own codec
-/// has an id of its own (CodecWithId), and is compiled into a unit that defines GQA_OWN_CODECS, the name of a file with its loads.
+/// has an id of its own (CodecWithId), and is compiled into a unit that defines GQA_OWN_CODECS, the name of a file with its loads. The library's
+/// are encoded on vectors besides, into the same bytes: see gqa/codec/quantisers.inl.
 template <class C>
 concept Codec = requires(std::byte* to, const std::byte* from, float* floats) {
   { C::type } -> std::convertible_to<KvType>;

@@ -3,7 +3,7 @@
 /// How an owning cache stores its keys or values.
 #pragma once
 
-#include "gqa/detail/row_codec.hpp"
+#include "gqa/detail/row_encoders.hpp"
 
 namespace gqa {
 

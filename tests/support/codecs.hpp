@@ -12,6 +12,7 @@ namespace gqa::test {
 struct TestedCodec {
   const char* name;
   KvEncoding format;
+  detail::RowEncoder encode[detail::kLastElementType + 1];  // the codec's own
   KvType type() const { return format; }
   const detail::RowCodec& rows() const { return *format.codec(); }
 };
@@ -20,7 +21,8 @@ template <int Id = detail::kLastElementType + 1>
 void add_codecs(std::vector<TestedCodec>& codecs) {
   if constexpr (Id < detail::CodecList::size) {
     using C = typename CodecWithId<Id>::type;
-    codecs.push_back({C::name, C{}});
+    codecs.push_back(
+        {C::name, C{}, {detail::encode_row<C, float>, detail::encode_row<C, bf16>, detail::encode_row<C, f16>}});
     add_codecs<Id + 1>(codecs);
   }
 }
@@ -43,8 +45,8 @@ struct StoredRow {
 template <Element From>
 StoredRow encoded(const TestedCodec& codec, const std::vector<From>& from, Index step, Index dim) {
   StoredRow stored{std::vector<std::byte>(static_cast<std::size_t>(codec.type().row_bytes(dim)), std::byte{0x5a})};
-  codec.rows().encode[static_cast<int>(ElementTraits<From>::type)](reinterpret_cast<const std::byte*>(from.data()),
-                                                                   step, dim, stored.row.data(), stored.scale.data());
+  codec.encode[static_cast<int>(ElementTraits<From>::type)](reinterpret_cast<const std::byte*>(from.data()), step, dim,
+                                                            stored.row.data(), stored.scale.data());
   return stored;
 }
 inline StoredRow encoded(const TestedCodec& codec, const std::vector<float>& x) {

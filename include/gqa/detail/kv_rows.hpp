@@ -60,7 +60,7 @@ inline RowEncoder row_converter(ElementType to, ElementType from) {
   return fast != nullptr ? fast : element_encoder(to, from);
 }
 inline RowEncoder row_encoder(const KvRoom& room, ElementType from) {
-  if (room.codec != nullptr) return room.codec->encode[static_cast<int>(from)];
+  if (room.codec != nullptr) return room.codec->encoder(row_ops().set, from);
   return row_converter(room.type, from);
 }
 inline RowDecoder row_decoder(const KvRoom& room) {

@@ -12,10 +12,18 @@ using RowEncoder = void (*)(const std::byte* from, Index step, Index dim, std::b
 /// to[0 … dim) ← a stored row.
 using RowDecoder = void (*)(const std::byte* row, const std::byte* scale, Index dim, float* to);
 
+/// Instruction sets that rows are encoded with.
+enum class RowSet : std::uint8_t { portable, avx2, avx512 };
+inline constexpr int kRowSets = GQA_DETAIL_X86 ? 3 : 1;
+
 /// Those of one codec.
 struct RowCodec {
-  RowEncoder encode[kLastElementType + 1];  ///< by the type of what is encoded
+  RowEncoder encode[kRowSets][kLastElementType + 1];  ///< by the type of what is encoded
   RowDecoder decode;
+
+  GQA_ALWAYS_INLINE RowEncoder encoder(RowSet set, ElementType from) const noexcept {
+    return encode[static_cast<int>(set)][static_cast<int>(from)];
+  }
 };
 
 inline namespace GQA_ABI {
@@ -28,10 +36,6 @@ template <class Codec>
 inline void decode_row(const std::byte* row, const std::byte* scale, Index dim, float* to) {
   Codec::decode(row, scale, dim, to);
 }
-template <class Codec>
-inline constexpr RowCodec kRowCodec{{encode_row<Codec, float>, encode_row<Codec, bf16>, encode_row<Codec, f16>},
-                                    decode_row<Codec>};
-
 /// Of rows of plain elements.
 template <class Codec>
 inline RowEncoder encoder_of(ElementType from) {

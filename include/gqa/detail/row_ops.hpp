@@ -21,6 +21,8 @@ struct RowOps {
   /// Turns pairs [first, last) of a row. Those are i and i + dims / 2 if `split`, else 2i and 2i + 1.
   /// @param turns  cosines of the pairs, then sines, of all dims / 2
   void (*turn)(float* row, const float* turns, Index dims, bool split, Index first, Index last);
+  /// Whose encoders of codecs belong to these.
+  RowSet set;
 };
 
 }  // namespace gqa::detail
@@ -45,6 +47,7 @@ GQA_OP void turn_pairs(T* a, T* b, Index step, const float* cosines, const float
 namespace gqa::detail::inline GQA_ABI::portable::rows {
 
 inline constexpr int kLanes = 4;
+inline constexpr RowSet kSet = RowSet::portable;
 #define GQA_DETAIL_ROWS_F16C 0
 #include "gqa/detail/row_ops.inl"
 #undef GQA_DETAIL_ROWS_F16C
@@ -60,6 +63,7 @@ GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 namespace gqa::detail::inline GQA_ABI::avx2::rows {
 
 inline constexpr int kLanes = 8;
+inline constexpr RowSet kSet = RowSet::avx2;
 #define GQA_DETAIL_ROWS_F16C 1
 #include "gqa/detail/row_ops.inl"
 
@@ -72,6 +76,7 @@ GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icela
 namespace gqa::detail::inline GQA_ABI::avx512::rows {
 
 inline constexpr int kLanes = 16;
+inline constexpr RowSet kSet = RowSet::avx512;
 #include "gqa/detail/row_ops.inl"
 #undef GQA_DETAIL_ROWS_F16C
 
@@ -99,8 +104,12 @@ inline void f32_to_bf16(const std::byte* from, Index step, Index dim, std::byte*
   if (i < dim) avx512::rows::f32_to_bf16(from + i * step * 4, step, dim - i, row + i * 2, scale);
 }
 
-inline constexpr RowOps kOps{f32_to_bf16, avx512::rows::f32_to_f16, avx512::rows::bf16_to_f32, avx512::rows::f16_to_f32,
-                             avx512::rows::turn_row};
+inline constexpr RowOps kOps{f32_to_bf16,
+                             avx512::rows::f32_to_f16,
+                             avx512::rows::bf16_to_f32,
+                             avx512::rows::f16_to_f32,
+                             avx512::rows::turn_row,
+                             RowSet::avx512};
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512bf16::rows
 
@@ -121,7 +130,7 @@ inline const RowOps& row_ops_of([[maybe_unused]] Path path) noexcept {
 }
 /// Of the path that calls take by default.
 /// @throws ArgumentError if GQA_PATH is not a path's name
-inline const RowOps& row_ops() {
+inline __attribute__((noinline)) const RowOps& row_ops() {
   static const RowOps& chosen = row_ops_of(active_path().path);
   return chosen;
 }

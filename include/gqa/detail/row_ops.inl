@@ -114,7 +114,7 @@ inline void turn_row(float* row, const float* turns, Index dims, bool split, Ind
 }
 
 #if GQA_DETAIL_ROWS_F16C
-inline constexpr RowOps kOps{f32_to_bf16, f32_to_f16, bf16_to_f32, f16_to_f32, turn_row};
+inline constexpr RowOps kOps{f32_to_bf16, f32_to_f16, bf16_to_f32, f16_to_f32, turn_row, kSet};
 #else
-inline constexpr RowOps kOps{f32_to_bf16, nullptr, bf16_to_f32, nullptr, turn_row};
+inline constexpr RowOps kOps{f32_to_bf16, nullptr, bf16_to_f32, nullptr, turn_row, kSet};
 #endif
