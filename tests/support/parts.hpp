@@ -31,7 +31,7 @@ inline StoredRow encode_any(const KvEncoding& format, const std::vector<float>& 
   const auto dim = static_cast<Index>(row.size());
   StoredRow stored{std::vector<std::byte>(static_cast<std::size_t>(type.row_bytes(dim)))};
   const detail::RowEncoder encode = format.codec() != nullptr
-                                        ? format.codec()->encode[static_cast<int>(ElementType::f32)]
+                                        ? format.codec()->encoder(detail::RowSet::portable, ElementType::f32)
                                         : detail::element_encoder(type, ElementType::f32);
   encode(reinterpret_cast<const std::byte*>(row.data()), 1, dim, stored.row.data(), stored.scale.data());
   return stored;
