@@ -50,8 +50,7 @@ concept ElementRange = Element<typename decltype(std::span(std::declval<const R&
 inline namespace GQA_ABI {
 
 /// Of rows of plain elements, by the fastest instructions.
-inline RowEncoder row_converter(ElementType to, ElementType from) {
-  const RowOps& ops = row_ops();
+inline RowEncoder row_converter(const RowOps& ops, ElementType to, ElementType from) {
   RowEncoder fast = nullptr;
   if (from == ElementType::f32 && to == ElementType::bf16) fast = ops.f32_to_bf16;
   if (from == ElementType::f32 && to == ElementType::f16) fast = ops.f32_to_f16;
@@ -59,9 +58,9 @@ inline RowEncoder row_converter(ElementType to, ElementType from) {
   if (from == ElementType::f16 && to == ElementType::f32) fast = ops.f16_to_f32;
   return fast != nullptr ? fast : element_encoder(to, from);
 }
-inline RowEncoder row_encoder(const KvRoom& room, ElementType from) {
-  if (room.codec != nullptr) return room.codec->encoder(row_ops().set, from);
-  return row_converter(room.type, from);
+inline RowEncoder row_encoder(const RowOps& ops, const KvRoom& room, ElementType from) {
+  if (room.codec != nullptr) return room.codec->encoder(ops.set, from);
+  return row_converter(ops, room.type, from);
 }
 inline RowDecoder row_decoder(const KvRoom& room) {
   return room.codec != nullptr ? room.codec->decode : element_decoder(room.type);
@@ -131,8 +130,9 @@ class RowChange {
 /// As write_rows, in the floating-point environment that there is.
 inline void encode_rows(const KvRoom& room, Index page, Index slot, const ConstTensorView& rows,
                         const RowChange* change, Index position) {
-  const RowEncoder widen = row_converter(ElementType::f32, rows.type);
-  const RowEncoder encode = row_encoder(room, change == nullptr ? rows.type : ElementType::f32);
+  const RowOps& ops = row_ops();
+  const RowEncoder widen = row_converter(ops, ElementType::f32, rows.type);
+  const RowEncoder encode = row_encoder(ops, room, change == nullptr ? rows.type : ElementType::f32);
   const Index bytes = element_bytes(rows.type);
   const auto* from = static_cast<const std::byte*>(rows.data);
   // In the order in which they lie, which memory gives and takes twice as fast as any other.
@@ -168,7 +168,7 @@ inline __attribute__((noinline)) void write_rows(const KvRoom& room, Index page,
 inline void change_slots(const KvRoom& room, Index heads, Index page, Index slot, Index tokens, Index position,
                          const RowChange& change) {
   const RowDecoder decode = row_decoder(room);
-  const RowEncoder encode = row_encoder(room, ElementType::f32);
+  const RowEncoder encode = row_encoder(row_ops(), room, ElementType::f32);
   for (Index head = 0; head < heads; ++head)
     for (Index token = 0; token < tokens; ++token) {
       std::byte* const row = room.row(page, slot + token, head);

@@ -130,7 +130,7 @@ inline const RowOps& row_ops_of([[maybe_unused]] Path path) noexcept {
 }
 /// Of the path that calls take by default.
 /// @throws ArgumentError if GQA_PATH is not a path's name
-inline __attribute__((noinline)) const RowOps& row_ops() {
+inline const RowOps& row_ops() {
   static const RowOps& chosen = row_ops_of(active_path().path);
   return chosen;
 }
