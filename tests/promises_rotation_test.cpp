@@ -123,6 +123,17 @@ TEST_P(RotationOf, IsTheSameInAnyCompany) {
   EXPECT_TRUE(same_bits(attend(q.const_view(), kv.view(), {path()}), plain.result()));
   EXPECT_TRUE(same_bits(expected, turned.result()));
 
+  // As much scratch as the call says that it wants, and nothing behind it.
+  turned = Output(ElementType::f32, shape.n_q, shape.query_heads, shape.value_dim);
+  const Sequence alone{q.const_view(), view, turned.view(), {}, turned.lse()};
+  Options options = How{path()}.options();
+  const std::size_t bytes = DynamicAttention().scratch_bytes({&alone, 1}, options);
+  std::vector<std::byte> scratch(bytes + 64, std::byte{0x77});
+  options.scratch = std::span(scratch).first(bytes);
+  DynamicAttention()(alone, Causal{}, options);
+  EXPECT_TRUE(same_bits(expected, turned.result())) << "in the caller's scratch";
+  EXPECT_EQ(std::vector<std::byte>(scratch.end() - 64, scratch.end()), std::vector<std::byte>(64, std::byte{0x77}));
+
   Result rounded = expected;
   for (float& x : rounded.out) x = rounded_to(type(), x);
   for (const TensorLayout layout : {TensorLayout::packed, TensorLayout::dim_major}) {

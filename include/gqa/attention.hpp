@@ -103,7 +103,8 @@ class GroupedQueryAttention {
   }
 
   /// Bytes of scratch that the same call would use: what Options::scratch must offer.
-  /// Depends on shapes, element types, strides of the cache, positions, variant, path and the executor's concurrency, not on the data.
+  /// Depends on shapes, element types, strides and rotations of the cache, positions, variant, path and the executor's concurrency, not on
+  /// the data.
   /// @throws ArgumentError as the call does
   GQA_ALWAYS_INLINE std::size_t scratch_bytes(std::span<const Sequence> batch, const Options& options = {}) const {
     return scratch_bytes(batch, Causal{}, options);

@@ -36,8 +36,10 @@ struct KeyRows {
 ///     void check(const KeyRows& rows) const            if there is one: before anything is changed; throws if the rows cannot be
 ///
 /// A row is widened to f32, changed, and converted to the stored type, so that it is rounded once: what is stored has the bits of rows that
-/// were changed in f32 before they were appended. Calls run in the default floating-point environment. A ring does not ask for rows that it
-/// would overwrite in the same call; pages that are copied, because another sequence uses them too, are copied as they are.
+/// were changed in f32 before they were appended. Where a cache rotates its keys (KvCacheConfig::k_rotation) that comes after the hook, and
+/// keys that are changed where they are, are turned back before. Calls run in the default floating-point environment. A ring does not ask
+/// for rows that it would overwrite in the same call; pages that are copied, because another sequence uses them too, are copied as they
+/// are.
 template <class H>
 concept KeyHook = requires(const H& hook, const KeyRow& row) {
   { hook.change(row) }

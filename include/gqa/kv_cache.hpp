@@ -148,7 +148,8 @@ class ContiguousKvCache {
   /// positions are moved with change_keys then, see gqa/rope.hpp.
   /// @throws ArgumentError if those are not positions held
   GQA_ALWAYS_INLINE void erase(Index first, Index last) { detail::erase_tokens(slots_, first, last); }
-  /// Has a hook change the keys of positions [first, last) where they are: each row is decoded to f32, changed, and stored again.
+  /// Has a hook change the keys of positions [first, last) where they are: each row is decoded to f32 (and turned back, where keys are
+  /// rotated), changed, and stored again.
   /// @throws ArgumentError if those are not positions held; what the hook's check throws
   template <KeyHook H>
   GQA_ALWAYS_INLINE void change_keys(Index first, Index last, const H& hook) {
