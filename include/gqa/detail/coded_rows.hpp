@@ -107,17 +107,6 @@ inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint
     return place.page * strides.page + place.slot * strides.token;
   };
   const bool even = at.uniform;  // slots follow each other
-  if (even) {
-    const Place place = locate(kv, at.begin + at.first);
-    Index k = offset_of(place, kv.k_scales.strides) * k_bytes;
-    Index v = offset_of(place, kv.v_scales.strides) * v_bytes;
-    for (Index t = at.first; t < at.last; ++t) {
-      k_offset[t] = k;
-      v_offset[t] = v;
-      k += kv.k_scales.strides.token * k_bytes;
-      v += kv.v_scales.strides.token * v_bytes;
-    }
-  }
   for (Index t = at.first; t < at.last && !even; ++t) {
     if (((there >> t) & 1u) == 0) {
       k_offset[t] = k_offset[t - 1];
@@ -128,10 +117,13 @@ inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint
     k_offset[t] = offset_of(place, kv.k_scales.strides) * k_bytes;
     v_offset[t] = offset_of(place, kv.v_scales.strides) * v_bytes;
   }
+  const Place first = locate(kv, at.begin + at.first);
   const auto span = [&](const KvScales& given, Index bytes, Index head, const Index* offset) {
     if (bytes == 0) return RowSpan{};
-    return RowSpan{static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes, offset,
-                   even ? given.strides.token * bytes : 0};
+    const std::byte* const base = static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes;
+    if (!even) return RowSpan{base, offset, 0};
+    const Index step = given.strides.token * bytes;
+    return RowSpan{base + offset_of(first, given.strides) * bytes - at.first * step, nullptr, step};
   };
   for (Index j = 0; j < heads; ++j)
     ::new (scales.head + j) BlockScales{span(kv.k_scales, k_bytes, first_head + j, k_offset),

@@ -102,12 +102,18 @@ struct QueryTile {
   const VariantRows* variant_rows = nullptr;  ///< if the variant asks for any
 };
 
-/// Where something of each token of a block lies: of token t at base + offset[t] bytes, and the next token's `stride` further, if that is
-/// the same for all; else 0.
+/// Where something of each token of a block lies: of token t at base + offset[t] bytes, or if offset is null, at base + t · stride.
 struct RowSpan {
   const std::byte* base = nullptr;
   const Index* offset = nullptr;
   Index stride = 0;
+  GQA_ALWAYS_INLINE const std::byte* row(Index t) const noexcept {
+    return base + (offset == nullptr ? t * stride : offset[t]);
+  }
+  /// The same, counted from a token on.
+  GQA_ALWAYS_INLINE RowSpan from(Index t) const noexcept {
+    return offset == nullptr ? RowSpan{base + t * stride, nullptr, stride} : RowSpan{base, offset + t, stride};
+  }
 };
 
 /// The scales of a block's rows, of codecs that have them outside: a token's first one, and bytes from an element's to the next
@@ -164,13 +170,13 @@ struct BlockRows {
   GQA_ALWAYS_INLINE RowOf<Codec> operator()(Index t) const noexcept {
     const std::byte* const row = rows.base + rows.offset[t];
     if constexpr (kWholeRows<Codec>) return row;
-    else return ScaledRow{row, scales.base + scales.offset[t], scale_step};
+    else return ScaledRow{row, scales.row(t), scale_step};
   }
   /// The same, counted from a token on.
   GQA_ALWAYS_INLINE BlockRows from(Index t) const noexcept {
     BlockRows behind = *this;
     behind.rows.offset += t;
-    if constexpr (!kWholeRows<Codec>) behind.scales.offset += t;
+    if constexpr (!kWholeRows<Codec>) behind.scales = scales.from(t);
     return behind;
   }
 };

@@ -45,36 +45,48 @@ GQA_OP __m512i load_row_bytes(const std::byte* p, Index count) {
   if (count >= 64) return _mm512_loadu_si512(p);
   return _mm512_maskz_loadu_epi8((std::uint64_t{1} << count) - 1, p);
 }
-// Sixteen tokens' bytes [from, from + 64) of a row of `bytes`, all of them there if Whole, as dwords: each a quad, or of Int4 two.
-template <class Codec, bool Whole>
-GQA_OP void stage_key_words(const ScatteredRows& rows, Index from, Index bytes, std::byte* to) {
-  constexpr Index quad = kBlock * kQuadBytes;
-  Vec words[kLanes];
+// Vector i, quarter j ↔ vector j, quarter i.
+GQA_OP void turn_quarters(__m512i (&a)[4]) {
+  const __m512i b[4] = {_mm512_shuffle_i32x4(a[0], a[1], 0x44), _mm512_shuffle_i32x4(a[0], a[1], 0xee),
+                        _mm512_shuffle_i32x4(a[2], a[3], 0x44), _mm512_shuffle_i32x4(a[2], a[3], 0xee)};
+  a[0] = _mm512_shuffle_i32x4(b[0], b[2], 0x88);
+  a[1] = _mm512_shuffle_i32x4(b[0], b[2], 0xdd);
+  a[2] = _mm512_shuffle_i32x4(b[1], b[3], 0x88);
+  a[3] = _mm512_shuffle_i32x4(b[1], b[3], 0xdd);
+}
+// Keys of sixteen tokens: [16 dims][token % 4][token / 4][quad], so that a vector has the same 16 dims of four tokens.
+GQA_OP std::byte* staged_keys(const QueryTile& tile, Index t) {
+  return tile.staging + t * round_up(tile.head_dim, kLanes2);
+}
+// Bytes [from, from + 64) of rows of `bytes`, all of them there if Whole: of tokens g, g + 4, g + 8, g + 12.
+template <class Codec, bool Whole, class RowAt>
+GQA_OP void stage_key_bytes(const RowAt& rows, int g, Index from, Index bytes, std::byte* to) {
+  __m512i v[4];
   GQA_UNROLL
-  for (int t = 0; t < kLanes; ++t)
-    words[t] =
-        _mm512_castsi512_ps(Whole ? _mm512_loadu_si512(rows(t) + from) : load_row_bytes(rows(t) + from, bytes - from));
-  transpose(words);
+  for (int i = 0; i < 4; ++i)
+    v[i] = Whole ? _mm512_loadu_si512(rows(g + 4 * i) + from) : load_row_bytes(rows(g + 4 * i) + from, bytes - from);
+  turn_quarters(v);
   GQA_UNROLL
-  for (int w = 0; w < kLanes; ++w) {
-    if (!Whole && from + w * 4 >= bytes) break;
-    const __m512i word = _mm512_castps_si512(words[w]);
+  for (int c = 0; c < 4; ++c) {
+    if (!Whole && from + c * 16 >= bytes) break;
     if constexpr (Codec::integer_bits == 8) {
-      _mm512_storeu_si512(to + (from / 4 + w) * quad, _mm512_xor_si512(word, _mm512_set1_epi8(-128)));
-    } else {  // 16 bytes are quads 0 … 3 of 8, in the lower halves of bytes, and 4 … 7
-      std::byte* const at = to + (from / 2 + w / 4 * 8 + w % 4) * quad;
+      _mm512_storeu_si512(to + from * 16 + c * 256, _mm512_xor_si512(v[c], _mm512_set1_epi8(-128)));
+    } else {  // 16 dims are the lower halves of 16 bytes, the next ones the upper ones
       const __m512i halves = _mm512_set1_epi8(15);
-      _mm512_storeu_si512(at, _mm512_and_si512(word, halves));
-      _mm512_storeu_si512(at + 4 * quad, _mm512_and_si512(_mm512_srli_epi16(word, 4), halves));
+      _mm512_storeu_si512(to + from * 32 + c * 512, _mm512_and_si512(v[c], halves));
+      _mm512_storeu_si512(to + from * 32 + c * 512 + 256, _mm512_and_si512(_mm512_srli_epi16(v[c], 4), halves));
     }
   }
 }
-template <class Codec>
-GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to) {
+template <class Codec, class RowAt>
+GQA_OP void stage_key_tokens(const RowAt& rows, Index dim, std::byte* to) {
   const Index bytes = KvType(Codec::type).row_bytes(dim);
-  Index from = 0;
-  for (; from + 64 <= bytes; from += 64) stage_key_words<Codec, true>(rows, from, bytes, to);
-  if (from < bytes) stage_key_words<Codec, false>(rows, from, bytes, to);
+  GQA_NO_UNROLL
+  for (int g = 0; g < 4; ++g, to += 64) {
+    Index from = 0;
+    for (; from + 64 <= bytes; from += 64) stage_key_bytes<Codec, true>(rows, g, from, bytes, to);
+    if (from < bytes) stage_key_bytes<Codec, false>(rows, g, from, bytes, to);
+  }
 }
 // Numbers of 64 dims as bytes, all of them there if Whole.
 template <class Codec, bool Whole>
@@ -112,24 +124,19 @@ GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::
   for (; d + 64 <= dim; d += 64) stage_value_dims<Codec, true>(rows, d, dim, to + d * kLaneBytes);
   if (d < dim) stage_value_dims<Codec, false>(rows, d, dim, to + d * kLaneBytes);
 }
-// Vector i, quarter j ↔ vector j, quarter i.
-GQA_OP void natural_order(__m512i (&a)[kIntegerVectors]) {
-  const __m512i b[4] = {_mm512_shuffle_i32x4(a[0], a[1], 0x44), _mm512_shuffle_i32x4(a[0], a[1], 0xee),
-                        _mm512_shuffle_i32x4(a[2], a[3], 0x44), _mm512_shuffle_i32x4(a[2], a[3], 0xee)};
-  a[0] = _mm512_shuffle_i32x4(b[0], b[2], 0x88);
-  a[1] = _mm512_shuffle_i32x4(b[0], b[2], 0xdd);
-  a[2] = _mm512_shuffle_i32x4(b[1], b[3], 0x88);
-  a[3] = _mm512_shuffle_i32x4(b[1], b[3], 0xdd);
-}
-GQA_OP __m512i every_quad(const std::byte* p) {
+GQA_OP void natural_order(__m512i (&a)[kIntegerVectors]) { turn_quarters(a); }
+// `Bytes` of a row, 4 or 16, again and again.
+template <Index Bytes>
+GQA_OP __m512i every(const std::byte* p) {
+  if constexpr (Bytes == 16) return _mm512_broadcast_i32x4(load_bytes(p));
   int quad;
   __builtin_memcpy(&quad, p, sizeof quad);
   return _mm512_set1_epi32(quad);
 }
-// `lower`: bytes from a row's upper bytes to its lower ones.
-template <int R, int C, class Ahead>
+// `lower`: bytes from a row's upper bytes to its lower ones. Steps are quads, or 16 elements.
+template <int R, int C, Index Bytes = 4, class Ahead>
 GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index lower, Index first, const std::byte* staged,
-                         Index quads, Index stride, Ahead& ahead, __m512i (&acc)[R * C]) {
+                         Index steps, Index stride, Ahead& ahead, __m512i (&acc)[R * C]) {
   constexpr bool both = R * C <= 8;  // registers for the sums of both bytes
   constexpr int sums = both ? 2 : 1;
   GQA_UNROLL
@@ -139,19 +146,19 @@ GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index lower, Index f
   for (int i = 0; i < R * C; ++i) other[i] = _mm512_setzero_si512();
   for (Index pass = 0; pass < 2; pass += sums) {
     const std::byte* from = staged;
-    const Index begin = first * 4 + pass * lower;
-    for (Index at = begin; at < begin + quads * 4; at += 4, from += stride) {
+    const Index begin = first * Bytes + pass * lower;
+    for (Index at = begin; at < begin + steps * Bytes; at += Bytes, from += stride) {
       ahead.step();
       __m512i b[C];
       GQA_UNROLL
       for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(from + c * 64);
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
-        const __m512i quad = every_quad(rows[r] + at);
+        const __m512i quad = every<Bytes>(rows[r] + at);
         GQA_UNROLL
         for (int c = 0; c < C; ++c) acc[r * C + c] = _mm512_dpbusd_epi32(acc[r * C + c], b[c], quad);
         if constexpr (both) {
-          const __m512i low = every_quad(rows[r] + lower + at);
+          const __m512i low = every<Bytes>(rows[r] + lower + at);
           GQA_UNROLL
           for (int c = 0; c < C; ++c) other[r * C + c] = _mm512_dpbusd_epi32(other[r * C + c], b[c], low);
         }
@@ -169,6 +176,20 @@ GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index lower, Index f
 }
 GQA_OP Vec integers_as_floats(__m512i sums, std::int32_t constant) {
   return _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(constant)));
+}
+// Scores of 16 tokens: lanes of quads added.
+template <int R, class Ahead>
+GQA_OP void key_sums(const std::byte* const (&rows)[R], Index lower, const std::byte* staged, Index dim, Ahead& ahead,
+                     __m512i (&sums)[R]) {
+  __m512i acc[R * 4];
+  integer_sums<R, 4, 16>(rows, lower, 0, staged, (dim + 15) / 16, 256, ahead, acc);
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const __m512i* const a = acc + r * 4;
+    const __m512i b[2] = {_mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1])),
+                          _mm512_add_epi32(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]))};
+    sums[r] = _mm512_add_epi32(_mm512_unpacklo_epi64(b[0], b[1]), _mm512_unpackhi_epi64(b[0], b[1]));
+  }
 }
 #include "gqa/detail/path/ints.inl"
 

@@ -22,8 +22,9 @@
 //   kExcess<Codec>                          by how much staged numbers are too large
 //   put_integers                            16 lanes of 1.5 · 2^23 + n of a row → the path's order
 //   larger_bits                             the larger of the lanes' bits, as signed integers
-//   stage_key_tokens, stage_value_quad      16 tokens' keys, four tokens' values → staging
-//   integer_sums                            acc of R rows and C vectors, over some quads
+//   stage_key_tokens, stage_value_quad      16 tokens' keys, four tokens' values → staging, keys to staged_keys
+//   integer_sums                            acc of R rows and C vectors, over some quads of values
+//   key_sums                                sums of R rows and 16 tokens
 //   natural_order                           kIntegerVectors vectors of outputs, as they lie in staging → as dims follow each other
 //   integers_as_floats                      sums + a constant, as floats
 
@@ -95,13 +96,12 @@ inline void pack_integers(const QueryTile& tile, const QuerySource& source) {
 // to[t] ← the scales of tokens [first, last), zeros around them.
 GQA_OP void gather_scales(const RowSpan& scales, Index first, Index last, float (&to)[kBlock]) {
   if (scales.stride == sizeof(float) && first == 0 && last == kBlock) {
-    const auto* const from = scales.base + scales.offset[0];
     GQA_UNROLL
-    for (Index t = 0; t < kBlock; t += kLanes) store(to + t, load(typed<const float>(from) + t));
+    for (Index t = 0; t < kBlock; t += kLanes) store(to + t, load(typed<const float>(scales.base) + t));
     return;
   }
   for (Index t = 0; t < kBlock; t += kLanes) store(to + t, zero());
-  for (Index t = first; t < last; ++t) __builtin_memcpy(to + t, scales.base + scales.offset[t], sizeof(float));
+  for (Index t = first; t < last; ++t) __builtin_memcpy(to + t, scales.row(t), sizeof(float));
 }
 
 // Bytes of the rows that are fetched most often.
@@ -150,12 +150,10 @@ GQA_OP void turn_from_panel(const float* panel, float (&rows)[kLanes][kBlock]) {
   }
 }
 
-// Scores of R rows: of the tokens of [begin, end), multiples of 16 and of what integer_sums takes, keys in staging.
+// Scores of R rows: of the tokens of [begin, end), multiples of 16, keys in staging.
 template <int R>
 GQA_KERNEL void score_integers(const QueryTile& tile, Index row, Index excess, const float* scales, Index begin,
                                Index end, float* to, RowsAhead& ahead) {
-  constexpr int C = kIntegerVectors;
-  constexpr Index stride = kBlock * kQuadBytes;
   const std::byte* q[R];
   IntegerRow tail[R];
   GQA_UNROLL
@@ -163,17 +161,14 @@ GQA_KERNEL void score_integers(const QueryTile& tile, Index row, Index excess, c
     q[r] = static_cast<const std::byte*>(tile.q) + (row + r) * tile.q_stride * Index{sizeof(float)};
     tail[r] = integer_row(q[r], tile.q_stride);
   }
-  for (Index t = begin; t < end; t += C * kLanes) {
-    IntegerSums acc[R * C];
-    integer_sums<R, C>(q, tile.q_stride, 0, tile.staging + t * kLaneBytes, (tile.head_dim + 3) / 4, stride, ahead, acc);
+  for (Index t = begin; t < end; t += kLanes) {
+    IntegerSums sums[R];
+    key_sums<R>(q, tile.q_stride, staged_keys(tile, t), tile.head_dim, ahead, sums);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
       const std::int32_t constant = -static_cast<std::int32_t>(excess) * tail[r].sum;
-      GQA_UNROLL
-      for (int c = 0; c < C; ++c) {
-        const Vec scale = mul(set1(tail[r].scale), load(scales + t + c * kLanes));
-        store(to + r * kBlock + t + c * kLanes, mul(integers_as_floats(acc[r * C + c], constant), scale));
-      }
+      const Vec scale = mul(set1(tail[r].scale), load(scales + t));
+      store(to + r * kBlock + t, mul(integers_as_floats(sums[r], constant), scale));
     }
   }
   ahead.rest();
@@ -206,27 +201,26 @@ struct PanelScores {
   }
 };
 
+struct EvenTokens {
+  const std::byte* base;
+  Index stride;
+  GQA_OP const std::byte* operator()(Index t) const { return base + t * stride; }
+};
 // One unit: its keys to staging, then its rows.
 template <class Codec>
 GQA_KERNEL void score_integer_block(const QueryTile& tile, const Block& block, Prefetcher& prefetcher) {
-  constexpr Index together = kIntegerVectors * kLanes;  // tokens
-  const Index begin = block.first / together * together;
-  const Index end = round_up(block.last, together);
+  const Index begin = block.first / kLanes * kLanes;
+  const Index end = round_up(block.last, kLanes);
   if (prefetcher.on()) prefetcher.share(1 + integer_strips(tile.rows), end - begin);
   PrefetchCursor ahead = prefetcher.cursor(0, end - begin);
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.head_dim);
   const bool touch = prefetcher.policy().touch;
   for (Index t = begin; t < end; t += kLanes) {
     prefetch_rows<kUsualBytes<Codec>>(ahead, t - begin, t - begin + kLanes);
-    if (t + kLanes <= block.first || t >= block.last) continue;
-    ScatteredRows rows;
-    if (!touch && evenly_spaced(block, t, kLanes)) {
-      rows.base = block.k + t * block.k_stride;
-      for (Index i = 0; i < kLanes; ++i) rows.offset[i] = i * block.k_stride;
-    } else {
-      rows = scattered_rows(block, t, row_bytes, touch);
-    }
-    stage_key_tokens<Codec>(rows, tile.head_dim, tile.staging + t * kLaneBytes);
+    if (!touch && evenly_spaced(block, t, kLanes))
+      stage_key_tokens<Codec>(EvenTokens{block.k + t * block.k_stride, block.k_stride}, tile.head_dim, staged_keys(tile, t));
+    else
+      stage_key_tokens<Codec>(scattered_rows(block, t, row_bytes, touch), tile.head_dim, staged_keys(tile, t));
   }
   alignas(64) float scales[kBlock];
   gather_scales(block.scales->k, block.first, block.last, scales);
@@ -332,12 +326,20 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   for (Index quad = first; quad < last; ++quad) {
     prefetch_rows<kUsualBytes<Codec>>(ahead, (quad - first) * 4, (quad - first) * 4 + 4);
     const std::byte* rows[4];
-    GQA_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const Index t = quad * 4 + i;
-      rows[i] = block.v + block.v_offset[t < block.first ? block.first : t < block.last ? t : block.last - 1];
-      if (touch) touch_row(rows[i], row_bytes);
+    const Index t = quad * 4;
+    if (block.v_stride != 0 && t >= block.first && t + 4 <= block.last) {
+      rows[0] = block.v + t * block.v_stride;
+      GQA_UNROLL
+      for (int i = 1; i < 4; ++i) rows[i] = rows[i - 1] + block.v_stride;
+    } else {
+      GQA_NO_UNROLL
+      for (Index i = 0; i < 4; ++i)
+        rows[i] = block.v + block.v_offset[t + i < block.first  ? block.first
+                                           : t + i < block.last ? t + i
+                                                                : block.last - 1];
     }
+    if (touch)
+      for (const std::byte* const row : rows) touch_row(row, row_bytes);
     stage_value_quad<Codec>(rows, tile.value_dim, tile.staging + quad * stride, stride);
   }
   add_integer_rows<kIntegerRows>(tile, 0, kExcess<Codec>, first, last, tokens, prefetcher, 0);

@@ -49,8 +49,9 @@ GQA_OP void put_key_quad(__m256i quad, std::byte* to) {
     store_integers(to + pair, _mm256_srli_epi16(quad, 8));
   }
 }
-template <class Codec>
-GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to) {
+GQA_OP std::byte* staged_keys(const QueryTile& tile, Index t) { return tile.staging + t * kLaneBytes; }
+template <class Codec, class RowAt>
+GQA_OP void stage_key_tokens(const RowAt& rows, Index dim, std::byte* to) {
   constexpr Index quad = kBlock * kQuadBytes;
   const Index bytes = KvType(Codec::type).row_bytes(dim);
   for (Index t = 0; t < kLanes; t += 8, to += 8 * kLaneBytes) {
@@ -125,6 +126,11 @@ GQA_OP void natural_order(IntegerSums (&)[kIntegerVectors]) {}
 GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
   const __m256i all = _mm256_set1_epi32(constant);
   return {_mm256_cvtepi32_ps(_mm256_add_epi32(sums.low, all)), _mm256_cvtepi32_ps(_mm256_add_epi32(sums.high, all))};
+}
+template <int R, class Ahead>
+GQA_OP void key_sums(const std::byte* const (&rows)[R], Index, const std::byte* staged, Index dim, Ahead& ahead,
+                     IntegerSums (&sums)[R]) {
+  integer_sums<R, 1>(rows, 0, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
 }
 #include "gqa/detail/path/ints.inl"
 

@@ -33,8 +33,9 @@ GQA_OP std::int16_t integer_at(const std::byte* row, Index d) {
   const auto pair = static_cast<unsigned>(row[(d >> 5) * 16 + (d & 15)]);
   return static_cast<std::int16_t>(static_cast<int>((d & 16) == 0 ? pair & 15u : pair >> 4) - 8);
 }
-template <class Codec>
-GQA_OP void stage_key_tokens(const ScatteredRows& rows, Index dim, std::byte* to) {
+GQA_OP std::byte* staged_keys(const QueryTile& tile, Index t) { return tile.staging + t * kLaneBytes; }
+template <class Codec, class RowAt>
+GQA_OP void stage_key_tokens(const RowAt& rows, Index dim, std::byte* to) {
   for (Index t = 0; t < kLanes; ++t, to += kLaneBytes) {
     for (Index d = 0; d < round_up(dim, 4); ++d) {
       const std::int16_t k = d < dim ? integer_at<Codec>(rows(t), d) : std::int16_t{0};
@@ -70,6 +71,11 @@ GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
   float r[kLanes];
   for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(sums.lane[i] + constant);
   return load(r);
+}
+template <int R, class Ahead>
+GQA_OP void key_sums(const std::byte* const (&rows)[R], Index, const std::byte* staged, Index dim, Ahead& ahead,
+                     IntegerSums (&sums)[R]) {
+  integer_sums<R, 1>(rows, 0, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
 }
 #include "gqa/detail/path/ints.inl"
 
