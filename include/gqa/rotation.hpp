@@ -29,8 +29,8 @@ namespace detail::inline GQA_ABI {
 inline void rotate_rows(const TensorView& rows, Index block) {
   const RowRoom room(rows.dim);
   const RotateRow rotate = rotate_row_on(active_path().path);
-  const RowEncoder widen = row_converter(ElementType::f32, rows.type);
-  const RowEncoder narrow = row_converter(rows.type, ElementType::f32);
+  const RowEncoder widen = row_converter(row_ops(), ElementType::f32, rows.type);
+  const RowEncoder narrow = row_converter(row_ops(), rows.type, ElementType::f32);
   const Index bytes = element_bytes(rows.type);
   const FloatEnvironment environment;
   for (Index token = 0; token < rows.tokens; ++token)
