@@ -66,7 +66,8 @@ def problems():
 
 
 # What rounding queries, keys, values, weights and results to the type may change in a result, for inputs of unit variance.
-TOLERANCE = {"f32": 2e-4, "bf16": 3e-2, "f16": 5e-3, "int8": 2e-4, "int4": 2e-4}
+# Over int8 and int4 one side rounds queries and weights to 16 bits, the other not at all.
+TOLERANCE = {"f32": 2e-4, "bf16": 3e-2, "f16": 5e-3, "int8": 1e-3, "int4": 1e-3}
 
 
 def tolerance(problem):
