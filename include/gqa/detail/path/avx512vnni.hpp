@@ -27,6 +27,10 @@ inline constexpr int kIntegerRows = 4;
 inline constexpr int kIntegerVectors = 4;
 inline constexpr Index kQuadBytes = 4;
 inline constexpr Index kLaneBytes = 4;
+inline constexpr Index kQuadStep = 4;
+inline constexpr Index kPanelRowBytes = 4;
+// From a row's upper bytes to its lower ones.
+GQA_OP Index other_half(Index elements) { return elements; }
 template <class Codec>
 inline constexpr Index kExcess = Codec::integer_bits == 4 ? 8 : 128;
 inline constexpr StreamRows kIntegerStreamRows = {8, 2};
@@ -36,6 +40,20 @@ GQA_OP void put_integers(std::byte* row, Index elements, Index i, Vec rounded) {
   const __m512i upper = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(128)), 8);
   _mm_storeu_si128(static_cast<__m128i*>(static_cast<void*>(row + i)), _mm512_cvtepi32_epi8(upper));
   _mm_storeu_si128(static_cast<__m128i*>(static_cast<void*>(row + elements + i)), _mm512_cvtepi32_epi8(bits));
+}
+GQA_OP void put_panel_integers(std::byte* to, const Vec (&rounded)[4]) {
+  const __m512i low = _mm512_set1_epi32(0xff);
+  __m512i upper = _mm512_setzero_si512();
+  __m512i lower = upper;
+  GQA_UNROLL
+  for (int i = 3; i >= 0; --i) {
+    const __m512i bits = _mm512_castps_si512(rounded[i]);
+    const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(128)), 8);
+    upper = _mm512_or_si512(_mm512_slli_epi32(upper, 8), _mm512_and_si512(high, low));
+    lower = _mm512_or_si512(_mm512_slli_epi32(lower, 8), _mm512_and_si512(bits, low));
+  }
+  _mm512_storeu_si512(to, upper);
+  _mm512_storeu_si512(to + 64, lower);
 }
 GQA_OP Vec larger_bits(Vec a, Vec b) {
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
@@ -133,10 +151,9 @@ GQA_OP __m512i every(const std::byte* p) {
   __builtin_memcpy(&quad, p, sizeof quad);
   return _mm512_set1_epi32(quad);
 }
-// `lower`: bytes from a row's upper bytes to its lower ones. Steps are quads, or 16 elements.
-template <int R, int C, Index Bytes = 4, class Ahead>
-GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index lower, Index first, const std::byte* staged,
-                         Index steps, Index stride, Ahead& ahead, __m512i (&acc)[R * C]) {
+// Steps are quads, or 16 elements of a row by itself.
+template <int R, int C, Index Bytes = 4, class Rows, class Ahead>
+GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index steps, Index stride, Ahead& ahead, __m512i (&acc)[R * C]) {
   constexpr bool both = R * C <= 8;  // registers for the sums of both bytes
   constexpr int sums = both ? 2 : 1;
   GQA_UNROLL
@@ -146,19 +163,21 @@ GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index lower, Index f
   for (int i = 0; i < R * C; ++i) other[i] = _mm512_setzero_si512();
   for (Index pass = 0; pass < 2; pass += sums) {
     const std::byte* from = staged;
-    const Index begin = first * Bytes + pass * lower;
-    for (Index at = begin; at < begin + steps * Bytes; at += Bytes, from += stride) {
+    const Index step = Bytes == 4 ? rows.step : Bytes;
+    const Index lower = rows.other;
+    const Index begin = first * step + pass * lower;
+    for (Index at = begin; at < begin + steps * step; at += step, from += stride) {
       ahead.step();
       __m512i b[C];
       GQA_UNROLL
       for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(from + c * 64);
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
-        const __m512i quad = every<Bytes>(rows[r] + at);
+        const __m512i quad = every<Bytes>(rows.first[r] + at);
         GQA_UNROLL
         for (int c = 0; c < C; ++c) acc[r * C + c] = _mm512_dpbusd_epi32(acc[r * C + c], b[c], quad);
         if constexpr (both) {
-          const __m512i low = every<Bytes>(rows[r] + lower + at);
+          const __m512i low = every<Bytes>(rows.first[r] + lower + at);
           GQA_UNROLL
           for (int c = 0; c < C; ++c) other[r * C + c] = _mm512_dpbusd_epi32(other[r * C + c], b[c], low);
         }
@@ -178,11 +197,11 @@ GQA_OP Vec integers_as_floats(__m512i sums, std::int32_t constant) {
   return _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(constant)));
 }
 // Scores of 16 tokens: lanes of quads added.
-template <int R, class Ahead>
-GQA_OP void key_sums(const std::byte* const (&rows)[R], Index lower, const std::byte* staged, Index dim, Ahead& ahead,
+template <int R, class Rows, class Ahead>
+GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead,
                      __m512i (&sums)[R]) {
   __m512i acc[R * 4];
-  integer_sums<R, 4, 16>(rows, lower, 0, staged, (dim + 15) / 16, 256, ahead, acc);
+  integer_sums<R, 4, 16>(rows, 0, staged, (dim + 15) / 16, 256, ahead, acc);
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
     const __m512i* const a = acc + r * 4;

@@ -21,6 +21,8 @@
 //   kQuadBytes, kLaneBytes                  bytes of a lane's quad in staging, and from a lane to the next
 //   kExcess<Codec>                          by how much staged numbers are too large
 //   put_integers                            16 lanes of 1.5 · 2^23 + n of a row → the path's order
+//   put_panel_integers                      of four tokens, a lane a row → the same rows' quads side by side
+//   kQuadStep, other_half, kPanelRowBytes   where those are: of a row by itself, and in a panel
 //   larger_bits                             the larger of the lanes' bits, as signed integers
 //   stage_key_tokens, stage_value_quad      16 tokens' keys, four tokens' values → staging, keys to staged_keys
 //   integer_sums                            acc of R rows and C vectors, over some quads of values
@@ -46,6 +48,15 @@ GQA_OP IntegerRow integer_row(const std::byte* row, Index elements) {
   __builtin_memcpy(&tail, row + elements * 2, sizeof tail);
   return tail;
 }
+
+// R rows of integers: their first quads, and how far it is from a quad to the next, and from what a quad begins with to what the path takes
+// next of it.
+template <int R>
+struct IntegerRows {
+  const std::byte* first[R];
+  Index step;
+  Index other;
+};
 
 struct Rounding {
   float scale;
@@ -78,7 +89,9 @@ GQA_OP void finish_row(std::byte* row, Index elements, float scale, const Vec& s
 inline void pack_integers(const QueryTile& tile, const QuerySource& source) {
   const float most = most_query(tile.head_dim);
   auto* const x = typed<float>(tile.staging);
+  prefetch_queries(tile, source, 0, kLanes);
   for (Index row = 0; row < tile.rows; ++row) {
+    if (row % kLanes == 0) prefetch_queries(tile, source, row + kLanes, row + 2 * kLanes);
     std::byte* const to = static_cast<std::byte*>(tile.q) + row * tile.q_stride * Index{sizeof(float)};
     const Index dims = round_up(tile.head_dim, kLanes);
     pack_query(tile, source, row, x);
@@ -126,7 +139,7 @@ struct RowsAhead {
 };
 GQA_OP Index integer_strips(Index rows) { return rows / kIntegerRows + (rows % kIntegerRows + 1) / 2; }
 
-// Sixteen rows of a block: [row][token] → [token][row], or the other way.
+// Sixteen rows of a block: [row][token] → [token][row].
 GQA_OP void turn_to_panel(const float (&rows)[kLanes][kBlock], float* panel) {
   GQA_NO_UNROLL
   for (Index t = 0; t < kBlock; t += kLanes) {
@@ -138,32 +151,20 @@ GQA_OP void turn_to_panel(const float (&rows)[kLanes][kBlock], float* panel) {
     for (int i = 0; i < kLanes; ++i) store(panel + (t + i) * kLanes, part[i]);
   }
 }
-GQA_OP void turn_from_panel(const float* panel, float (&rows)[kLanes][kBlock]) {
-  GQA_NO_UNROLL
-  for (Index t = 0; t < kBlock; t += kLanes) {
-    Vec part[kLanes];
-    GQA_UNROLL
-    for (int i = 0; i < kLanes; ++i) part[i] = load(panel + (t + i) * kLanes);
-    transpose(part);
-    GQA_UNROLL
-    for (int r = 0; r < kLanes; ++r) store(rows[r] + t, part[r]);
-  }
-}
-
 // Scores of R rows: of the tokens of [begin, end), multiples of 16, keys in staging.
 template <int R>
 GQA_KERNEL void score_integers(const QueryTile& tile, Index row, Index excess, const float* scales, Index begin,
                                Index end, float* to, RowsAhead& ahead) {
-  const std::byte* q[R];
+  IntegerRows<R> q{{}, kQuadStep, other_half(tile.q_stride)};
   IntegerRow tail[R];
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
-    q[r] = static_cast<const std::byte*>(tile.q) + (row + r) * tile.q_stride * Index{sizeof(float)};
-    tail[r] = integer_row(q[r], tile.q_stride);
+    q.first[r] = static_cast<const std::byte*>(tile.q) + (row + r) * tile.q_stride * Index{sizeof(float)};
+    tail[r] = integer_row(q.first[r], tile.q_stride);
   }
   for (Index t = begin; t < end; t += kLanes) {
     IntegerSums sums[R];
-    key_sums<R>(q, tile.q_stride, staged_keys(tile, t), tile.head_dim, ahead, sums);
+    key_sums<R>(q, staged_keys(tile, t), tile.head_dim, ahead, sums);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
       const std::int32_t constant = -static_cast<std::int32_t>(excess) * tail[r].sum;
@@ -253,15 +254,79 @@ GQA_OP void round_weights(const float* weights, const float (&scales)[kBlock], s
   for (int i = 0; i < N; ++i) round_integers(x[i], set1(rounding.factor), to, kBlock, i * kLanes, sum);
   finish_row(to, kBlock, rounding.scale, sum);
 }
-GQA_KERNEL void round_block_weights(const QueryTile& tile, const Block& block, const float (&scales)[kBlock]) {
-  const Index in_panels = rows_in_panels(tile.rows);
-  alignas(64) float turned[kLanes][kBlock];
-  for (Index row = 0; row < tile.rows; ++row) {
-    float* const weights = tile.weights + row * kBlock;
-    if (row < in_panels && row % kLanes == 0) turn_from_panel(weights, turned);
-    round_weights(row < in_panels ? turned[row % kLanes] : weights, scales,
-                  block.visible == nullptr ? kEveryToken : block.visible[row], reinterpret_cast<std::byte*>(weights));
+// A panel of rows, a lane a row: [token][row] of floats → [quad][row], kPanelQuad bytes a quad; behind them scales, and sums + kRounding.
+inline constexpr Index kPanelQuad = 128;
+inline constexpr Index kPanelTail = kBlock / 4 * kPanelQuad;
+GQA_KERNEL void round_panel(const QueryTile& tile, const Block& block, Index row, const float (&scales)[kBlock]) {
+  float* const weights = tile.weights + row * kBlock;
+  auto* const to = reinterpret_cast<std::byte*>(weights);
+  alignas(64) std::uint32_t half[2][kLanes] = {};
+  for (Index r = row; r < row + kLanes && r < tile.rows; ++r) {
+    const std::uint64_t visible = block.visible == nullptr ? kEveryToken : block.visible[r];
+    half[0][r - row] = static_cast<std::uint32_t>(visible);
+    half[1][r - row] = static_cast<std::uint32_t>(visible >> 32);
   }
+  Vec largest = zero();
+  for (Index t = kBlock; t > 0;) {
+    Vec bits = load(reinterpret_cast<const float*>(half[t / (kBlock / 2) - 1]));
+    for (Index i = 0; i < kBlock / 2; ++i, bits = shift_left<1>(bits)) {
+      float* const at = weights + --t * kLanes;
+      const Vec x = select_negative(bits, mul(load(at), set1(scales[t])), zero());
+      store(at, x);
+      largest = larger_bits(magnitudes(x), largest);
+    }
+  }
+  const Vec most = set1(kMostWeight);
+  const Vec least = set1(0x1p-100f);
+  const Vec factor = zero_below(largest, least, div(most, largest));
+  const Vec scale = add(zero_below(largest, least, div(largest, most)), sub(largest, largest));  // NaN if it is not finite
+  Vec sum = zero();
+  for (Index t = 0; t < kBlock; t += 4) {
+    Vec rounded[4];
+    GQA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      rounded[i] = fma(load(weights + (t + i) * kLanes), factor, set1(kRounding));
+      sum = add(sum, sub(rounded[i], set1(kRounding)));
+    }
+    put_panel_integers(to + t / 4 * kPanelQuad, rounded);
+  }
+  store(typed<float>(to + kPanelTail), scale);
+  store(typed<float>(to + kPanelTail) + kLanes, add(sum, set1(kRounding)));
+}
+GQA_OP void round_block_weights(const QueryTile& tile, const Block& block, const float (&scales)[kBlock]) {
+  const Index in_panels = rows_in_panels(tile.rows);
+  for (Index row = 0; row < in_panels; row += kLanes) round_panel(tile, block, row, scales);
+  for (Index row = in_panels; row < tile.rows; ++row) {
+    float* const weights = tile.weights + row * kBlock;
+    round_weights(weights, scales, block.visible == nullptr ? kEveryToken : block.visible[row],
+                  reinterpret_cast<std::byte*>(weights));
+  }
+}
+// R rows of weights from `row` on, in a panel or not.
+template <int R>
+GQA_OP IntegerRows<R> integer_weights(const QueryTile& tile, Index row, IntegerRow (&tail)[R]) {
+  if (row >= rows_in_panels(tile.rows)) {
+    IntegerRows<R> rows{{}, kQuadStep, other_half(kBlock)};
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      rows.first[r] = reinterpret_cast<const std::byte*>(tile.weights + (row + r) * kBlock);
+      tail[r] = integer_row(rows.first[r], kBlock);
+    }
+    return rows;
+  }
+  IntegerRows<R> rows{{}, kPanelQuad, kPanelQuad / 2};
+  const auto* const panel = reinterpret_cast<const std::byte*>(tile.weights + row / kLanes * kLanes * kBlock);
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Index lane = (row + r) % kLanes;
+    const std::byte* const behind = panel + kPanelTail + lane * Index{sizeof(float)};
+    rows.first[r] = panel + lane * kPanelRowBytes;
+    __builtin_memcpy(&tail[r].scale, behind, sizeof(float));
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, behind + kLanes * sizeof(float), sizeof bits);
+    tail[r].sum = static_cast<std::int32_t>(bits - 0x4b400000u);
+  }
+  return rows;
 }
 
 // Outputs of R rows, over quads [first, last) of tokens, values in staging.
@@ -270,16 +335,11 @@ GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Ind
                              RowsAhead& ahead) {
   constexpr int C = kIntegerVectors;
   const Index stride = round_up(tile.value_dim, C * kLanes) * kQuadBytes;
-  const std::byte* p[R];
   IntegerRow tail[R];
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    p[r] = reinterpret_cast<const std::byte*>(tile.weights + (row + r) * kBlock);
-    tail[r] = integer_row(p[r], kBlock);
-  }
+  const IntegerRows<R> p = integer_weights<R>(tile, row, tail);
   for (Index d = 0; d < tile.value_dim; d += C * kLanes) {
     IntegerSums acc[R * C];
-    integer_sums<R, C>(p, kBlock, first, tile.staging + first * stride + d * kLaneBytes, last - first, stride, ahead,
+    integer_sums<R, C>(p, first, tile.staging + first * stride + d * kLaneBytes, last - first, stride, ahead,
                        acc);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {

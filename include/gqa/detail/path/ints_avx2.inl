@@ -9,6 +9,10 @@ inline constexpr int kIntegerRows = 4;
 inline constexpr int kIntegerVectors = 1;
 inline constexpr Index kQuadBytes = 8;
 inline constexpr Index kLaneBytes = 4;
+inline constexpr Index kQuadStep = 8;
+inline constexpr Index kPanelRowBytes = 4;
+// From a quad's first pair to its second.
+GQA_OP Index other_half(Index) { return 4; }
 template <class Codec>
 inline constexpr Index kExcess = Codec::integer_bits == 4 ? 8 : 0;
 inline constexpr StreamRows kIntegerStreamRows = {8, 1};
@@ -25,6 +29,16 @@ GQA_OP void put_integers(std::byte* row, Index, Index i, const Vec& rounded) {
   const __m256i high = _mm256_sub_epi32(_mm256_castps_si256(rounded.high), magic);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
   store_integers(row + i * 2, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(packed, 0xd8), 0xd8));
+}
+GQA_OP __m256i lower_halves(__m256 a, __m256 b) {
+  return _mm256_blend_epi16(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_castps_si256(b), 16), 0xaa);
+}
+GQA_OP void put_panel_integers(std::byte* to, const Vec (&rounded)[4]) {
+  GQA_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    store_integers(to + i * 64, lower_halves(rounded[i].low, rounded[i + 2].low));
+    store_integers(to + i * 64 + 32, lower_halves(rounded[i].high, rounded[i + 2].high));
+  }
 }
 GQA_OP Vec larger_bits(const Vec& a, const Vec& b) {
   return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.low), _mm256_castps_si256(b.low))),
@@ -101,13 +115,12 @@ GQA_OP __m256i every_pair(const std::byte* p) {
   __builtin_memcpy(&pair, p, sizeof pair);
   return _mm256_set1_epi32(pair);
 }
-template <int R, int C, class Ahead>
-GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index, Index first, const std::byte* staged, Index quads,
-                         Index stride, Ahead& ahead, IntegerSums (&acc)[R * C]) {
+template <int R, int C, class Rows, class Ahead>
+GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index quads, Index stride, Ahead& ahead, IntegerSums (&acc)[R * C]) {
   static_assert(C == 1);
   GQA_UNROLL
   for (int r = 0; r < R; ++r) acc[r] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  for (Index at = first * 8; at < (first + quads) * 8; at += 8, staged += stride) {
+  for (Index at = first * rows.step; at < (first + quads) * rows.step; at += rows.step, staged += stride) {
     ahead.step();
     GQA_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -115,7 +128,7 @@ GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index, Index first, 
       const __m256i high = load_integers(staged + i * (stride / 2) + 32);
       GQA_UNROLL
       for (int r = 0; r < R; ++r) {
-        const __m256i pair = every_pair(rows[r] + at + i * 4);
+        const __m256i pair = every_pair(rows.first[r] + at + i * rows.other);
         acc[r].low = _mm256_add_epi32(acc[r].low, _mm256_madd_epi16(low, pair));
         acc[r].high = _mm256_add_epi32(acc[r].high, _mm256_madd_epi16(high, pair));
       }
@@ -127,10 +140,10 @@ GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
   const __m256i all = _mm256_set1_epi32(constant);
   return {_mm256_cvtepi32_ps(_mm256_add_epi32(sums.low, all)), _mm256_cvtepi32_ps(_mm256_add_epi32(sums.high, all))};
 }
-template <int R, class Ahead>
-GQA_OP void key_sums(const std::byte* const (&rows)[R], Index, const std::byte* staged, Index dim, Ahead& ahead,
+template <int R, class Rows, class Ahead>
+GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead,
                      IntegerSums (&sums)[R]) {
-  integer_sums<R, 1>(rows, 0, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
+  integer_sums<R, 1>(rows, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
 }
 #include "gqa/detail/path/ints.inl"
 

@@ -8,6 +8,9 @@ inline constexpr int kIntegerRows = 1;
 inline constexpr int kIntegerVectors = 1;
 inline constexpr Index kQuadBytes = 8;
 inline constexpr Index kLaneBytes = 2;
+inline constexpr Index kQuadStep = 8;
+inline constexpr Index kPanelRowBytes = 8;
+GQA_OP Index other_half(Index) { return 0; }
 template <class Codec>
 inline constexpr Index kExcess = 0;
 inline constexpr StreamRows kIntegerStreamRows = {1, 1};
@@ -18,6 +21,16 @@ GQA_OP void put_integers(std::byte* row, Index, Index i, const Vec& rounded) {
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto low = static_cast<std::uint16_t>(bits[lane]);
     __builtin_memcpy(row + (i + lane) * 2, &low, sizeof low);
+  }
+}
+GQA_OP void put_panel_integers(std::byte* to, const Vec (&rounded)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    std::uint32_t bits[kLanes];
+    store(reinterpret_cast<float*>(bits), rounded[i]);
+    for (int row = 0; row < kLanes; ++row) {
+      const auto low = static_cast<std::uint16_t>(bits[row]);
+      __builtin_memcpy(to + row * kPanelRowBytes + i * 2, &low, sizeof low);
+    }
   }
 }
 GQA_OP Vec larger_bits(const Vec& a, const Vec& b) {
@@ -52,14 +65,13 @@ GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::
     }
   }
 }
-template <int R, int C, class Ahead>
-GQA_OP void integer_sums(const std::byte* const (&rows)[R], Index, Index first, const std::byte* staged, Index quads,
-                         Index stride, Ahead& ahead, IntegerSums (&acc)[R * C]) {
+template <int R, int C, class Rows, class Ahead>
+GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index quads, Index stride, Ahead& ahead, IntegerSums (&acc)[R * C]) {
   static_assert(R == 1 && C == 1);
   acc[0] = {};
-  const std::byte* a = rows[0] + first * 8;
-  for (Index i = 0; i < quads * 4; ++i, a += 2, staged += stride / 4) {
+  for (Index i = first * 4; i < (first + quads) * 4; ++i, staged += stride / 4) {
     if (i % 4 == 0) ahead.step();
+    const std::byte* const a = rows.first[0] + i / 4 * rows.step + i % 4 * 2;
     std::int16_t x, y[kLanes];
     __builtin_memcpy(&x, a, sizeof x);
     __builtin_memcpy(y, staged, sizeof y);
@@ -72,10 +84,10 @@ GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
   for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(sums.lane[i] + constant);
   return load(r);
 }
-template <int R, class Ahead>
-GQA_OP void key_sums(const std::byte* const (&rows)[R], Index, const std::byte* staged, Index dim, Ahead& ahead,
+template <int R, class Rows, class Ahead>
+GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead,
                      IntegerSums (&sums)[R]) {
-  integer_sums<R, 1>(rows, 0, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
+  integer_sums<R, 1>(rows, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
 }
 #include "gqa/detail/path/ints.inl"
 
