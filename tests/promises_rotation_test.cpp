@@ -95,7 +95,7 @@ TEST_P(RotationOf, IsRight) {
 
 // Chunks, threads, a batch with a sequence that is not rotated; and outputs of the type and the layout that are asked for.
 TEST_P(RotationOf, IsTheSameInAnyCompany) {
-  const Shape shape{8, 2, 64, 32, 21, 1100};
+  const Shape shape{8, 2, 64, 32, 16, 600};
   const Rotations rotations{64, 32};
   const Problem p = make_problem(shape, 440);
   const StoredCaches kv = store_cache(p.kv, types().k, types().v, paged_place(64, CacheLayout::head_major));

@@ -94,8 +94,8 @@ class RowRoom {
 /// to work on: from here on nothing fails. Without either it is nothing.
 class RowChange {
  public:
-  RowChange(const KeyHookRef& hook, const KeyRows& rows, Index rotation) : hook_(hook), rotation_(rotation) {
-    first_position_ = rows.first_position;
+  RowChange(const KeyHookRef& hook, const KeyRows& rows, Index rotation)
+      : hook_(hook), rotation_(rotation), first_position_(rows.first_position) {
     if (hook.change != nullptr) hook.check(hook.hook, rows);
     if (rotates(rotation)) rotate_ = rotate_row_on(active_path().path);
     if (if_any() != nullptr) room_.make(rows.dim);
