@@ -132,7 +132,7 @@ class NormalMemory {
       const std::vector<std::byte> plain = normal_elements(ElementType::f32, period * static_cast<std::size_t>(dim_));
       rows.resize(period * stored_row_bytes(type_, dim_));
       for (std::size_t row = 0; row < period; ++row)
-        type.codec()->encode[static_cast<int>(ElementType::f32)](
+        type.codec()->encoder(detail::row_ops().set, ElementType::f32)(
             &plain[row * static_cast<std::size_t>(dim_) * sizeof(float)], 1, dim_,
             &rows[row * stored_row_bytes(type_, dim_)],
             scales.data() + row * static_cast<std::size_t>(type_.scale_bytes()));

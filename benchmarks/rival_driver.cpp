@@ -90,9 +90,9 @@ int gqa_driver_row_bytes(int type, int dim) {
 void gqa_driver_encode(int type, const float* rows, long count, int dim, std::byte* to) {
   const gqa::KvEncoding codec = encoding_of(type);
   for (long row = 0; row < count; ++row)
-    codec.codec()->encode[static_cast<int>(gqa::ElementType::f32)](reinterpret_cast<const std::byte*>(rows + row * dim),
-                                                                   1, dim, to + row * gqa_driver_row_bytes(type, dim),
-                                                                   nullptr);
+    codec.codec()->encoder(gqa::detail::row_ops().set, gqa::ElementType::f32)(
+        reinterpret_cast<const std::byte*>(rows + row * dim), 1, dim, to + row * gqa_driver_row_bytes(type, dim),
+        nullptr);
 }
 
 /// Whether calls can take the path of this name from here on; if so, they do.

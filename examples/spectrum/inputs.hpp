@@ -47,8 +47,8 @@ struct RowPlace {
 /// Writes a row of one head as it is stored.
 inline void put_row(const RowPlace& to, const gqa::KvEncoding& type, const std::vector<float>& row) {
   if (type.codec() != nullptr) {
-    type.codec()->encode[static_cast<int>(gqa::ElementType::f32)](reinterpret_cast<const std::byte*>(row.data()), 1,
-                                                                  static_cast<Index>(row.size()), to.row, to.scale);
+    type.codec()->encoder(gqa::detail::row_ops().set, gqa::ElementType::f32)(
+        reinterpret_cast<const std::byte*>(row.data()), 1, static_cast<Index>(row.size()), to.row, to.scale);
     return;
   }
   const gqa::ElementType element = gqa::KvType(type);

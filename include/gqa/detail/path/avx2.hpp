@@ -219,6 +219,7 @@ GQA_OP __m128i nibbles(__m128i a) {
 }
 // table[index], indices below 16.
 GQA_OP __m128i look_up(__m128i table, __m128i index) { return _mm_shuffle_epi8(table, index); }
+inline constexpr bool kLooksUpFloats = false;  // by the bits of a lane, among 16
 // Signed bytes as floats.
 GQA_OP Vec widen_i8(__m128i a) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))};

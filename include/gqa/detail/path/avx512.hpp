@@ -219,6 +219,9 @@ GQA_OP __m128i nibbles(__m128i a) {
 }
 // table[index], indices below 16.
 GQA_OP __m128i look_up(__m128i table, __m128i index) { return _mm_shuffle_epi8(table, index); }
+// table[the lowest four bits of index]
+inline constexpr bool kLooksUpFloats = true;
+GQA_OP Vec look_up(Vec table, Vec index) { return _mm512_permutexvar_ps(_mm512_castps_si512(index), table); }
 // Signed bytes as floats.
 GQA_OP Vec widen_i8(__m128i a) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a)); }
 // The lanes' lowest bits.

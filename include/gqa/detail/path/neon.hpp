@@ -213,6 +213,7 @@ GQA_OP uint8x16_t nibbles(uint8x16_t a) {
 }
 // table[index], indices below 16.
 GQA_OP uint8x16_t look_up(uint8x16_t table, uint8x16_t index) { return vqtbl1q_u8(table, index); }
+inline constexpr bool kLooksUpFloats = false;  // by the bits of a lane, among 16
 // Signed bytes as floats.
 GQA_OP Vec widen_i8(uint8x16_t a) {
   const int8x16_t bytes = vreinterpretq_s8_u8(a);

@@ -256,6 +256,7 @@ GQA_OP Bytes look_up(const Bytes& table, Bytes index) {
   for (int i = 0; i < kLanes; ++i) index.lane[i] = table.lane[index.lane[i] & 15];
   return index;
 }
+inline constexpr bool kLooksUpFloats = false;  // by the bits of a lane, among 16
 // Signed bytes as floats.
 GQA_OP Vec widen_i8(const Bytes& a) {
   Vec r;
