@@ -12,15 +12,15 @@ GQA_OP Vec codes_of(const std::int8_t (&table)[16], const std::byte* codes, Inde
   if ((d & 16) == 0) return widen_i8(look_up(load_bytes(table), nibbles<false>(pairs)));
   return widen_i8(look_up(load_bytes(table), nibbles<true>(pairs)));
 }
-// The same times `scale`. Paths that look floats up scale what there is to be found instead of what is found, and two halves of the bytes
+// The same times `scale`. Paths that look floats up scale what there is to be found instead of what is found, and both halves of the bytes
 // share that.
-template <class Code>
-GQA_OP Vec scaled_codes(const Code (&table)[16], const std::byte* codes, Index d, const Vec& scale) {
+template <const std::int8_t (&Table)[16]>
+GQA_OP Vec scaled_codes(const std::byte* codes, Index d, const Vec& scale) {
   if constexpr (kLooksUpFloats) {
     const Vec pairs = byte_bits(load_bytes(codes));
-    return look_up(mul(widen_i8(load_bytes(table)), scale), (d & 16) == 0 ? pairs : shift_right<4>(pairs));
+    return look_up(mul(load(kFloatsOf<Table>.of), scale), (d & 16) == 0 ? pairs : shift_right<4>(pairs));
   } else {
-    return mul(codes_of(table, codes, d), scale);
+    return mul(codes_of(Table, codes, d), scale);
   }
 }
 // The f32 scales of elements d … d + 15 of a row, or of the first `count` of them: one for all, or one each.

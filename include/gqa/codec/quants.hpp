@@ -6,6 +6,7 @@
 /// subnormal numbers, as long as nobody has switched them off: owning caches see to that.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
 #include "gqa/codec/with_id.hpp"
@@ -20,6 +21,17 @@ inline constexpr Index kQuants = 32;
 GQA_ALWAYS_INLINE constexpr RowLayout ggml_blocks(std::uint8_t id, std::uint16_t bytes, std::uint8_t alignment) {
   return {.id = id, .block_shift = 5, .block_bytes = bytes, .alignment = alignment, .whole_blocks = true};
 }
+
+/// A table of what codes of four bits are worth, as floats.
+template <const std::int8_t (&Table)[16]>
+struct FloatsOf {
+  alignas(64) float of[16];
+  consteval FloatsOf() noexcept : of{} {
+    for (int i = 0; i < 16; ++i) of[i] = static_cast<float>(Table[i]);
+  }
+};
+template <const std::int8_t (&Table)[16]>
+inline constexpr FloatsOf<Table> kFloatsOf{};
 
 }  // namespace gqa::detail
 
