@@ -329,12 +329,16 @@ GQA_OP IntegerRows<R> integer_weights(const QueryTile& tile, Index row, IntegerR
   return rows;
 }
 
+// Whole vectors, those that integer_sums takes together, and whole blocks of 32.
+GQA_OP Index staged_value_dims(Index value_dim) {
+  return round_up(value_dim, kIntegerVectors > 2 ? kIntegerVectors * kLanes : 2 * kLanes);
+}
 // Outputs of R rows, over quads [first, last) of tokens, values in staging.
 template <int R>
 GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Index first, Index last,
                              RowsAhead& ahead) {
   constexpr int C = kIntegerVectors;
-  const Index stride = round_up(tile.value_dim, C * kLanes) * kQuadBytes;
+  const Index stride = staged_value_dims(tile.value_dim) * kQuadBytes;
   IntegerRow tail[R];
   const IntegerRows<R> p = integer_weights<R>(tile, row, tail);
   for (Index d = 0; d < tile.value_dim; d += C * kLanes) {
@@ -380,7 +384,7 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   const Index tokens = round_up(last * 4, kLanes) - first * 4 / kLanes * kLanes;
   if (prefetcher.on()) prefetcher.share(1 + integer_strips(tile.rows), tokens);
   PrefetchCursor ahead = prefetcher.cursor(0, tokens);
-  const Index stride = round_up(tile.value_dim, kIntegerVectors * kLanes) * kQuadBytes;
+  const Index stride = staged_value_dims(tile.value_dim) * kQuadBytes;
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
   const bool touch = prefetcher.policy().touch;
   for (Index quad = first; quad < last; ++quad) {
