@@ -15,6 +15,8 @@ inline constexpr Index kPanelRowBytes = 4;
 // From a quad's first pair to its second.
 GQA_OP Index other_half(Index) { return 4; }
 template <class Codec>
+inline constexpr Index kSpread = kLanes;
+template <class Codec>
 inline constexpr Index kExcess = Codec::integer_bits == 4 ? 8 : 0;
 inline constexpr StreamRows kIntegerStreamRows = {8, 1};
 
@@ -110,7 +112,8 @@ GQA_OP __m256i every_pair(const std::byte* p) {
   return _mm256_set1_epi32(pair);
 }
 template <int R, int C, class Rows, class Ahead>
-GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index quads, Index stride, Ahead& ahead, IntegerSums (&acc)[R * C]) {
+GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index quads, Index stride,
+                         Ahead& ahead, IntegerSums (&acc)[R * C]) {
   static_assert(C == 1);
   GQA_UNROLL
   for (int r = 0; r < R; ++r) acc[r] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -163,8 +166,7 @@ GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead
       for (int r = 0; r < R; ++r) {
         const __m256i query = load_integers(rows.first[r] + d);
         GQA_UNROLL
-        for (int i = 0; i < T; ++i)
-          acc[r * T + i] = _mm256_add_epi32(acc[r * T + i], _mm256_madd_epi16(key[i], query));
+        for (int i = 0; i < T; ++i) acc[r * T + i] = _mm256_add_epi32(acc[r * T + i], _mm256_madd_epi16(key[i], query));
       }
     }
     alignas(32) std::int32_t some[R][T];
