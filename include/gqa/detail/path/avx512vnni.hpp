@@ -106,41 +106,42 @@ GQA_OP void stage_key_tokens(const RowAt& rows, Index dim, std::byte* to) {
     if (from < bytes) stage_key_bytes<Codec, false>(rows, g, from, bytes, to);
   }
 }
-// Numbers of 64 dims as bytes, all of them there if Whole.
+// Dims that four tokens' bytes are taken of at a time: 64 bytes of a row. Int4 has two dims in a byte.
+template <class Codec>
+inline constexpr Index kBytesDims = Codec::integer_bits == 4 ? 128 : 64;
+// By how much dims are apart from a vector to the next, of the vectors that natural_order leaves.
+template <class Codec>
+inline constexpr Index kSpread = Codec::integer_bits == 4 ? 32 : kLanes;
+// Bytes [from, from + 64) of rows of `bytes`, all of them there if Whole, as quads: of bytes 0 … 3 of each sixteen, then 4 … 7, and so on;
+// of Int4 those of the lower halves, then of the upper ones.
 template <class Codec, bool Whole>
-GQA_OP __m512i value_bytes(const std::byte* row, Index d, Index dim) {
-  if constexpr (Codec::integer_bits == 8) {
-    const __m512i bytes = Whole ? _mm512_loadu_si512(row + d) : load_row_bytes(row + d, dim - d);
-    return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
-  } else {
-    const bool two = Whole || dim - d > 32;  // blocks of 32
-    const __m512i pairs = _mm512_castsi256_si512(
-        two ? _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(row + d / 2)))
-            : _mm256_castsi128_si256(load_bytes(row + d / 2)));
-    const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), pairs);
-    const __m512i shift =
-        _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004);
-    return _mm512_and_si512(_mm512_srlv_epi16(twice, shift), _mm512_set1_epi8(15));
-  }
-}
-template <class Codec, bool Whole>
-GQA_OP void stage_value_dims(const std::byte* const (&rows)[4], Index d, Index dim, std::byte* to) {
+GQA_OP void stage_value_bytes(const std::byte* const (&rows)[4], Index from, Index bytes, std::byte* to) {
   __m512i v[4];
   GQA_UNROLL
-  for (int i = 0; i < 4; ++i) v[i] = value_bytes<Codec, Whole>(rows[i], d, dim);
+  for (int i = 0; i < 4; ++i)
+    v[i] = Whole ? _mm512_loadu_si512(rows[i] + from) : load_row_bytes(rows[i] + from, bytes - from);
   const __m512i low[2] = {_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpacklo_epi8(v[2], v[3])};
   const __m512i high[2] = {_mm512_unpackhi_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[2], v[3])};
-  _mm512_storeu_si512(to, _mm512_unpacklo_epi16(low[0], low[1]));
-  _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi16(low[0], low[1]));
-  _mm512_storeu_si512(to + 128, _mm512_unpacklo_epi16(high[0], high[1]));
-  _mm512_storeu_si512(to + 192, _mm512_unpackhi_epi16(high[0], high[1]));
+  const __m512i quads[4] = {_mm512_unpacklo_epi16(low[0], low[1]), _mm512_unpackhi_epi16(low[0], low[1]),
+                            _mm512_unpacklo_epi16(high[0], high[1]), _mm512_unpackhi_epi16(high[0], high[1])};
+  GQA_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    if constexpr (Codec::integer_bits == 8) {
+      _mm512_storeu_si512(to + c * 64, _mm512_xor_si512(quads[c], _mm512_set1_epi8(-128)));
+    } else {
+      const __m512i halves = _mm512_set1_epi8(15);
+      _mm512_storeu_si512(to + c * 64, _mm512_and_si512(quads[c], halves));
+      _mm512_storeu_si512(to + 256 + c * 64, _mm512_and_si512(_mm512_srli_epi16(quads[c], 4), halves));
+    }
+  }
 }
-// Quads of dims 0 … 3 of each sixteen, then 4 … 7, and so on: see natural_order.
 template <class Codec>
 GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index) {
-  Index d = 0;
-  for (; d + 64 <= dim; d += 64) stage_value_dims<Codec, true>(rows, d, dim, to + d * kLaneBytes);
-  if (d < dim) stage_value_dims<Codec, false>(rows, d, dim, to + d * kLaneBytes);
+  const Index bytes = KvType(Codec::type).row_bytes(dim);
+  constexpr Index step = kBytesDims<Codec> * kLaneBytes;
+  Index from = 0;
+  for (; from + 64 <= bytes; from += 64, to += step) stage_value_bytes<Codec, true>(rows, from, bytes, to);
+  if (from < bytes) stage_value_bytes<Codec, false>(rows, from, bytes, to);
 }
 GQA_OP void natural_order(__m512i (&a)[kIntegerVectors]) { turn_quarters(a); }
 // `Bytes` of a row, 4 or 16, again and again.
@@ -153,7 +154,8 @@ GQA_OP __m512i every(const std::byte* p) {
 }
 // Steps are quads, or 16 elements of a row by itself.
 template <int R, int C, Index Bytes = 4, class Rows, class Ahead>
-GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index steps, Index stride, Ahead& ahead, __m512i (&acc)[R * C]) {
+GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index steps, Index stride,
+                         Ahead& ahead, __m512i (&acc)[R * C]) {
   constexpr bool both = R * C <= 8;  // registers for the sums of both bytes
   constexpr int sums = both ? 2 : 1;
   GQA_UNROLL
@@ -198,8 +200,7 @@ GQA_OP Vec integers_as_floats(__m512i sums, std::int32_t constant) {
 }
 // Scores of 16 tokens: lanes of quads added.
 template <int R, class Rows, class Ahead>
-GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead,
-                     __m512i (&sums)[R]) {
+GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead, __m512i (&sums)[R]) {
   __m512i acc[R * 4];
   integer_sums<R, 4, 16>(rows, 0, staged, (dim + 15) / 16, 256, ahead, acc);
   GQA_UNROLL

@@ -19,6 +19,7 @@
 //   IntegerSums, integer_none               sums of 16 lanes, and such of nothing
 //   kIntegerRows, kIntegerVectors           rows and vectors that integer_sums takes at a time
 //   kQuadBytes, kLaneBytes                  bytes of a lane's quad in staging, and from a lane to the next
+//   kSpread<Codec>                          from a vector of outputs to the next of those that natural_order leaves
 //   kExcess<Codec>                          by how much staged numbers are too large
 //   put_integers                            16 lanes of 1.5 · 2^23 + n of a row → the path's order
 //   put_panel_integers                      of four tokens, a lane a row → the same rows' quads side by side
@@ -219,9 +220,9 @@ GQA_KERNEL void score_integer_block(const QueryTile& tile, const Block& block, P
   for (Index t = begin; t < end; t += kLanes) {
     prefetch_rows<kUsualBytes<Codec>>(ahead, t - begin, t - begin + kLanes);
     if (!touch && evenly_spaced(block, t, kLanes))
-      stage_key_tokens<Codec>(EvenTokens{block.k + t * block.k_stride, block.k_stride}, tile.head_dim, staged_keys(tile, t));
-    else
-      stage_key_tokens<Codec>(scattered_rows(block, t, row_bytes, touch), tile.head_dim, staged_keys(tile, t));
+      stage_key_tokens<Codec>(EvenTokens{block.k + t * block.k_stride, block.k_stride}, tile.head_dim,
+                              staged_keys(tile, t));
+    else stage_key_tokens<Codec>(scattered_rows(block, t, row_bytes, touch), tile.head_dim, staged_keys(tile, t));
   }
   alignas(64) float scales[kBlock];
   gather_scales(block.scales->k, block.first, block.last, scales);
@@ -279,7 +280,8 @@ GQA_KERNEL void round_panel(const QueryTile& tile, const Block& block, Index row
   const Vec most = set1(kMostWeight);
   const Vec least = set1(0x1p-100f);
   const Vec factor = zero_below(largest, least, div(most, largest));
-  const Vec scale = add(zero_below(largest, least, div(largest, most)), sub(largest, largest));  // NaN if it is not finite
+  const Vec scale =
+      add(zero_below(largest, least, div(largest, most)), sub(largest, largest));  // NaN if it is not finite
   Vec sum = zero();
   for (Index t = 0; t < kBlock; t += 4) {
     Vec rounded[4];
@@ -329,44 +331,63 @@ GQA_OP IntegerRows<R> integer_weights(const QueryTile& tile, Index row, IntegerR
   return rows;
 }
 
+// What values are to be written to outputs with: by how much they are too large, and how far apart vectors are, see kSpread.
+struct StagedValues {
+  Index excess;
+  Index spread;
+  // Whole vectors, those that integer_sums takes together, and whole blocks of 32.
+  GQA_OP Index dims(Index value_dim) const {
+    return round_up(value_dim, kIntegerVectors > 2 ? kIntegerVectors * spread : 2 * kLanes);
+  }
+  // The first dim of vectors from number `lane` / 16 on.
+  GQA_OP Index first_dim(Index lane) const {
+    constexpr Index together = kIntegerVectors * kLanes;
+    if (kIntegerVectors == 1 || spread == kLanes) return lane;
+    return lane / (together * 2) * (together * 2) + lane / together % 2 * kLanes;
+  }
+};
 // Outputs of R rows, over quads [first, last) of tokens, values in staging.
 template <int R>
-GQA_KERNEL void add_integers(const QueryTile& tile, Index row, Index excess, Index first, Index last,
+GQA_KERNEL void add_integers(const QueryTile& tile, Index row, StagedValues values, Index first, Index last,
                              RowsAhead& ahead) {
   constexpr int C = kIntegerVectors;
-  const Index stride = round_up(tile.value_dim, C * kLanes) * kQuadBytes;
+  const Index dims = values.dims(tile.value_dim);
+  const Index stride = dims * kQuadBytes;
   IntegerRow tail[R];
   const IntegerRows<R> p = integer_weights<R>(tile, row, tail);
-  for (Index d = 0; d < tile.value_dim; d += C * kLanes) {
+  for (Index lane = 0; lane < dims; lane += C * kLanes) {
+    const Index d = values.first_dim(lane);
+    if (d >= tile.value_dim) continue;
     IntegerSums acc[R * C];
-    integer_sums<R, C>(p, first, tile.staging + first * stride + d * kLaneBytes, last - first, stride, ahead,
-                       acc);
+    integer_sums<R, C>(p, first, tile.staging + first * stride + lane * kLaneBytes, last - first, stride, ahead, acc);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
       float* const o = tile.o + (row + r) * tile.o_stride + d;
       const Vec alpha = set1(tile.alpha[row + r]);
       const Vec scale = set1(tail[r].scale);
-      const std::int32_t constant = -static_cast<std::int32_t>(excess) * tail[r].sum;
+      const std::int32_t constant = -static_cast<std::int32_t>(values.excess) * tail[r].sum;
       IntegerSums sums[C];
       GQA_UNROLL
       for (int c = 0; c < C; ++c) sums[c] = acc[r * C + c];
       natural_order(sums);
       GQA_UNROLL
-      for (int c = 0; c < C; ++c)
-        if (C == 1 || d + c * kLanes < tile.o_stride)
-          store(o + c * kLanes, fma(load(o + c * kLanes), alpha, mul(integers_as_floats(sums[c], constant), scale)));
+      for (int c = 0; c < C; ++c) {
+        float* const at = o + c * values.spread;
+        if (C == 1 || d + c * values.spread < tile.o_stride)
+          store(at, fma(load(at), alpha, mul(integers_as_floats(sums[c], constant), scale)));
+      }
     }
   }
   ahead.rest();
 }
 template <int R>
-GQA_OP void add_integer_rows(const QueryTile& tile, Index row, Index excess, Index first, Index last, Index tokens,
-                             const Prefetcher& prefetcher, Index strip) {
+GQA_OP void add_integer_rows(const QueryTile& tile, Index row, const StagedValues& values, Index first, Index last,
+                             Index tokens, const Prefetcher& prefetcher, Index strip) {
   for (; row + R <= tile.rows; row += R) {
     RowsAhead ahead(prefetcher, ++strip, tokens);
-    add_integers<R>(tile, row, excess, first, last, ahead);
+    add_integers<R>(tile, row, values, first, last, ahead);
   }
-  if constexpr (R > 1) add_integer_rows<R / 2>(tile, row, excess, first, last, tokens, prefetcher, strip);
+  if constexpr (R > 1) add_integer_rows<R / 2>(tile, row, values, first, last, tokens, prefetcher, strip);
 }
 
 // One unit: its weights as integers, its values to staging, then its rows. Tokens that it lacks borrow a row that it has.
@@ -380,7 +401,8 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   const Index tokens = round_up(last * 4, kLanes) - first * 4 / kLanes * kLanes;
   if (prefetcher.on()) prefetcher.share(1 + integer_strips(tile.rows), tokens);
   PrefetchCursor ahead = prefetcher.cursor(0, tokens);
-  const Index stride = round_up(tile.value_dim, kIntegerVectors * kLanes) * kQuadBytes;
+  constexpr StagedValues values{kExcess<Codec>, kSpread<Codec>};
+  const Index stride = values.dims(tile.value_dim) * kQuadBytes;
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
   const bool touch = prefetcher.policy().touch;
   for (Index quad = first; quad < last; ++quad) {
@@ -402,7 +424,7 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
       for (const std::byte* const row : rows) touch_row(row, row_bytes);
     stage_value_quad<Codec>(rows, tile.value_dim, tile.staging + quad * stride, stride);
   }
-  add_integer_rows<kIntegerRows>(tile, 0, kExcess<Codec>, first, last, tokens, prefetcher, 0);
+  add_integer_rows<kIntegerRows>(tile, 0, values, first, last, tokens, prefetcher, 0);
   if (prefetcher.on()) end_stretch(prefetcher, tokens, block.last - block.first);
 }
 template <class Codec>

@@ -12,6 +12,8 @@ inline constexpr Index kQuadStep = 8;
 inline constexpr Index kPanelRowBytes = 8;
 GQA_OP Index other_half(Index) { return 0; }
 template <class Codec>
+inline constexpr Index kSpread = kLanes;
+template <class Codec>
 inline constexpr Index kExcess = 0;
 inline constexpr StreamRows kIntegerStreamRows = {1, 1};
 
@@ -66,7 +68,8 @@ GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::
   }
 }
 template <int R, int C, class Rows, class Ahead>
-GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index quads, Index stride, Ahead& ahead, IntegerSums (&acc)[R * C]) {
+GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged, Index quads, Index stride,
+                         Ahead& ahead, IntegerSums (&acc)[R * C]) {
   static_assert(R == 1 && C == 1);
   acc[0] = {};
   for (Index i = first * 4; i < (first + quads) * 4; ++i, staged += stride / 4) {
@@ -85,8 +88,7 @@ GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
   return load(r);
 }
 template <int R, class Rows, class Ahead>
-GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead,
-                     IntegerSums (&sums)[R]) {
+GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead, IntegerSums (&sums)[R]) {
   integer_sums<R, 1>(rows, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
 }
 #include "gqa/detail/path/ints.inl"
