@@ -111,7 +111,10 @@ inline void pack_integers(const QueryTile& tile, const QuerySource& source) {
 GQA_OP void gather_scales(const RowSpan& scales, Index first, Index last, float (&to)[kBlock]) {
   if (scales.stride == sizeof(float) && first == 0 && last == kBlock) {
     GQA_UNROLL
-    for (Index t = 0; t < kBlock; t += kLanes) store(to + t, load(typed<const float>(scales.base) + t));
+    for (Index t = 0; t < kBlock; t += kLanes) {
+      __builtin_prefetch(scales.base + (4 * kBlock + t) * Index{sizeof(float)}, 0, 3);
+      store(to + t, load(typed<const float>(scales.base) + t));
+    }
     return;
   }
   for (Index t = 0; t < kBlock; t += kLanes) store(to + t, zero());
@@ -217,12 +220,13 @@ GQA_KERNEL void score_integer_block(const QueryTile& tile, const Block& block, P
   PrefetchCursor ahead = prefetcher.cursor(0, end - begin);
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.head_dim);
   const bool touch = prefetcher.policy().touch;
+  const Index dim = tile.head_dim;
   for (Index t = begin; t < end; t += kLanes) {
     prefetch_rows<kUsualBytes<Codec>>(ahead, t - begin, t - begin + kLanes);
     if (!touch && evenly_spaced(block, t, kLanes))
-      stage_key_tokens<Codec>(EvenTokens{block.k + t * block.k_stride, block.k_stride}, tile.head_dim,
-                              staged_keys(tile, t));
-    else stage_key_tokens<Codec>(scattered_rows(block, t, row_bytes, touch), tile.head_dim, staged_keys(tile, t));
+      stage_key_tokens<Codec>(EvenTokens{block.k + t * block.k_stride, block.k_stride}, dim, staged_keys(tile, t));
+    else
+      stage_key_tokens<Codec>(scattered_rows(block, t, row_bytes, touch), dim, staged_keys(tile, t));
   }
   alignas(64) float scales[kBlock];
   gather_scales(block.scales->k, block.first, block.last, scales);
@@ -405,24 +409,30 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   const Index stride = values.dims(tile.value_dim) * kQuadBytes;
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
   const bool touch = prefetcher.policy().touch;
-  for (Index quad = first; quad < last; ++quad) {
-    prefetch_rows<kUsualBytes<Codec>>(ahead, (quad - first) * 4, (quad - first) * 4 + 4);
+  // In locals: what is written to staging might be any of them.
+  const Index dim = tile.value_dim;
+  const std::byte* const v = block.v;
+  const Index v_stride = block.v_stride;
+  const Index from = v_stride == 0 ? kBlock : block.first;
+  const Index to = block.last;
+  std::byte* staged = tile.staging + first * stride;
+  for (Index t = first * 4; t < last * 4; t += 4, staged += stride) {
+    prefetch_rows<kUsualBytes<Codec>>(ahead, t - first * 4, t - first * 4 + 4);
     const std::byte* rows[4];
-    const Index t = quad * 4;
-    if (block.v_stride != 0 && t >= block.first && t + 4 <= block.last) {
-      rows[0] = block.v + t * block.v_stride;
+    if (t >= from && t + 4 <= to) {
+      rows[0] = v + t * v_stride;
       GQA_UNROLL
-      for (int i = 1; i < 4; ++i) rows[i] = rows[i - 1] + block.v_stride;
+      for (int i = 1; i < 4; ++i) rows[i] = rows[i - 1] + v_stride;
     } else {
       GQA_NO_UNROLL
-      for (Index i = 0; i < 4; ++i)
-        rows[i] = block.v + block.v_offset[t + i < block.first  ? block.first
-                                           : t + i < block.last ? t + i
-                                                                : block.last - 1];
+      for (Index i = 0; i < 4; ++i) {
+        const Index token = t + i < block.first ? block.first : t + i < to ? t + i : to - 1;
+        rows[i] = v + block.v_offset[token];
+      }
     }
     if (touch)
       for (const std::byte* const row : rows) touch_row(row, row_bytes);
-    stage_value_quad<Codec>(rows, tile.value_dim, tile.staging + quad * stride, stride);
+    stage_value_quad<Codec>(rows, dim, staged, stride);
   }
   add_integer_rows<kIntegerRows>(tile, 0, values, first, last, tokens, prefetcher, 0);
   if (prefetcher.on()) end_stretch(prefetcher, tokens, block.last - block.first);
