@@ -88,7 +88,7 @@ TEST_P(Parts, GoWithOthersInABatch) {
                      outputs[i]->view(),
                      {},
                      outputs[i]->lse()});
-  Options options = How{.path = path()}.options();
+  Options options = How{.path = path(), .products = Products::as_stored}.options();
   ThreadsExecutor threads{4};
   options.executor = threads;
   const PartsAttention attention;
@@ -151,8 +151,8 @@ TEST_P(Parts, AgreeWithTheReference) {
   const ReferenceResult of_parts = reference_attention(q.const_view(), drawn.view());
   const ReferenceResult of_one = reference_attention(q.const_view(), drawn.f32());
   EXPECT_EQ(of_parts.out, of_one.out);
-  EXPECT_TRUE(
-      within_bound(q.const_view(), drawn.f32(), How{.path = path()}, Causal{}, attend(q.const_view(), drawn.view())));
+  EXPECT_TRUE(within_bound(q.const_view(), drawn.f32(), How{.path = path(), .products = Products::as_stored}, Causal{},
+                           attend(q.const_view(), drawn.view())));
 }
 
 INSTANTIATE_TEST_SUITE_P(Paths, Parts, Parts::cases(), Parts::name);
