@@ -28,7 +28,7 @@ function qualified(name,   result, depth, i, c) {
   symbol = substr($0, index($0, "<") + 1)
   symbol = substr(symbol, 1, length(symbol) - 2)
   looked_at = only == "" || symbol in listed
-  in_path = only == "" && qualified(symbol) ~ /(^|[ :*&])gqa::detail::(abi_[a-z0-9_]+::)?(avx2|avx512|avx512bf16|amx)::/
+  in_path = only == "" && qualified(symbol) ~ /(^|[ :*&])gqa::detail::(abi_[a-z0-9_]+::)?(avx2|avx512|avx512bf16|avx512vnni|amx)::/
   ++symbols
   path_symbols += in_path
   next
