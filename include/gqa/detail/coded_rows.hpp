@@ -123,7 +123,10 @@ inline void find_scales(const KvCacheView& kv, const BlockAddress& at, std::uint
     const std::byte* const base = static_cast<const std::byte*>(given.data) + head * given.strides.head * bytes;
     if (!even) return RowSpan{base, offset, 0};
     const Index step = given.strides.token * bytes;
-    return RowSpan{base + offset_of(first, given.strides) * bytes - at.first * step, nullptr, step};
+    const std::byte* const slots = base + offset_of(first, given.strides) * bytes;
+    if (step == bytes)  // of pages they lie anywhere, a few lines of each
+      for (Index line = 0; line < (at.last - at.first) * bytes; line += 64) __builtin_prefetch(slots + line, 0, 3);
+    return RowSpan{slots - at.first * step, nullptr, step};
   };
   for (Index j = 0; j < heads; ++j)
     ::new (scales.head + j) BlockScales{span(kv.k_scales, k_bytes, first_head + j, k_offset),

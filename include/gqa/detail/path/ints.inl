@@ -111,10 +111,7 @@ inline void pack_integers(const QueryTile& tile, const QuerySource& source) {
 GQA_OP void gather_scales(const RowSpan& scales, Index first, Index last, float (&to)[kBlock]) {
   if (scales.stride == sizeof(float) && first == 0 && last == kBlock) {
     GQA_UNROLL
-    for (Index t = 0; t < kBlock; t += kLanes) {
-      __builtin_prefetch(scales.base + (4 * kBlock + t) * Index{sizeof(float)}, 0, 3);
-      store(to + t, load(typed<const float>(scales.base) + t));
-    }
+    for (Index t = 0; t < kBlock; t += kLanes) store(to + t, load(typed<const float>(scales.base) + t));
     return;
   }
   for (Index t = 0; t < kBlock; t += kLanes) store(to + t, zero());
