@@ -176,6 +176,9 @@ class PropertyCheck {
     whole_ = stored_.whole(how);
     check_definition();
     if (drawn_.executor != 0) compare_all("on one thread", stored_.whole(plain));
+    // Of processors there are two kinds, by how they follow memory.
+    const WithStreaming streaming(draws_.flag("streams are followed") ? detail::Streaming::followed
+                                                                      : detail::Streaming::prefetched);
     compare_all("in other storage", StoredCall(drawn_, drawn_.other_place, drawn_.place).whole(plain, true));
     if (plain_.has_value()) {
       const std::vector<Result> same = plain_->whole(plain);
