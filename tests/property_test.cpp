@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls drawn at random, whole (support/random_call.hpp): each is held to the definition in double precision, and must have the same bits in
-// other storage, in chunks, alone, on other threads, and on other f32 paths. A case that fails is made small and printed.
+// other storage, in plain elements that hold the same numbers, in chunks, alone, on other threads, and on other f32 paths. A case that fails is made small and printed.
 //
 // GQA_PROPERTY_CASES=200000 runs so many (the preset `property` does), GQA_PROPERTY_SEED=7 other ones, and GQA_PROPERTY_CASE="3 0 1 …" the one
 // that was printed as a list.
@@ -20,6 +20,8 @@ Index from_environment(const char* name, Index otherwise) {
   return text == nullptr || *text == '\0' ? otherwise : static_cast<Index>(std::atoll(text));
 }
 
+constexpr DrawnSizes kSizes{.codecs = true};
+
 struct Outcome {
   std::string broken;
   std::vector<Draw> draws;
@@ -27,7 +29,7 @@ struct Outcome {
 };
 
 Outcome run_case(Draws& draws, PropertyCounts& counts) {
-  const DrawnCall drawn(draws, {});
+  const DrawnCall drawn(draws, kSizes);
   Outcome outcome;
   outcome.broken = PropertyCheck(drawn, draws, counts).broken();
   outcome.draws = draws.made();
@@ -132,7 +134,7 @@ TEST(Shrinking, EndsAtTheLeastNumbersThatFail) {
 TEST(Shrinking, LeavesOfACallWhatItFailsFor) {
   // A bug of groups of three and more with more than one block of keys, in pages, whatever else there is.
   const auto fails = [](Draws& draws) {
-    const DrawnCall drawn(draws, {});
+    const DrawnCall drawn(draws, kSizes);
     return drawn.group() >= 3 && drawn.numbers.extents.longest() > 64 && drawn.place.storage == Storage::paged &&
            drawn.has(Part::alibi);
   };
@@ -144,7 +146,7 @@ TEST(Shrinking, LeavesOfACallWhatItFailsFor) {
     int tries = 0;
     const std::vector<Draw> left = shrink_planted(offsets_of(draws.made()), fails, tries);
     ListedDraws again(offsets_of(left));
-    const DrawnCall drawn(again, {});
+    const DrawnCall drawn(again, kSizes);
     EXPECT_EQ(combination_name(drawn.combination), "causal, ALiBi");
     EXPECT_EQ(drawn.shape.query_heads, 3);
     EXPECT_EQ(drawn.shape.kv_heads, 1);
@@ -160,12 +162,12 @@ TEST(Shrinking, LeavesOfACallWhatItFailsFor) {
 TEST(Draws, AreTheSameFromAListAndFromBytes) {
   for (std::uint64_t seed = 1; seed < 40; ++seed) {
     SeededDraws seeded(seed);
-    const DrawnCall drawn(seeded, {});
+    const DrawnCall drawn(seeded, kSizes);
     const std::vector<std::uint64_t> offsets = offsets_of(seeded.made());
     const std::vector<std::uint8_t> bytes = bytes_of(seeded.made());
     ListedDraws listed(offsets);
     ByteDraws from_bytes(bytes);
-    const DrawnCall of_list(listed, {}), of_bytes(from_bytes, {});
+    const DrawnCall of_list(listed, kSizes), of_bytes(from_bytes, kSizes);
     EXPECT_EQ(to_text(listed.made()), to_text(seeded.made()));
     EXPECT_EQ(to_text(from_bytes.made()), to_text(seeded.made()));
   }

@@ -61,11 +61,11 @@ inline Place ring_place(Index capacity, CacheLayout layout = CacheLayout::token_
   return {Storage::ring, layout, capacity, 0, 0, 1};
 }
 
-/// Caches of a batch in one storage: each sequence's own memory, or pages of one pool in shuffled physical order.
+/// Caches of a batch in one storage: each sequence's own memory, or pages of one pool in shuffled physical order. Rows of codecs other than
+/// plain elements are laid out, and written by others.
 class StoredCaches {
  public:
-  StoredCaches(const std::vector<const LogicalCache*>& sequences, ElementType k_type, ElementType v_type,
-               const Place& place) {
+  StoredCaches(const std::vector<const LogicalCache*>& sequences, KvType k_type, KvType v_type, const Place& place) {
     planes_.reserve(sequences.size());
     if (place.storage == Storage::paged) {
       store_in_pool(sequences, k_type, v_type, place);
@@ -105,12 +105,13 @@ class StoredCaches {
 
   struct Piece {
     KvStrides strides{0, 0, 0};
-    Index first = 0;     // element offset of page 0, slot 0, head 0
-    Index elements = 1;  // in all
+    Index first = 0;  // element offset of page 0, slot 0, head 0
+    Index last = 0;   // of the row that lies farthest
   };
 
-  // Layout of `pages` runs of `slots` tokens of `heads` rows of `dim` elements; `gap` elements of the other tensor behind each row.
-  static Piece lay_out(CacheLayout layout, Index pages, Index slots, Index heads, Index dim, Index gap) {
+  // Layout of `pages` runs of `slots` tokens of `heads` rows, which take `dim` elements, whole blocks of `block`; `gap` elements of the other
+  // tensor behind each row.
+  static Piece lay_out(CacheLayout layout, Index pages, Index slots, Index heads, Index dim, Index gap, Index block) {
     Piece piece;
     switch (layout) {
       case CacheLayout::token_major: piece.strides = KvStrides::token_major(heads, dim, slots); break;
@@ -119,9 +120,9 @@ class StoredCaches {
         piece.strides = {heads * (dim + gap), dim + gap, slots * heads * (dim + gap)};
         break;
       case CacheLayout::padded: {
-        const Index row = dim + 3;
-        const Index token = heads * row + 5;
-        piece.strides = {token, row, slots * token + 7};
+        const Index row = dim + 3 * block;
+        const Index token = heads * row + 5 * block;
+        piece.strides = {token, row, slots * token + 7 * block};
         break;
       }
       case CacheLayout::reversed:
@@ -131,27 +132,30 @@ class StoredCaches {
     }
     const Index farthest = (pages - 1) * piece.strides.page + std::max<Index>(0, (slots - 1) * piece.strides.token) +
                            std::max<Index>(0, (heads - 1) * piece.strides.head);
-    if (pages > 0 && slots > 0) piece.elements = piece.first + farthest + dim;
+    if (pages > 0 && slots > 0) piece.last = piece.first + farthest;
     return piece;
   }
 
-  KvCacheView make_planes(Index pages, Index slots, Index heads, Index dim, Index value_dim, ElementType k_type,
-                          ElementType v_type, CacheLayout layout) {
+  static void fill(std::vector<std::byte>& bytes, Index size, KvType type) {
+    bytes.assign(static_cast<std::size_t>(size), std::byte{0xff});
+    if (type.is_element()) fill_with_garbage(bytes, type);
+  }
+
+  KvCacheView make_planes(Index pages, Index slots, Index heads, Index dim, Index value_dim, KvType k_type,
+                          KvType v_type, CacheLayout layout) {
     if (layout == CacheLayout::interleaved && k_type != v_type) layout = CacheLayout::token_major;
     const bool together = layout == CacheLayout::interleaved;
-    const Piece k = lay_out(layout, pages, slots, heads, dim, together ? value_dim : 0);
-    const Piece v = lay_out(layout, pages, slots, heads, value_dim, together ? dim : 0);
+    const Index k_row = k_type.row_stride(dim), v_row = v_type.row_stride(value_dim);
+    const Piece k = lay_out(layout, pages, slots, heads, k_row, together ? v_row : 0, k_type.block_elements());
+    const Piece v = lay_out(layout, pages, slots, heads, v_row, together ? k_row : 0, v_type.block_elements());
     Planes& planes = planes_.emplace_back();
-    planes.k.resize(static_cast<std::size_t>((k.elements + (together ? value_dim : 0)) * element_bytes(k_type)));
-    fill_with_garbage(planes.k, k_type);
-    if (!together) {
-      planes.v.resize(static_cast<std::size_t>(v.elements * element_bytes(v_type)));
-      fill_with_garbage(planes.v, v_type);
-    }
+    const Index v_bytes = v_type.stride_bytes(v.last) + v_type.row_bytes(value_dim);
+    fill(planes.k,
+         together ? k_type.stride_bytes(k_row) + v_bytes : k_type.stride_bytes(k.last) + k_type.row_bytes(dim), k_type);
+    if (!together) fill(planes.v, v_bytes, v_type);
     KvCacheView view;
-    view.k = planes.k.data() + k.first * element_bytes(k_type);
-    view.v =
-        together ? planes.k.data() + dim * element_bytes(v_type) : planes.v.data() + v.first * element_bytes(v_type);
+    view.k = planes.k.data() + k_type.stride_bytes(k.first);
+    view.v = together ? planes.k.data() + k_type.stride_bytes(k_row) : planes.v.data() + v_type.stride_bytes(v.first);
     view.k_type = k_type;
     view.v_type = v_type;
     view.kv_heads = heads;
@@ -166,14 +170,14 @@ class StoredCaches {
     const KvCacheView& view = views_[sequence];
     for (Index t = first; t < cache.length(); ++t)
       for (Index h = 0; h < view.kv_heads; ++h) {
-        for (Index d = 0; d < view.head_dim; ++d)
+        for (Index d = 0; d < view.head_dim && view.k_type.is_element(); ++d)
           write_element(k_address(t, h, d, sequence), view.k_type, cache.k.at(t, h, d));
-        for (Index d = 0; d < view.value_dim; ++d)
+        for (Index d = 0; d < view.value_dim && view.v_type.is_element(); ++d)
           write_element(v_address(t, h, d, sequence), view.v_type, cache.v.at(t, h, d));
       }
   }
 
-  void store_alone(const LogicalCache& cache, ElementType k_type, ElementType v_type, const Place& place) {
+  void store_alone(const LogicalCache& cache, KvType k_type, KvType v_type, const Place& place) {
     const Index slots =
         place.storage == Storage::ring && place.slots > 0 ? place.slots : std::max(place.slots, cache.length());
     KvCacheView view = make_planes(1, slots, cache.k.heads, cache.k.dim, cache.v.dim, k_type, v_type, place.layout);
@@ -184,7 +188,7 @@ class StoredCaches {
     write(cache, views_.size() - 1, std::max(place.keep_from, view.first_position()));
   }
 
-  void store_in_pool(const std::vector<const LogicalCache*>& sequences, ElementType k_type, ElementType v_type,
+  void store_in_pool(const std::vector<const LogicalCache*>& sequences, KvType k_type, KvType v_type,
                      const Place& place) {
     const Index size = place.page_size;
     Index used = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whole public calls, drawn: head counts and widths, a batch of sequences, element types, where queries, caches and outputs lie, the variant,
+// Whole public calls, drawn: head counts and widths, a batch of sequences, types and codecs, where queries, caches and outputs lie, the variant,
 // and how the call is made.
 #pragma once
 
@@ -7,6 +7,7 @@
 
 #include "executors.hpp"
 #include "problem.hpp"
+#include "random_storage.hpp"
 #include "random_variant_calls.hpp"
 
 namespace gqa::test {
@@ -17,6 +18,7 @@ struct DrawnSizes {
   Index n_kv = 2 * detail::kSpan + 100;
   Index work =
       3'000'000;  ///< query rows · keys · (head dim + value dim) of a sequence, about so many; on the portable path a tenth
+  bool codecs = false;  ///< caches of other than plain elements, rotated ones, and sequences in parts, too
 };
 
 /// A call, with all memory that it needs. Not moved: its views look into it.
@@ -32,7 +34,9 @@ struct DrawnCall {
   Place place;
   Place other_place;
   Index executor = 0;
-  std::vector<Problem> problems;
+  std::vector<DrawnPart> stored;  ///< how each part of a sequence is stored; the last one goes to its end
+  Index k_rotation = 0, v_rotation = 0;
+  std::vector<Problem> problems;  ///< with the numbers that are stored, if coded()
 
   DrawnCall(Draws& draws, const DrawnSizes& sizes);
   DrawnCall(const DrawnCall&) = delete;
@@ -44,10 +48,23 @@ struct DrawnCall {
   Index group() const { return shape.query_heads / shape.kv_heads; }
   /// About what a call of it costs: query rows · keys · (head dim + value dim).
   Index work() const;
-  StoredCaches store(const Place& where) const;
+  /// Whether caches are other than plain elements, each sequence in one part.
+  bool coded() const { return stored.size() > 1 || !stored[0].k.type.is_element() || !stored[0].v.type.is_element(); }
+  /// Where part i of a sequence ends.
+  Index end_of_part(std::size_t i, Index length) const {
+    return i + 1 < stored.size() ? std::min(stored[i].end, length) : length;
+  }
+  /// Second and further parts by turns in `other`.
+  DrawnStorage store(const Place& where, const Place& other) const;
+  /// Each sequence in one part of plain elements, which hold the same numbers; of the type that all of its parts have, if they have one.
+  DrawnStorage store_plain() const;
 
  private:
   void draw_shape(Draws& draws);
+  void draw_formats(Draws& draws);
+  void draw_parts(Draws& draws);
+  void fit_widths();
+  void encode();
   DrawnSequence draw_sequence(Draws& draws, const DrawnSizes& sizes) const;
   void draw_sequences(Draws& draws, const DrawnSizes& sizes);
   void draw_types(Draws& draws);
@@ -55,10 +72,12 @@ struct DrawnCall {
   void draw_numbers(Draws& draws);
   Place draw_place(Draws& draws) const;
   void fit_places();
+
+  std::vector<DrawnRows> rows_;
 };
 
 inline void DrawnCall::draw_shape(Draws& draws) {
-  constexpr Index widths[] = {64, 128, 256};
+  constexpr Index widths[] = {64, 128, 256, 576};
   constexpr Index groups[] = {1, 2, 3, 4, 5, 7, 8, 16, 17, 33};
   shape.kv_heads = draws.draw("KV heads", 1, 4);
   shape.query_heads = shape.kv_heads * draws.pick("group", groups);
@@ -111,6 +130,60 @@ inline void DrawnCall::draw_types(Draws& draws) {
   executor = draws.draw("executor: serial, shuffled, threads", 0, 2);
 }
 
+/// Codecs instead of keys' and values' element types, rotations, and parts.
+inline void DrawnCall::draw_formats(Draws& draws) {
+  constexpr Index blocks[] = {16, 1, 2, 4, 8, 32, 64, 128};
+  const auto coded = [&](const char* name) {
+    return codec_of(draws.draw(name, detail::kLastElementType + 1, detail::CodecList::size - 1)).type;
+  };
+  const Index which = draws.draw("cache: elements, coded keys, values, both", 0, 3);
+  DrawnPart& first = stored[0];
+  if (which == 1 || which == 3) first.k.type = coded("keys' codec");
+  if (which == 2 || which == 3) first.v.type = coded("values' codec");
+  first.k.draw_scales(draws);
+  first.v.draw_scales(draws);
+  if (draws.seldom("rotated keys", 5)) k_rotation = draws.pick("rotation of keys", blocks);
+  if (draws.seldom("rotated values", 5)) v_rotation = draws.pick("rotation of values", blocks);
+  if (draws.seldom("in parts", 5)) draw_parts(draws);
+  fit_widths();
+}
+
+inline void DrawnCall::draw_parts(Draws& draws) {
+  Index end = 0;
+  for (Index more = draws.draw("further parts", 1, 3); more > 0; --more) {
+    stored.back().end = end += 64 * draws.draw("blocks of a part", 1, 4);
+    DrawnPart part;
+    part.k.type = codec_of(draws.draw("keys' type or codec", 0, detail::CodecList::size - 1)).type;
+    part.v.type = codec_of(draws.draw("values' type or codec", 0, detail::CodecList::size - 1)).type;
+    part.k.draw_scales(draws);
+    part.v.draw_scales(draws);
+    stored.push_back(part);
+  }
+}
+
+/// Makes widths those that codecs and rotations may have.
+inline void DrawnCall::fit_widths() {
+  Index k_unit = std::max<Index>(k_rotation, 1);
+  Index begins = k_unit;  // of what values in keys' rows begin at multiples
+  for (const DrawnPart& part : stored) {
+    if (part.k.type.whole_blocks()) k_unit = std::max(k_unit, part.k.type.block_elements());
+    begins = std::max(begins, part.k.type.block_elements());
+    if (part.k.type.row_bytes(1) != part.k.type.block_bytes()) first_of_values = -1;  // a row has something of its own
+  }
+  shape.head_dim = detail::round_up(shape.head_dim, k_unit);
+  if (first_of_values >= 0) {
+    for (DrawnPart& part : stored) part.v = part.k;
+    v_rotation = k_rotation;
+    first_of_values -= first_of_values % begins;
+    shape.value_dim = std::min(detail::round_up(shape.value_dim, k_unit), shape.head_dim - first_of_values);
+    return;
+  }
+  Index v_unit = std::max<Index>(v_rotation, 1);
+  for (const DrawnPart& part : stored)
+    if (part.v.type.whole_blocks()) v_unit = std::max(v_unit, part.v.type.block_elements());
+  shape.value_dim = detail::round_up(shape.value_dim, v_unit);
+}
+
 inline void DrawnCall::draw_positions(Draws& draws) {
   for (DrawnSequence& s : numbers.extents.sequences) {
     if (!draws.seldom("given positions", 4)) continue;
@@ -127,6 +200,11 @@ inline void DrawnCall::draw_numbers(Draws& draws) {
   Distribution distribution = draws.pick("distribution", distributions);
   if (first_of_values >= 0 && distribution == Distribution::large_scores)
     distribution = Distribution::normal;  // values as large might be what Output takes for "never written"
+  const bool scaled = v_rotation > 1 || std::any_of(stored.begin(), stored.end(), [](const DrawnPart& part) {
+                        return part.v.type.scale_bytes() != 0;
+                      });
+  if (scaled && types.out == ElementType::f16 && distribution == Distribution::far_values)
+    distribution = Distribution::normal;  // outputs may be 203.25
   may_be_rounded = distribution != Distribution::large_scores;
   const Index seed = draws.draw("seed of tensors", 0, 255);
   for (const DrawnSequence& s : sequences()) {
@@ -134,11 +212,30 @@ inline void DrawnCall::draw_numbers(Draws& draws) {
     one.n_q = s.n_q;
     one.n_kv = s.n_kv;
     problems.push_back(make_problem(one, static_cast<std::uint64_t>(seed) * 8 + problems.size(), distribution));
-    Problem& p = problems.back();
-    if (first_of_values < 0) continue;
-    for (Index t = 0; t < s.n_kv; ++t)
+  }
+  encode();
+}
+
+/// Rows as they are stored, and what they stand for.
+inline void DrawnCall::encode() {
+  std::vector<float> k_scale(stored.size()), v_scale(stored.size());
+  for (Problem& p : problems) {
+    DrawnRows& of_sequence = rows_.emplace_back();
+    const auto encode_all = [&](Numbers& all, const auto& format, std::vector<float>& scale,
+                                std::vector<CodedRows>& to) {
+      Index begin = 0;
+      for (std::size_t i = 0; i < stored.size(); begin = stored[i++].end)
+        to.emplace_back(format(stored[i]), all, begin, end_of_part(i, p.kv.length()), scale[i]);
+    };
+    if (coded())
+      encode_all(
+          p.kv.k, [](const DrawnPart& part) { return part.k; }, k_scale, of_sequence.k);
+    for (Index t = 0; t < p.kv.length() && first_of_values >= 0; ++t)
       for (Index h = 0; h < shape.kv_heads; ++h)
         for (Index d = 0; d < shape.value_dim; ++d) p.kv.v.at(t, h, d) = p.kv.k.at(t, h, d + first_of_values);
+    if (coded() && first_of_values < 0)
+      encode_all(
+          p.kv.v, [](const DrawnPart& part) { return part.v; }, v_scale, of_sequence.v);
   }
 }
 
@@ -179,6 +276,8 @@ inline DrawnCall::DrawnCall(Draws& draws, const DrawnSizes& sizes) {
   combination = draws.draw("variant", 0, combinations() - 1);
   draw_shape(draws);
   draw_types(draws);
+  stored.push_back({{types.k}, {types.v}});
+  if (sizes.codecs) draw_formats(draws);
   place = draw_place(draws);
   other_place = draw_place(draws);
   draw_sequences(draws, sizes);
@@ -198,16 +297,31 @@ inline Index DrawnCall::work() const {
   return pairs * shape.query_heads * (shape.head_dim + shape.value_dim);
 }
 
-inline StoredCaches DrawnCall::store(const Place& where) const {
+inline DrawnStorage DrawnCall::store(const Place& where, const Place& other) const {
   std::vector<const LogicalCache*> caches;
   for (const Problem& p : problems) caches.push_back(&p.kv);
-  StoredCaches stored(caches, types.k, types.v, where);
-  for (std::size_t s = 0; s < caches.size() && first_of_values >= 0; ++s) {
-    KvCacheView& view = stored.mutable_view(s);
-    view.v = static_cast<const std::byte*>(view.k) + first_of_values * element_bytes(types.k);
-    view.v_strides = view.k_strides;
+  DrawnStorage storage(caches, rows_, stored, where, other, first_of_values);
+  storage.rotate(k_rotation, v_rotation);
+  return storage;
+}
+
+inline DrawnStorage DrawnCall::store_plain() const {
+  std::vector<const LogicalCache*> caches;
+  std::vector<Types> plain;
+  for (const Problem& p : problems) {
+    caches.push_back(&p.kv);
+    KvType k = stored[0].k.type, v = stored[0].v.type;
+    for (std::size_t i = 1; i < stored.size() && stored[i - 1].end < p.kv.length(); ++i) {
+      if (stored[i].k.type != k) k = ElementType::f32;
+      if (stored[i].v.type != v) v = ElementType::f32;
+    }
+    plain.push_back({});
+    if (k.is_element()) plain.back().k = k;
+    if (v.is_element()) plain.back().v = v;
   }
-  return stored;
+  DrawnStorage storage(caches, plain);
+  storage.rotate(k_rotation, v_rotation);
+  return storage;
 }
 
 }  // namespace gqa::test

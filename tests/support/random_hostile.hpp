@@ -46,7 +46,7 @@ class HostileDrawn {
   }
 
   DrawnCall drawn_;
-  StoredCaches kv_;
+  DrawnStorage kv_;
   std::vector<Tensor> q_;
   std::vector<Output> outputs_;
   std::vector<std::vector<std::int32_t>> tables_;
@@ -61,7 +61,7 @@ class HostileDrawn {
   std::string reason_;
 };
 
-inline HostileDrawn::HostileDrawn(Draws& draws) : drawn_(draws, kSizes), kv_(drawn_.store(drawn_.place)) {
+inline HostileDrawn::HostileDrawn(Draws& draws) : drawn_(draws, kSizes), kv_(drawn_.store(drawn_.place, drawn_.place)) {
   const std::size_t count = drawn_.problems.size();
   tables_.resize(count);
   positions_.resize(count);
@@ -290,7 +290,7 @@ inline bool HostileDrawn::all_in_memory() const {
 
 inline std::string HostileDrawn::complaint() {
   if (!tables_in_memory()) return "";
-  const DynamicAttention attention;
+  const DrawnAttention attention;
   const ScopedVariant variant(drawn_.numbers, drawn_.combination);
   std::size_t bytes = 0;
   const std::string asked = message_of([&] { bytes = scratch_bytes(variant, attention, batch_, options_); });

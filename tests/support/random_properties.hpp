@@ -13,12 +13,16 @@ namespace gqa::test {
 /// A drawn call's tensors in one storage, and calls of parts of it.
 class StoredCall {
  public:
-  StoredCall(const DrawnCall& drawn, const Place& place) : drawn_(drawn), kv_(drawn.store(place)) {
+  StoredCall(const DrawnCall& drawn, const Place& place, const Place& other)
+      : StoredCall(drawn, drawn.store(place, other)) {}
+  /// In plain elements.
+  explicit StoredCall(const DrawnCall& drawn) : StoredCall(drawn, drawn.store_plain()) {}
+  StoredCall(const DrawnCall& drawn, DrawnStorage&& kv) : drawn_(drawn), kv_(std::move(kv)) {
     for (const Problem& p : drawn.problems) q_.emplace_back(p.q, drawn.types.q, drawn.q_layout);
   }
 
-  /// All of it.
-  std::vector<Result> whole(const How& how) const {
+  /// All of it; in as much scratch as the functor asks for, if it is not to have its own.
+  std::vector<Result> whole(const How& how, bool in_scratch = false) const {
     std::vector<Output> outputs;
     std::vector<Sequence> batch;
     for (std::size_t s = 0; s < q_.size(); ++s) {
@@ -27,7 +31,14 @@ class StoredCall {
       batch.push_back(
           {q_[s].const_view(), kv_.view(s), outputs[s].view(), drawn_.sequences()[s].positions, outputs[s].lse()});
     }
-    call(ScopedVariant(drawn_.numbers, drawn_.combination), attention_, batch, how.options());
+    const ScopedVariant variant(drawn_.numbers, drawn_.combination);
+    Options options = how.options();
+    std::vector<std::byte> scratch;
+    if (in_scratch) {
+      scratch.resize(scratch_bytes(variant, attention_, batch, options));
+      options.scratch = scratch;
+    }
+    call(variant, attention_, batch, options);
     std::vector<Result> results;
     for (const Output& output : outputs) results.push_back(output.result());
     return results;
@@ -42,21 +53,34 @@ class StoredCall {
     return output.result();
   }
 
-  /// A row of a result of `whole` against the definition. The share of its bound, or a negative one if the bound says nothing.
-  double share_of_bound(const RowContext& row, const Result& whole, std::string& worst) const;
+  /// A row of a result of `whole` against the definition, with the numbers of `plain`. The share of its bound, or a negative one if the bound
+  /// says nothing.
+  double share_of_bound(const RowContext& row, const Result& whole, const StoredCall& plain, std::string& worst) const;
+
+  /// Whether a call computes with integers for a sequence, whose cache is one of `plain`, too.
+  bool computes_with_integers(std::size_t s, const StoredCall& plain, const How& how) const {
+    bool any = false;
+    const KvCacheView& kv = kv_.view(s);
+    for (Index i = 0; i <= kv.earlier_count; ++i)
+      any = any || integers(kv.part(i), true) || integers(kv.part(i), false);
+    return any && bf16_terms(q_[s].const_view(), plain.kv_.view(s), how) == 0;
+  }
 
  private:
   struct View {
     ConstTensorView q;
     KvCacheView kv;
+    std::vector<KvCacheView> earlier;
     std::vector<Index> positions;
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
     View(const StoredCall& stored, const Scope& scope, bool cut);
   };
 
   const DrawnCall& drawn_;
-  StoredCaches kv_;
+  DrawnStorage kv_;
   std::vector<Tensor> q_;
-  DynamicAttention attention_;
+  DrawnAttention attention_;
 };
 
 inline StoredCall::View::View(const StoredCall& stored, const Scope& scope, bool cut) {
@@ -65,22 +89,32 @@ inline StoredCall::View::View(const StoredCall& stored, const Scope& scope, bool
   const Index count = scope.queries < 0 ? sequence.n_q : scope.queries;
   q = stored.q_[s].const_view().slice(scope.first_query, count);
   kv = stored.kv_.view(s);
+  earlier.assign(kv.earlier, kv.earlier + kv.earlier_count);
+  kv.earlier_count = 0;
   if (scope.head >= 0) {
     q.data = static_cast<const std::byte*>(q.data) + scope.head * q.strides.head * element_bytes(q.type);
     q.heads = 1;
     kv = kv.slice_heads(scope.head / stored.drawn_.group(), 1);
+    for (KvCacheView& part : earlier) part = part.slice_heads(scope.head / stored.drawn_.group(), 1);
   }
   const Index length = sequence.n_kv - sequence.n_q + scope.first_query + count;
   if (cut && sequence.positions.empty() && length >= 0) {
+    for (; !earlier.empty() && earlier.back().length >= length; earlier.pop_back()) kv = earlier.back();
     kv.length = length;
   } else if (count != sequence.n_q || !sequence.positions.empty()) {
     for (Index i = 0; i < count; ++i) positions.push_back(sequence.position(scope.first_query + i));
   }
+  kv.earlier = earlier.data();
+  kv.earlier_count = static_cast<Index>(earlier.size());
 }
 
-inline double StoredCall::share_of_bound(const RowContext& row, const Result& whole, std::string& worst) const {
+inline double StoredCall::share_of_bound(const RowContext& row, const Result& whole, const StoredCall& plain,
+                                         std::string& worst) const {
   const VariantNumbers& numbers = drawn_.numbers;
-  const View view(*this, {row.sequence, row.query, 1, row.query_head}, false);
+  const Scope scope{row.sequence, row.query, 1, row.query_head};
+  const View view(plain, scope, false), as_stored(*this, scope, false);
+  How how = drawn_.how;
+  if (computes_with_integers(static_cast<std::size_t>(row.sequence), plain, how)) how.integers = &as_stored.kv;
   Result one{1, 1, whole.dim, {}, {whole.lse_at(row.query, row.query_head)}};
   for (Index d = 0; d < whole.dim; ++d) one.out.push_back(whole.at(row.query, row.query_head, d));
   const Index positions[] = {row.position};
@@ -88,7 +122,7 @@ inline double StoredCall::share_of_bound(const RowContext& row, const Result& wh
   if (drawn_.has(Part::value_scale) || drawn_.has(Part::output_gate))
     change = [&](Index, Index, Index d) { return output_change(drawn_.parts(), numbers, row, d); };
   const auto compare = [&](const auto& written) {
-    return compare_with_reference(view.q, view.kv, drawn_.how, written, one, positions, change);
+    return compare_with_reference(view.q, view.kv, how, written, one, positions, change);
   };
   const WrittenMask mask{numbers, drawn_.parts(), row};
   const bool scores = std::any_of(drawn_.parts().begin(), drawn_.parts().end(),
@@ -113,7 +147,9 @@ struct PropertyCounts {
 class PropertyCheck {
  public:
   PropertyCheck(const DrawnCall& drawn, Draws& draws, PropertyCounts& counts)
-      : drawn_(drawn), draws_(draws), counts_(counts), stored_(drawn, drawn.place) {}
+      : drawn_(drawn), draws_(draws), counts_(counts), stored_(drawn, drawn.place, drawn.other_place) {
+    if (drawn.coded()) plain_.emplace(drawn);
+  }
 
   /// What does not hold, or nothing.
   std::string broken() {
@@ -140,7 +176,15 @@ class PropertyCheck {
     whole_ = stored_.whole(how);
     check_definition();
     if (drawn_.executor != 0) compare_all("on one thread", stored_.whole(plain));
-    compare_all("in other storage", StoredCall(drawn_, drawn_.other_place).whole(plain));
+    // Of processors there are two kinds, by how they follow memory.
+    const WithStreaming streaming(draws_.flag("streams are followed") ? detail::Streaming::followed
+                                                                      : detail::Streaming::prefetched);
+    compare_all("in other storage", StoredCall(drawn_, drawn_.other_place, drawn_.place).whole(plain, true));
+    if (plain_.has_value()) {
+      const std::vector<Result> same = plain_->whole(plain);
+      for (std::size_t s = 0; s < same.size(); ++s)
+        if (!stored_.computes_with_integers(s, *plain_, plain)) compare("in plain elements", whole_[s], same[s]);
+    }
     check_parts(plain);
     if (has_f32_arithmetic_only(plain.path)) {
       const std::vector<Path> paths = f32_paths();
@@ -159,7 +203,7 @@ class PropertyCheck {
         const Index head = draws_.draw("row's head", 0, drawn_.shape.query_heads - 1);
         const RowContext row{{drawn_.sequences()[s].position(token), token, static_cast<Index>(s)}, head};
         std::string worst;
-        const double share = stored_.share_of_bound(row, whole_[s], worst);
+        const double share = stored_.share_of_bound(row, whole_[s], plain_ ? *plain_ : stored_, worst);
         ++counts_.rows;
         counts_.unjudged += share < 0.0 ? 1 : 0;
         if (drawn_.types.out == ElementType::f32) counts_.largest_share = std::max(counts_.largest_share, share);
@@ -187,7 +231,9 @@ class PropertyCheck {
       compare("a row alone", of_head(whole_[s], token, 1, head), stored_.part({sequence, token, 1, head}, false, how));
       if (tokens == 1) continue;
       const Index chunk = draws_.draw("chunk of query tokens", 1, std::min<Index>(tokens, 70));
-      const bool cut = sees_nothing_ahead() && draws_.flag("caches grow by chunks");
+      // Where a part is gone, products may be bf16 that were not.
+      const bool may_cut = sees_nothing_ahead() && (drawn_.stored.size() == 1 || drawn_.types.q != ElementType::bf16);
+      const bool cut = may_cut && draws_.flag("caches grow by chunks");
       Result chunks;
       Index calls = 0;
       Index first = tokens > 16 * chunk ? tokens - 16 * chunk : 0;  // not too many of them
@@ -227,6 +273,7 @@ class PropertyCheck {
   Draws& draws_;
   PropertyCounts& counts_;
   StoredCall stored_;
+  std::optional<StoredCall> plain_;  // if caches are of other than plain elements
   std::vector<Result> whole_;
   std::string broken_;
 };

@@ -83,7 +83,7 @@ auto make_part(const ScopedVariant& v) {
 /// What is done with a variant of any type.
 struct Job {
   enum class Kind : std::uint8_t { call, ask_scratch, find_first } kind;
-  const DynamicAttention* attention;
+  const DrawnAttention* attention;
   std::span<const Sequence> batch;
   const Options* options;
   std::size_t bytes;
@@ -227,13 +227,13 @@ ScopedVariant::ScopedVariant(const VariantNumbers& all, Index which, const Scope
   }
 }
 
-void call(const ScopedVariant& variant, const DynamicAttention& attention, std::span<const Sequence> batch,
+void call(const ScopedVariant& variant, const DrawnAttention& attention, std::span<const Sequence> batch,
           const Options& options) {
   Job job{Job::Kind::call, &attention, batch, &options, 0, 0, nullptr, 0};
   at(variant.combination).run(variant, job);
 }
 
-std::size_t scratch_bytes(const ScopedVariant& variant, const DynamicAttention& attention,
+std::size_t scratch_bytes(const ScopedVariant& variant, const DrawnAttention& attention,
                           std::span<const Sequence> batch, const Options& options) {
   Job job{Job::Kind::ask_scratch, &attention, batch, &options, 0, 0, nullptr, 0};
   at(variant.combination).run(variant, job);

@@ -6,10 +6,14 @@
 #include <string>
 #include <vector>
 
+#include "every_codec.hpp"
 #include "gqa/attention.hpp"
 #include "random_variant.hpp"
 
 namespace gqa::test {
+
+/// What is called: for any heads, widths and codecs.
+using DrawnAttention = GroupedQueryAttention<dynamic, dynamic, dynamic, dynamic, EveryCache>;
 
 const char* part_name(Part part);
 
@@ -30,10 +34,10 @@ struct ScopedVariant {
 };
 
 /// Calls the functor.
-void call(const ScopedVariant& variant, const DynamicAttention& attention, std::span<const Sequence> batch,
+void call(const ScopedVariant& variant, const DrawnAttention& attention, std::span<const Sequence> batch,
           const Options& options);
 /// Its scratch_bytes.
-std::size_t scratch_bytes(const ScopedVariant& variant, const DynamicAttention& attention,
+std::size_t scratch_bytes(const ScopedVariant& variant, const DrawnAttention& attention,
                           std::span<const Sequence> batch, const Options& options);
 /// The first position of a sequence that is in a range of any of its queries; its length if there is none.
 Index first_in_range(const ScopedVariant& variant, Index sequence, const DrawnSequence& extents);

@@ -36,7 +36,7 @@
 //   A weight's error counts by its value's distance from the output: values that are all alike come out to the roundings of two sums.
 //   A sink is a token whose value is zero; where it is left out of the log-sum-exp, weights of the output and weights of lse differ.
 //   Integers (How::integers): a query's elements are off by half a step of largest|q_i| / most each, which counts by Σ|k_ti|; a weight times its
-//   value's scale s_t by half a step of the block's largest, which counts by |v_t / s_t|. Exact sums, and six roundings of scales and products.
+//   value's scale s_t by half a step of the block's largest, which counts by |v_t / s_t|, and is 0 where that is below 2⁻¹⁰⁰. Exact sums, and six roundings of scales and products.
 //   A factor f of the output multiplies error and all; f itself is off by 2 roundings and an exponential, the product by one more.
 // Rotations (views whose keys or values are rotated): q is H·q/√b here, and what a block's transform adds up goes through log2 b sums, the norm
 //   and the product with it: an element is off by r = γ(log2 b + 2)·Σ_block |x|/√b, and a product q·k_t by Σ_i r_i·|k_ti|. Where products are
@@ -179,8 +179,9 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       double eta = gamma(n_l);
       double eta_of_lse = gamma(n_l);
       double underflow = 0.0;
-      const bool k_integers = how.integers != nullptr && integers(*how.integers, true);
-      const bool v_integers = how.integers != nullptr && integers(*how.integers, false);
+      const auto are_integers = [&](bool keys, Index t) {
+        return how.integers != nullptr && integers(how.integers->part(how.integers->part_of(t)), keys);
+      };
       double most = 32639.0;
       for (Index dims = 512; dims < q.dim; dims *= 2) most = std::floor(most / 2.0);
       const double half_step = 0.5 * (1.0 + 0x1p-20);
@@ -188,7 +189,7 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
       Eigen::VectorXd values = Eigen::VectorXd::Zero(kv.value_dim);
       Eigen::VectorXd lost = values;
       const auto end_block = [&] {
-        lost += half_step * largest / 32639.0 * values;
+        lost += (largest < 0x1p-99 ? largest : half_step * largest / 32639.0) * values;
         largest = 0.0;
         values.setZero();
       };
@@ -220,7 +221,7 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         double e = (gamma(score_roundings) + lost_of_score) * magnitude +
                    factor * query_error.dot(key.cwiseAbs()) * (1.0 + gamma(score_roundings) + lost_of_score) +
                    dim * tiny * (1.0 + key.cwiseAbs().maxCoeff() + query.cwiseAbs().maxCoeff());
-        if (k_integers)
+        if (are_integers(true, t))
           e += half_step * factor * query.cwiseAbs().maxCoeff() / most * key.cwiseAbs().sum() + gamma(6.0) * magnitude;
         if (ScoringVariant<V>) e = 2.0 * e + gamma(6.0) * (std::abs(score) + std::abs(product)) / ln2;
         const double below = std::max(0.0, total - score) / ln2;  // at least m − σ_t, as total ≥ m
@@ -231,9 +232,10 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
         const double delta = weight == 0.0 ? 0.0 : unrounded * (1.0 + weight_rounding) - 1.0;
         eta += weight * delta;
         eta_of_lse += std::exp(score - lse) * (how.path == Path::avx512bf16 ? unrounded - 1.0 : delta);
-        if (v_integers) {
+        if (are_integers(false, t)) {
           float of_row;
-          std::memcpy(&of_row, row_at(*how.integers, false, t, head / group).scale, sizeof of_row);
+          std::memcpy(&of_row, row_at(how.integers->part(how.integers->part_of(t)), false, t, head / group).scale,
+                      sizeof of_row);
           const double s = std::abs(static_cast<double>(of_row));
           largest = std::max(largest, weight * (1.0 + delta) * s);
           if (s > 0.0) values += value.cwiseAbs() / s;
