@@ -12,6 +12,7 @@
 #endif
 
 #include "gqa/rotation.hpp"
+#include "support/messages.hpp"
 #include "support/quantised.hpp"
 
 namespace gqa::test {
@@ -215,37 +216,23 @@ INSTANTIATE_TEST_SUITE_P(Codecs, QuantisedStorage, testing::Range(std::size_t{0}
 
 // --- views of rows that other programs have encoded ------------------------------------------------------------------
 
-template <class Call>
-std::string error_of(const Call& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-/// A view of one head's rows; of what a functor that is compiled for all codecs says of it. No kernels are compiled here: what is right is
-/// refused for that.
+/// What a functor for all codecs says of a view of one head's rows. What is refused leaves outputs alone.
 std::string refusal(const KvCacheView& kv) {
   std::vector<float> q(static_cast<std::size_t>(kv.head_dim)), out(static_cast<std::size_t>(kv.value_dim), 7.0f);
   const GroupedQueryAttention<dynamic, dynamic, dynamic, dynamic, CodedCache> attention;
-  const std::string error = error_of(
+  const std::string error = message_of(
       [&] { attention(ConstTensorView(q.data(), 1, 1, kv.head_dim), kv, TensorView(out.data(), 1, 1, kv.value_dim)); });
-  EXPECT_EQ(out, std::vector<float>(out.size(), 7.0f)) << "touched";
+  EXPECT_EQ(out == std::vector<float>(out.size(), 7.0f), error != kNothingThrown) << error;
   return error;
 }
-std::string expected_of_right(const char* codec) {
-  return std::string("gqa: kv.k_type is ") + codec + "; expected f32 or bf16 or f16, for which the path has kernels";
-}
-
 TEST(QuantisedViews, NeedNothingButAPointerAndStrides) {
   alignas(4) std::byte rows[4096]{};
   const auto view = [&](KvType type, Index dim) {
     return KvCacheView::contiguous(rows, type, rows, type, {3, 1, dim});
   };
-  EXPECT_EQ(refusal(view(Q8_0::type, 64)), expected_of_right("q8_0"));
-  EXPECT_EQ(refusal(view(Mxfp4::type, 64)), expected_of_right("mxfp4"));
-  EXPECT_EQ(refusal(view(Q8Kv::type, 33)), expected_of_right("q8_KV"));
+  EXPECT_EQ(refusal(view(Q8_0::type, 64)), kNothingThrown);
+  EXPECT_EQ(refusal(view(Mxfp4::type, 64)), kNothingThrown);
+  EXPECT_EQ(refusal(view(Q8Kv::type, 33)), kNothingThrown);
   EXPECT_EQ(view(Q8_0::type, 128).k_type.row_bytes(128), 136);
   EXPECT_EQ(Q4_0::type.row_bytes(128), 72);
   EXPECT_EQ(Q5_0::type.row_bytes(128), 88);
@@ -281,7 +268,7 @@ TEST(QuantisedViews, AreRefusedWhereTheyCannotBe) {
   kv.k_scales = {scales, {0, 0}};  // one for all
   EXPECT_EQ(refusal(kv), "gqa: kv.v_scales.data is null; expected a pointer to the scales of rows of int8");
   kv.v_scales = {scales, {1, 0}};
-  EXPECT_EQ(refusal(kv), expected_of_right("int8"));
+  EXPECT_EQ(refusal(kv), kNothingThrown);
   kv = view(Iq4Nl::type, 64);
   kv.v_scales = {scales, {1, 0}};
   EXPECT_EQ(refusal(kv), "gqa: kv.v_scales.data is a pointer; expected null: such rows have no scales outside");

@@ -15,6 +15,17 @@
 //   put(x, to)         to ← 32 elements
 //   end(row, scales)   stores what a row has once; `before` bytes of it are before its elements
 
+// x / divisor, a number that the compiler does not know: with -freciprocal-math GCC 12 takes the product with the inverse of one that it does, in
+// regions as well.
+GQA_OP float quotient(float x, float divisor) {
+#if GQA_DETAIL_X86
+  asm("" : "+x"(divisor));
+#elif defined(__aarch64__)
+  asm("" : "+w"(divisor));
+#endif
+  return x / divisor;
+}
+
 // --- a scale a row ---------------------------------------------------------------------------------------------------
 
 // An f32 scale outside of rows, that the largest magnitude is `Most` times of.
@@ -25,7 +36,7 @@ struct ScaledQuantiser {
   float divisor;
 
   GQA_OP void begin(std::uint32_t most) {
-    scale = float_of_bits(most) / static_cast<float>(Most);
+    scale = quotient(float_of_bits(most), static_cast<float>(Most));
     divisor = most == 0 ? 1.0f : scale;
   }
   GQA_OP void end(std::byte*, std::byte* scales) const { std::memcpy(scales, &scale, sizeof scale); }
@@ -61,7 +72,7 @@ struct Quantiser<Q8Kv> {
   Ints sums;
 
   GQA_OP void begin(std::uint32_t most) {
-    scale = float_of_bits(most) / 127.0f;
+    scale = quotient(float_of_bits(most), 127.0f);
     factor = inverse(scale);
     sums = Ints{};
   }
@@ -69,7 +80,7 @@ struct Quantiser<Q8Kv> {
     Ints codes[kParts];
     GQA_UNROLL
     for (int p = 0; p < kParts; ++p) {
-      codes[p] = nearest_even(x[p] * factor);
+      codes[p] = nearest_even(unfused(x[p] * factor));
       sums += codes[p];
     }
     put_bytes<true>(to, codes);
@@ -125,7 +136,7 @@ struct Quantiser<Q8_0> : BlockQuantiser {
   static constexpr Index bytes = 34;
 
   GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
-    const float d = float_of_bits(largest) / 127.0f;
+    const float d = quotient(float_of_bits(largest), 127.0f);
     const float factor = inverse(d);
     put_half(block, d);
     Ints codes[kParts];
@@ -187,7 +198,7 @@ struct Quantiser<Q5_1> {
     return bits_of_float(from_ordered(largest_of(most)) - low) & kMagnitudeBits;
   }
   GQA_OP void put(const Block& x, std::uint32_t range, std::byte* block) const {
-    const float d = float_of_bits(range) / 31.0f;
+    const float d = quotient(float_of_bits(range), 31.0f);
     const float factor = inverse(d);
     put_half(block, d);
     put_half(block + 2, low);
@@ -227,7 +238,7 @@ struct Quantiser<Iq4Nl> {
     return float_of_bits(largest) < 1e-15f ? kInfinityBits : largest;  // zeros, which have no scale
   }
   GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
-    const float factor = 1.0f / (first_with(x, largest) / static_cast<float>(kUnevenNibbles[0]));
+    const float factor = 1.0f / quotient(first_with(x, largest), static_cast<float>(kUnevenNibbles[0]));
     Ints codes[kParts];
     alignas(64) float qx[kQuants], qq[kQuants];
     GQA_UNROLL
