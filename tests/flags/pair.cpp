@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One unit of a pair with different flags: calls of the whole core, under a name of its own (GQA_UNIT). It uses nothing of the standard
 // library's itself, so that what it shares with other units comes from the library.
-#include <vector>
-
 #include "gqa/gqa.hpp"
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
@@ -101,8 +99,9 @@ extern "C" std::uint64_t GQA_UNIT() {
       {.kv_heads = kKvHeads, .head_dim = kHeadDim, .k_rotation = 8, .v_rotation = 4, .capacity = 200});
   ring.append(k_rows, v_rows);
   hash = run(ring.view(), 3, gqa::CausalWindow{150}, hash);
-  std::vector<float> turned(kHeadDim, 1.0f);
-  gqa::hadamard_rotate(gqa::TensorView(turned.data(), 1, 1, kHeadDim), 8);
+  float turned[kHeadDim];
+  for (float& x : turned) x = 1.0f;
+  gqa::hadamard_rotate(gqa::TensorView(turned, 1, 1, kHeadDim), 8);
   hash += turned[0] > 2.8f ? 1 : 0;
   gqa::PagedKvPool pool({.kv_heads = kKvHeads, .head_dim = kHeadDim, .page_size = 7, .pages = 200});
   gqa::PagedSequence pages = pool.sequence();
