@@ -50,6 +50,11 @@ GQA_OP IntegerRow integer_row(const std::byte* row, Index elements) {
   return tail;
 }
 
+// What the excess of staged numbers adds to a row's sums, to be taken away. Of rows whose scale is NaN `sum` is anything.
+GQA_OP std::int32_t excess_of(Index excess, std::int32_t sum) {
+  return static_cast<std::int32_t>(0u - static_cast<std::uint32_t>(excess) * static_cast<std::uint32_t>(sum));
+}
+
 // R rows of integers: their first quads, and how far it is from a quad to the next, and from what a quad begins with to what the path takes
 // next of it.
 template <int R>
@@ -168,7 +173,7 @@ GQA_KERNEL void score_integers(const QueryTile& tile, Index row, Index excess, c
     key_sums<R>(q, staged_keys(tile, t), tile.head_dim, ahead, sums);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
-      const std::int32_t constant = -static_cast<std::int32_t>(excess) * tail[r].sum;
+      const std::int32_t constant = excess_of(excess, tail[r].sum);
       const Vec scale = mul(set1(tail[r].scale), load(scales + t));
       store(to + r * kBlock + t, mul(integers_as_floats(sums[r], constant), scale));
     }

@@ -127,7 +127,7 @@ GQA_KERNEL void add_integers(const QueryTile& tile, Index row, StagedValues valu
       float* const o = tile.o + (row + r) * tile.o_stride + d;
       const Vec alpha = set1(tile.alpha[row + r]);
       const Vec scale = set1(tail[r].scale);
-      const std::int32_t constant = -static_cast<std::int32_t>(values.excess) * tail[r].sum;
+      const std::int32_t constant = excess_of(values.excess, tail[r].sum);
       IntegerSums sums[C];
       GQA_UNROLL
       for (int c = 0; c < C; ++c) sums[c] = acc[r * C + c];
