@@ -84,7 +84,9 @@ GQA_OP void integer_sums(const Rows& rows, Index first, const std::byte* staged,
 GQA_OP void natural_order(IntegerSums (&)[kIntegerVectors]) {}
 GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
   float r[kLanes];
-  for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(sums.lane[i] + constant);
+  for (int i = 0; i < kLanes; ++i)  // unsigned, for rows whose constant is anything
+    r[i] = static_cast<float>(
+        static_cast<std::int32_t>(static_cast<std::uint32_t>(sums.lane[i]) + static_cast<std::uint32_t>(constant)));
   return load(r);
 }
 template <int R, class Rows, class Ahead>
