@@ -12,6 +12,7 @@
 
 #include "gqa/gqa.hpp"
 #include "support/int8/int8.hpp"
+#include "support/messages.hpp"
 #include "support/paths.hpp"
 
 namespace gqa::test {
@@ -21,16 +22,6 @@ using ::test::Int8;
 
 /// Blocks of 32 elements in 34 bytes, as ggml's q8_0 has them.
 constexpr KvType kBlocks{{.id = 26, .block_shift = 5, .block_bytes = 34, .alignment = 2}};
-
-template <class Call>
-std::string error_of(const Call& call) {
-  try {
-    call();
-  } catch (const ArgumentError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
 
 TEST(CodecList, BeginsWithTheElementTypes) {
   static_assert(detail::CodecList::size >= 3);
@@ -224,10 +215,10 @@ TEST(OwningCaches, CopySlotsOfAnyCodec) {
 }
 
 TEST(OwningCaches, TakeCodecsThatTheyCanEncodeBy) {
-  EXPECT_EQ(error_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 8, .k_type = Int8::type, .capacity = 4}); }),
+  EXPECT_EQ(message_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 8, .k_type = Int8::type, .capacity = 4}); }),
             "gqa: config.k_type is the type of codec 24; expected plain elements, or the codec itself, which rows are "
             "encoded by");
-  EXPECT_EQ(error_of([] { PagedKvPool({.kv_heads = 1, .head_dim = 32, .v_type = Q8_0::type, .pages = 4}); }),
+  EXPECT_EQ(message_of([] { PagedKvPool({.kv_heads = 1, .head_dim = 32, .v_type = Q8_0::type, .pages = 4}); }),
             "gqa: config.v_type is the type of q8_0; expected plain elements, or the codec itself, which rows are "
             "encoded by");
   // A program's own as well as the library's; keys and values each their own.
@@ -243,9 +234,9 @@ TEST(OwningCaches, TakeCodecsThatTheyCanEncodeBy) {
 }
 
 TEST(OwningCaches, RefuseWidthsThatCutBlocks) {
-  EXPECT_EQ(error_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 40, .k_type = Q8_0{}, .capacity = 4}); }),
+  EXPECT_EQ(message_of([] { ContiguousKvCache({.kv_heads = 1, .head_dim = 40, .k_type = Q8_0{}, .capacity = 4}); }),
             "gqa: config.head_dim is 40; expected a multiple of 32: q8_0 has whole blocks");
-  EXPECT_EQ(error_of([] {
+  EXPECT_EQ(message_of([] {
               RingKvCache({.kv_heads = 1,
                            .head_dim = 40,
                            .value_dim = 16,
@@ -272,7 +263,7 @@ struct Call {
   template <class Cache = CacheOf<Int8, float>>
   std::string error() const {
     const GroupedQueryAttention<dynamic, dynamic, dynamic, dynamic, Cache> attention;
-    std::string message = error_of([&] { attention(sequence); });
+    std::string message = message_of([&] { attention(sequence); });
     EXPECT_EQ(out, std::vector<float>(32, 7.0f)) << "touched";
     return message;
   }
@@ -298,7 +289,7 @@ TEST(Refused, IsACodecThatThePathHasNoKernelsFor) {
   EXPECT_EQ(call.error(), without_kernels("kv.v_type is codec 24"));
   const Sequence batch[] = {call.sequence, call.sequence};
   const GroupedQueryAttention<dynamic, dynamic, dynamic, dynamic, CacheOf<Int8, float>> attention;
-  EXPECT_EQ(error_of([&] { static_cast<void>(attention.scratch_bytes(std::span(batch).first(1))); }),
+  EXPECT_EQ(message_of([&] { static_cast<void>(attention.scratch_bytes(std::span(batch).first(1))); }),
             without_kernels("kv.v_type is codec 24"));
 }
 

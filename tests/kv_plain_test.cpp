@@ -210,7 +210,7 @@ TEST_P(PlainTokens, HooksChangeBothRows) {
   const auto decode = [](const KvEncoding& as, const StoredRow& stored, Index dim) {
     std::vector<float> row(static_cast<std::size_t>(dim));
     StoredRow copy = stored;
-    decode_any(as, {copy.row.data(), copy.scale.data()}, dim, row.data());
+    test::decode(as, {copy.row.data(), copy.scale.data()}, dim, row.data());
     return row;
   };
   const auto grown = [](std::vector<float> row, Index position) {

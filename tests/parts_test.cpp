@@ -131,9 +131,8 @@ TEST_P(Parts, OfOwningCachesAreTheF32CacheOfWhatTheirRowsStandFor) {
         for (Index head = 0; head < c.kv_heads; ++head) {
           const KvCacheView& part = view.part(view.part_of(t));
           const KvEncoding coded = keys ? KvEncoding(Q8_0{}) : KvEncoding(Fp8E4M3{});
-          decode_any(part.k_type == ElementType::bf16 ? KvEncoding(ElementType::bf16) : coded,
-                     row_at(part, keys, t, head), kPartDim,
-                     detail::typed<float>(row_at(f32.view(), keys, t, head).row));
+          decode(part.k_type == ElementType::bf16 ? KvEncoding(ElementType::bf16) : coded, row_at(part, keys, t, head),
+                 kPartDim, detail::typed<float>(row_at(f32.view(), keys, t, head).row));
         }
     const Result expected = attend(q.const_view(), f32.view());
     ASSERT_TRUE(same_bits(expected, attend(q.const_view(), view))) << length;

@@ -19,12 +19,6 @@ inline const std::vector<KvEncoding>& part_formats() {
   return all;
 }
 
-/// What a row stands for.
-inline void decode_any(const KvEncoding& format, const At& at, Index dim, float* to) {
-  const KvType type = format;
-  const detail::RowDecoder decode = format.codec() != nullptr ? format.codec()->decode : detail::element_decoder(type);
-  decode(at.row, at.scale, dim, to);
-}
 /// A row as the format stores it.
 inline StoredRow encode_any(const KvEncoding& format, const std::vector<float>& row) {
   const KvType type = format;
@@ -119,7 +113,7 @@ class DrawnParts {
         for (Index t = part.first_position(); t < end; ++t) {
           const At at = row_at(part, of_keys, t, head);
           if (t >= begin) {
-            decode_any(of_keys ? k : v, at, dim, detail::typed<float>(row_at(f32_.view(), of_keys, t, head).row));
+            decode(of_keys ? k : v, at, dim, detail::typed<float>(row_at(f32_.view(), of_keys, t, head).row));
             continue;
           }
           std::memset(at.row, 0xff, static_cast<std::size_t>(type.row_bytes(dim)));

@@ -59,9 +59,11 @@ inline KvPoolConfig pool_of(const Case& c, const KvEncoding& k, const KvEncoding
           .layout = layout};
 }
 
+/// What a row stands for.
 inline void decode(const KvEncoding& format, const At& at, Index dim, float* to) {
-  if (format.codec() == nullptr) std::memcpy(to, at.row, static_cast<std::size_t>(dim) * sizeof(float));
-  else format.codec()->decode(at.row, at.scale, dim, to);
+  const detail::RowDecoder decoder =
+      format.codec() != nullptr ? format.codec()->decode : detail::element_decoder(KvType(format));
+  decoder(at.row, at.scale, dim, to);
 }
 
 /// What a cache's rows stand for, in the same storage: `dequantised` holds as many tokens, and its rows are written over.

@@ -17,7 +17,7 @@
 
 // x / divisor, a number that the compiler does not know: with -freciprocal-math GCC 12 takes the product with the inverse of one that it does, in
 // regions as well.
-GQA_OP float quotient(float x, float divisor) {
+GQA_OP float divided(float x, float divisor) {
 #if GQA_DETAIL_X86
   asm("" : "+x"(divisor));
 #elif defined(__aarch64__)
@@ -36,7 +36,7 @@ struct ScaledQuantiser {
   float divisor;
 
   GQA_OP void begin(std::uint32_t most) {
-    scale = quotient(float_of_bits(most), static_cast<float>(Most));
+    scale = divided(float_of_bits(most), static_cast<float>(Most));
     divisor = most == 0 ? 1.0f : scale;
   }
   GQA_OP void end(std::byte*, std::byte* scales) const { std::memcpy(scales, &scale, sizeof scale); }
@@ -72,7 +72,7 @@ struct Quantiser<Q8Kv> {
   Ints sums;
 
   GQA_OP void begin(std::uint32_t most) {
-    scale = quotient(float_of_bits(most), 127.0f);
+    scale = divided(float_of_bits(most), 127.0f);
     factor = inverse(scale);
     sums = Ints{};
   }
@@ -136,7 +136,7 @@ struct Quantiser<Q8_0> : BlockQuantiser {
   static constexpr Index bytes = 34;
 
   GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
-    const float d = quotient(float_of_bits(largest), 127.0f);
+    const float d = divided(float_of_bits(largest), 127.0f);
     const float factor = inverse(d);
     put_half(block, d);
     Ints codes[kParts];
@@ -198,7 +198,7 @@ struct Quantiser<Q5_1> {
     return bits_of_float(from_ordered(largest_of(most)) - low) & kMagnitudeBits;
   }
   GQA_OP void put(const Block& x, std::uint32_t range, std::byte* block) const {
-    const float d = quotient(float_of_bits(range), 31.0f);
+    const float d = divided(float_of_bits(range), 31.0f);
     const float factor = inverse(d);
     put_half(block, d);
     put_half(block + 2, low);
@@ -238,7 +238,7 @@ struct Quantiser<Iq4Nl> {
     return float_of_bits(largest) < 1e-15f ? kInfinityBits : largest;  // zeros, which have no scale
   }
   GQA_OP static void put(const Block& x, std::uint32_t largest, std::byte* block) {
-    const float factor = 1.0f / quotient(first_with(x, largest), static_cast<float>(kUnevenNibbles[0]));
+    const float factor = 1.0f / divided(first_with(x, largest), static_cast<float>(kUnevenNibbles[0]));
     Ints codes[kParts];
     alignas(64) float qx[kQuants], qq[kQuants];
     GQA_UNROLL

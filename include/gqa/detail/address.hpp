@@ -67,8 +67,9 @@ inline Place locate(const KvCacheView& kv, Index position) noexcept {
   return {0, position - kv.oldest, kv.length - position};
 }
 
-/// Finds the rows of the blocks of a part of a sequence. One for the tasks of a sequence that a worker takes: it keeps the table of offsets that every block in one run shares, and
-/// tables of their own for the last `kept` blocks that are not in one run: those of a stage and the one after it.
+/// Finds the rows of the blocks of a part of a sequence. One for the tasks of a sequence that a worker takes: it keeps the table of offsets
+/// that every block in one run shares, and tables of their own for the last `kept` blocks that are not in one run: those of a stage and the
+/// one after it.
 class AddressBook {
  public:
   AddressBook() noexcept = default;  // of nothing
