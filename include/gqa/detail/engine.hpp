@@ -114,20 +114,24 @@ class Worker {
   std::optional<SequenceTasks> tasks_{};
 };
 
-/// Runs a worker. What its variant throws is kept, the first of it, and ends the call.
-inline void run_worker(const CallPlan& call, Index worker) noexcept {
+/// Runs a worker's share of a call. What its variant throws is kept, the first of it, and ends the call.
+template <class Work>
+void guard_worker(CallStatus& status, const Work& work) noexcept {
 #if defined(__cpp_exceptions)
   try {
-    Worker(call, worker).run();
+    work();
   } catch (...) {
-    if (!call.status->threw.exchange(true))
-      *static_cast<std::exception_ptr*>(call.status->exception) = std::current_exception();
-    call.status->ended.store(true, __ATOMIC_RELAXED);
+    if (!status.threw.exchange(true)) *static_cast<std::exception_ptr*>(status.exception) = std::current_exception();
+    status.ended.store(true, __ATOMIC_RELAXED);
   }
 #else
-  Worker(call, worker).run();
+  work();
 #endif
-  call.status->ran.fetch_add(1, __ATOMIC_RELEASE);
+  status.ran.fetch_add(1, __ATOMIC_RELEASE);
+}
+
+inline void run_worker(const CallPlan& call, Index worker) noexcept {
+  guard_worker(*call.status, [&] { Worker(call, worker).run(); });
 }
 
 /// Ends a call that was stopped. Returns in units without exceptions.
@@ -176,29 +180,38 @@ inline void share_out(const CallPlan& call) {
   for (Index worker = 0; worker < call.workers; ++worker) call.shares[worker].end = 0;
 }
 
-inline void execute(CallPlan& call, const ExecutorRef& executor) {
-  CallStatus status{};
-  call.status = &status;
+/// Runs a call's workers, then `finish`; throws what one of them threw, or that the call was stopped.
+template <class Finish>
+void run_workers(CallStatus& status, const ExecutorRef& executor, Index workers, const TaskRef& work,
+                 const Finish& finish) {
 #if defined(__cpp_exceptions)
   std::exception_ptr exception;
   status.exception = &exception;
 #endif
-  begin_progress(call.control, call.spans);
-  share_out(call);
-  const TaskRef work(&call, [](void* plan, Index worker) { run_worker(*static_cast<const CallPlan*>(plan), worker); });
-  executor.parallel_for(call.workers, work);
+  executor.parallel_for(workers, work);
   const Index ran = status.ran.load(__ATOMIC_ACQUIRE);
-  if (ran != call.workers)
-    fail("options.executor", "one that ran " + to_text(ran) + " of " + to_text(call.workers) + " tasks",
+  if (ran != workers)
+    fail("options.executor", "one that ran " + to_text(ran) + " of " + to_text(workers) + " tasks",
          "parallel_for to run every task once before it returns");
-  // Spans may be left that nobody had room for, see FoldShare::claim: with no other worker about, they are in order.
-  bool left = false;
-  for (Index i = 0; i < call.workers; ++i) left = left || call.progress[i].left.load(__ATOMIC_RELAXED) > 0;
-  if (left && !status.ended.load(__ATOMIC_RELAXED)) run_worker(call, 0);
+  finish();
 #if defined(__cpp_exceptions)
   if (exception != nullptr) std::rethrow_exception(exception);
 #endif
   if (status.ended.load(__ATOMIC_RELAXED)) stopped();
+}
+
+inline void execute(CallPlan& call, const ExecutorRef& executor) {
+  CallStatus status{};
+  call.status = &status;
+  begin_progress(call.control, call.spans);
+  share_out(call);
+  const TaskRef work(&call, [](void* plan, Index worker) { run_worker(*static_cast<const CallPlan*>(plan), worker); });
+  run_workers(status, executor, call.workers, work, [&] {
+    // Spans may be left that nobody had room for, see FoldShare::claim: with no other worker about, they are in order.
+    bool left = false;
+    for (Index i = 0; i < call.workers; ++i) left = left || call.progress[i].left.load(__ATOMIC_RELAXED) > 0;
+    if (left && !status.ended.load(__ATOMIC_RELAXED)) run_worker(call, 0);
+  });
 }
 
 /// Scratch in bytes, with room to align a buffer of any alignment.

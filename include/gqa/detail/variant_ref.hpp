@@ -24,7 +24,8 @@ struct VariantRef {
   Index ranges = 1;                                    ///< how many ranges `range` gives, at most kMaxRanges
   Refine refine = nullptr;                             ///< the mask of pairs or words
   Refine (*visible)(const Kernels&) = nullptr;         ///< that of an expression, compiled for a path
-  SoftmaxKernel (*softmax)(const Kernels&) = nullptr;  ///< the softmax of changed scores, compiled for a path
+  bool scores = false;                                 ///< the variant changes scores
+  SoftmaxKernel (*softmax)(const Kernels&) = nullptr;  ///< the softmax of these, compiled for a path
   float (*sink)(const void* variant, const RowContext& row) = nullptr;
   bool sink_in_lse = true;
   void (*change_output)(const void* variant, const RowContext& row, OutputChange& change) = nullptr;
@@ -36,7 +37,7 @@ struct VariantRef {
   void (*check_sequence)(const void* variant, const SequenceContext& sequence) = nullptr;  ///< or do not fit a sequence
 
   /// Whether VariantRows are wanted.
-  GQA_ALWAYS_INLINE bool asks_of_rows() const noexcept { return masks() || softmax != nullptr; }
+  GQA_ALWAYS_INLINE bool asks_of_rows() const noexcept { return masks() || scores; }
   GQA_ALWAYS_INLINE bool masks() const noexcept { return refine != nullptr || visible != nullptr; }
 };
 
@@ -64,8 +65,9 @@ std::uint64_t refine_candidates(const VariantRows& rows, Index row, Index block_
   }
 }
 
+/// All but the softmax.
 template <Variant V>
-VariantRef variant_ref(const V& variant) {
+VariantRef variant_parts(const V& variant) {
   check_members<V>();
   VariantRef ref;
   ref.variant = &variant;
@@ -75,7 +77,7 @@ VariantRef variant_ref(const V& variant) {
   };
   if constexpr (PlainMask<V>) ref.refine = refine_candidates<V>;
   if constexpr (MaskExpression<V>) ref.visible = [](const Kernels& kernels) { return visible_on<V>(kernels); };
-  if constexpr (ScoringVariant<V>) ref.softmax = [](const Kernels& kernels) { return softmax_on<V>(kernels); };
+  ref.scores = ScoringVariant<V>;
   if constexpr (ScoreExpression<V> || MaskExpression<V>) {
     ref.constants = ScoreSize<V>::constants + VisibleSize<V>::constants;
     ref.lookups = ScoreSize<V>::lookups + VisibleSize<V>::lookups;
@@ -104,6 +106,13 @@ VariantRef variant_ref(const V& variant) {
     ref.check_sequence = [](const void* self, const SequenceContext& sequence) {
       static_cast<const V*>(self)->check(sequence);
     };
+  return ref;
+}
+
+template <Variant V>
+VariantRef variant_ref(const V& variant) {
+  VariantRef ref = variant_parts(variant);
+  if constexpr (ScoringVariant<V>) ref.softmax = [](const Kernels& kernels) { return softmax_on<V>(kernels); };
   return ref;
 }
 
