@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "gqa/detail/backward/plan.hpp"
+#include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/variant_calls.hpp"
 
