@@ -96,6 +96,11 @@ class PanelMask {
   Vec bits_;
 };
 
+// d · slope; d where a weight is 0: of a score of −∞ the slope may be no number.
+GQA_OP Vec sloped(const Vec& d, const Vec& weight, const Vec& slope) {
+  return select_negative(equal(weight, zero()), d, product(d, slope));
+}
+
 // weights[t][row] ← w = exp2(score − lse); d_scores ← by the product q·k · scale: w · (d_weight − delta) · slope. Both exactly 0 where a row
 // does not see a token, whatever is computed there.
 template <class Word, class Score>
@@ -122,7 +127,7 @@ inline void differentiate(const BackwardTile& tile, const Block& block) {
           } else {
             const auto score = changed(t, product(product_of, scale));
             w = exp2_nonpositive(sub(score.value, lse));
-            d = product(product(w, away), score.slope);
+            d = sloped(product(w, away), w, score.slope);
           }
         } else {
           w = exp2_nonpositive(fma(product_of, scale, negated(lse)));
@@ -154,7 +159,7 @@ inline void differentiate_lookup(const BackwardTile& tile, const Block& block) {
       const Vec w = exp2_nonpositive(sub(score.value, lse));
       const Vec away = sub(load(tile.d_weights + t * kBackwardRows + row), delta);
       store(tile.d_lookups + t * kBackwardRows + row,
-            select_negative(seen, product(product(w, away), score.slope), zero()));
+            select_negative(seen, sloped(product(w, away), w, score.slope), zero()));
     }
   }
 }
