@@ -9,7 +9,8 @@
 
 Any that is not installed is left out; NumPy is needed. First every side computes the same problem and the results are compared.
 Then they are timed in turn, round after round, beside the machine's own limit, on pinned threads and with a cache that comes
-from memory; medians are printed, and how many times as long the others take.
+from memory; medians are printed, and how many times as long the others take. Gradients are timed without the forward pass, whose
+results they are given, beside PyTorch's.
 
 Quantised caches hold the same bytes on every side, in the rivals' formats: ggml's and ik_llama.cpp's; int8 and int4 with one scale for
 all keys and one for all values are ONNX Runtime's. q8_KV/q8_0 is keys in the one, values in the other. This library over a bf16 cache of
@@ -32,6 +33,8 @@ parser.add_argument("--heads", default="32/32,32/8,32/1", help="query heads/KV h
 parser.add_argument("--seconds", type=float, default=3, help="of timing for each problem (default: 3)")
 parser.add_argument("--tokens", type=int, default=8192, help="in the cache of the decode steps (default: 8192)")
 parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prefills; 0: none (default: 2048)")
+parser.add_argument("--backward", type=int, default=2048,
+                    help="tokens of the gradients, of f32 and bf16 with --heads; 0: none (default: 2048)")
 parser.add_argument("--processor-time", action="store_true",
                     help="count the thread's processor time: for a machine that others use meanwhile; one thread")
 parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
@@ -63,6 +66,10 @@ def problems():
         for kind in types:
             if kind != "f16":
                 yield Problem("prefill", kind, 32, 8, options.prefill, options.prefill)
+    if options.backward > 0:
+        for heads, kv_heads in (map(int, pair.split("/")) for pair in options.heads.split(",")):
+            for kind in sorted({"f32", "bf16"} & set(types), reverse=True):
+                yield Problem("backward", kind, heads, kv_heads, options.backward, options.backward)
 
 
 # What rounding queries, keys, values, weights and results to the type may change in a result, for inputs of unit variance.
@@ -70,9 +77,11 @@ def problems():
 TOLERANCE = {"f32": 2e-4, "bf16": 3e-2, "f16": 5e-3, "int8": 1e-3, "int4": 1e-3}
 
 
-def tolerance(problem):
-    """For ggml's formats the rivals round queries to 8 bits, which changes scores by up to a twentieth; the weights' errors average over
+def tolerance(problem, expected):
+    """Gradients are sums over up to all tokens: their tolerance is that of the largest one. For ggml's formats the rivals round queries to 8 bits, which changes scores by up to a twentieth; the weights' errors average over
     the tokens that a query sees."""
+    if problem.backward:
+        return TOLERANCE[problem.type] * max(1.0, float(np.max(np.abs(expected))))
     return TOLERANCE.get(problem.type) or 0.1 / (problem.n_kv - problem.n_q + 1) ** 0.5
 
 
@@ -97,13 +106,15 @@ def run(problem, sides):
     calls = []
     expected = None
     for side in sides:
+        if problem.backward and not getattr(side, "differentiates", False):
+            continue
         call = side.prepare(problem, inputs)
         if call is None:
             continue
         result = np.array(getattr(call, "result", call)(0), dtype=np.float32)
         expected = result if expected is None else expected
         error = float(np.max(np.abs(result - expected)))
-        if not error <= tolerance(problem):
+        if not error <= tolerance(problem, expected):
             raise SystemExit(f"{side.name} and {sides[0].name} disagree on {problem}: {error}")
         calls.append(Timed(side.name, problem, call, len(inputs.copies), error))
     if problem.quantised:

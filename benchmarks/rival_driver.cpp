@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 
+#include "gqa/backward.hpp"
 #include "gqa/gqa.hpp"
 #if defined(GQA_DETAIL_EMULATED_AMX)
 #include "../tests/support/amx_emulator.hpp"
@@ -32,6 +33,7 @@ struct Driver {
   gqa::bench::ThreadTeam team;
   gqa::bench::MachineLimits limits;
   gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic, Cache> attention;
+  gqa::DynamicAttentionBackward backward;
   std::optional<gqa::Path> path;
   std::string error;
 };
@@ -42,6 +44,23 @@ gqa::KvEncoding encoding_of(int number) {
   for (const gqa::KvEncoding& codec : codecs)
     if (gqa::KvType(codec).id() == number) return codec;
   return element_of(number);
+}
+
+/// n_q × heads × dim.
+gqa::ConstTensorView packed_rows(const void* data, int type, long tokens, int heads, int dim) {
+  return {data, element_of(type), tokens, heads, dim};
+}
+
+/// The answer of a C function: 0, or 1 with a message in gqa_driver_error.
+template <class Call>
+int answer_of(Driver& driver, const Call& call) {
+  try {
+    call();
+    return 0;
+  } catch (const std::exception& error) {
+    driver.error = error.what();
+    return 1;
+  }
 }
 
 }  // namespace
@@ -117,14 +136,7 @@ int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, in
                       const void* v, int v_type, const float* v_scale, int query_heads, int kv_heads, int head_dim,
                       long n_q, long n_kv, float* out, float* lse) {
   Driver& self = *static_cast<Driver*>(driver);
-  try {
-    gqa::ConstTensorView queries;
-    queries.data = q;
-    queries.type = element_of(q_type);
-    queries.tokens = n_q;
-    queries.heads = query_heads;
-    queries.dim = head_dim;
-    queries.strides = {gqa::Index{query_heads} * head_dim, head_dim, 1};
+  return answer_of(self, [&] {
     gqa::KvCacheView kv;
     kv.k = k;
     kv.v = v;
@@ -140,14 +152,41 @@ int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, in
     gqa::Options options;
     options.executor = self.team;
     options.path = self.path;
-    gqa::Sequence sequence{.q = queries, .kv = kv, .out = gqa::TensorView(out, n_q, query_heads, head_dim)};
+    gqa::Sequence sequence{.q = packed_rows(q, q_type, n_q, query_heads, head_dim),
+                           .kv = kv,
+                           .out = gqa::TensorView(out, n_q, query_heads, head_dim)};
     if (lse != nullptr) sequence.lse = {lse, static_cast<std::size_t>(n_q * query_heads)};
     self.attention(std::span<const gqa::Sequence>(&sequence, 1), gqa::Causal{}, options);
-    return 0;
-  } catch (const std::exception& error) {
-    self.error = error.what();
-    return 1;
-  }
+  });
+}
+
+/// Gradients of causal attention over n tokens, from what gqa_driver_attend left in out and lse.
+/// @param q,d_out  n × Hq × D of `type`; k,v Hkv × n × D of it
+/// @param d_q      n × Hq × D, f32; d_k,d_v Hkv × n × D
+/// @return as gqa_driver_attend
+int gqa_driver_differentiate(void* driver, const void* q, const void* k, const void* v, int type, float* out,
+                             float* lse, const void* d_out, int query_heads, int kv_heads, int head_dim, long n,
+                             float* d_q, float* d_k, float* d_v) {
+  Driver& self = *static_cast<Driver*>(driver);
+  return answer_of(self, [&] {
+    const gqa::KvShape shape{n, kv_heads, head_dim};
+    const auto steps = gqa::KvStrides::head_major(kv_heads, n, head_dim);
+    const auto rows = gqa::TensorStrides::head_major(kv_heads, n, head_dim);
+    const gqa::Sequence sequence{
+        .q = packed_rows(q, type, n, query_heads, head_dim),
+        .kv = gqa::KvCacheView::contiguous(k, element_of(type), v, element_of(type), shape, steps, steps),
+        .out = gqa::TensorView(out, n, query_heads, head_dim),
+        .lse = {lse, static_cast<std::size_t>(n * query_heads)}};
+    gqa::SequenceGradients gradients;
+    gradients.d_out = packed_rows(d_out, type, n, query_heads, head_dim);
+    gradients.d_q = gqa::TensorView(d_q, n, query_heads, head_dim);
+    gradients.d_k = gqa::TensorView(d_k, n, kv_heads, head_dim, rows);
+    gradients.d_v = gqa::TensorView(d_v, n, kv_heads, head_dim, rows);
+    gqa::BackwardOptions options;
+    options.executor = self.team;
+    options.path = self.path;
+    self.backward(sequence, gradients, options);
+  });
 }
 
 }  // extern "C"

@@ -3,6 +3,7 @@
 problem, and a call on the next copy of the cache. Only NumPy is needed; a rival that is not installed is left out."""
 
 import ctypes
+import dataclasses
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ CODEC_BITS = {"q8_0": 8.5, "q8_KV": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_0": 4.5, "i
 
 @dataclass(frozen=True)
 class Problem:
-    """Causal attention of the last n_q of n_kv tokens, one sequence."""
+    """Causal attention of the last n_q of n_kv tokens, one sequence; or, by the name "backward", its gradients."""
 
     name: str
     type: str  # of queries, keys and values, "bf16"; a codec of keys and values; or two, "q8_KV/q8_0"
@@ -64,7 +65,12 @@ class Problem:
     @property
     def flop(self):
         pairs = self.n_q * self.n_kv - self.n_q * (self.n_q - 1) / 2
-        return 4 * pairs * self.head_dim * self.query_heads
+        forward = 4 * pairs * self.head_dim * self.query_heads
+        return 2.5 * forward if self.backward else forward
+
+    @property
+    def backward(self):
+        return self.name == "backward"
 
 
 def one_scale(values, kind):
@@ -90,10 +96,12 @@ class Inputs:
         self.q_f32 = random.standard_normal((problem.n_q, problem.query_heads, problem.head_dim), dtype=np.float32)
         k = random.standard_normal(shape, dtype=np.float32)
         v = random.standard_normal(shape, dtype=np.float32)
+        d_out = random.standard_normal(self.q_f32.shape, dtype=np.float32)
         k[:, 0, :] += 0.5  # the queries' mean is not zero either, as in trained models
         self.q_f32 += 0.25
         convert = {"f32": lambda x: x, "bf16": to_bf16, "f16": lambda x: x.astype(np.float16)}
         self.q = convert[problem.query_type](self.q_f32)
+        self.d_out = convert[problem.query_type](d_out)  # of gradients
         if problem.query_type == "bf16":  # what is stored, for sides that take f32
             self.q_f32 = (self.q.astype(np.uint32) << 16).view(np.float32)
         elif problem.query_type == "f16":
@@ -113,6 +121,7 @@ class Inputs:
 
 class Ours:
     name = "gqa"
+    differentiates = True
 
     def __init__(self, threads, flags=()):
         """flags: of the compiler; -DGQA_DRIVER_CODECS for quantised caches."""
@@ -166,6 +175,8 @@ class Ours:
 
     def prepare(self, problem, inputs, lse=None):
         """lse: n_q × query heads of f32, filled too; or None."""
+        if problem.backward:
+            return self._prepare_backward(problem, inputs)
         out = np.empty((problem.n_q, problem.query_heads, problem.head_dim), np.float32)
         q_type, (k_type, v_type) = self._type(problem.query_type), map(self._type, problem.kv_types)
         pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
@@ -189,8 +200,31 @@ class Ours:
         return call
 
 
+    def _prepare_backward(self, problem, inputs):
+        """All gradients side by side: by queries (token, head, dim), by keys and by values (head, token, dim)."""
+        lse = np.empty((problem.n_q, problem.query_heads), np.float32)
+        out = self.prepare(dataclasses.replace(problem, name="prefill"), inputs, lse)(0)
+        (k, v), = inputs.copies
+        queries = out.size
+        gradients = np.empty(queries + 2 * k.size, np.float32)
+        to = [gradients[a:b] for a, b in ((0, queries), (queries, queries + k.size), (queries + k.size, gradients.size))]
+        pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
+
+        def call(_):
+            failed = self.lib.gqa_driver_differentiate(
+                self.driver, pointer(inputs.q), pointer(k), pointer(v), self._type(problem.type), pointer(out), pointer(lse),
+                pointer(inputs.d_out), problem.query_heads, problem.kv_heads, problem.head_dim, ctypes.c_long(problem.n_q),
+                *map(pointer, to))
+            if failed:
+                raise RuntimeError(self.lib.gqa_driver_error(self.driver).decode())
+            return gradients
+
+        return call
+
+
 class Torch:
     name = "PyTorch SDPA"
+    differentiates = True
 
     def __init__(self, threads):
         import torch
@@ -212,6 +246,8 @@ class Torch:
         q = tensor(inputs.q).transpose(0, 1).contiguous().unsqueeze(0)  # 1 × heads × tokens × dim
         copies = [(tensor(k).unsqueeze(0), tensor(v).unsqueeze(0)) for k, v in inputs.copies]
         grouped = problem.query_heads != problem.kv_heads
+        if problem.backward:
+            return self._prepare_backward(q, *copies[0], tensor(inputs.d_out).transpose(0, 1).unsqueeze(0), grouped)
 
         def call(copy):
             k, v = copies[copy]
@@ -220,6 +256,23 @@ class Torch:
 
         def result(copy):
             return call(copy)[0].transpose(0, 1).float().numpy()
+
+        call.result = result
+        return call
+
+
+    def _prepare_backward(self, q, k, v, d_out, grouped):
+        """The backward pass alone, of a forward pass that is made once."""
+        torch = self.torch
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=grouped)
+
+        def call(_):
+            return torch.autograd.grad(out, inputs, d_out, retain_graph=True)
+
+        def result(copy):
+            d_q, d_k, d_v = call(copy)
+            return np.concatenate([x[0].float().numpy().ravel() for x in (d_q.transpose(1, 2), d_k, d_v)])
 
         call.result = result
         return call

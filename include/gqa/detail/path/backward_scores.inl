@@ -66,6 +66,11 @@ class PanelMask {
   Vec bits_;
 };
 
+// d · slope; d where a weight is 0: of a score of −∞ the slope may be no number.
+GQA_OP Vec sloped(const Vec& d, const Vec& weight, const Vec& slope) {
+  return select_negative(equal(weight, zero()), d, product(d, slope));
+}
+
 // d_lookups[t][row] ← by what lookup N of the variant's score gave; before differentiate().
 template <class Score, int N>
 inline void differentiate_lookup(const BackwardTile& tile, const Block& block) {
@@ -82,7 +87,7 @@ inline void differentiate_lookup(const BackwardTile& tile, const Block& block) {
       const Vec w = exp2_nonpositive(sub(score.value, lse));
       const Vec away = sub(load(tile.d_weights + t * kBackwardRows + row), delta);
       store(tile.d_lookups + t * kBackwardRows + row,
-            select_negative(seen, product(product(w, away), score.slope), zero()));
+            select_negative(seen, sloped(product(w, away), w, score.slope), zero()));
     }
   }
 }

@@ -60,7 +60,7 @@ inline void differentiate(const BackwardTile& tile, const Block& block) {
           } else {
             const auto score = changed(t, product(product_of, scale));
             w = exp2_nonpositive(sub(score.value, lse));
-            d = product(product(w, away), score.slope);
+            d = sloped(product(w, away), w, score.slope);
           }
         } else {
           w = exp2_nonpositive(fma(product_of, scale, negated(lse)));
