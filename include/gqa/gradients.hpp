@@ -25,7 +25,7 @@ struct SequenceGradients {
 /// The gradient by what one lookup of the variant's score expression reads, such as an additive bias: an element (sequence, query head, query
 /// token, key position) for each pair, at data[s · strides.sequence + h · strides.head + i · strides.query + t · strides.key], f32. It is
 /// added to what is there. A stride of 0, or any strides with which pairs share an element, sum over them, always in the same order; such
-/// sums over keys, KV heads or sequences are worked out one after the other. Pairs that are not visible add nothing.
+/// sums over keys, KV heads or sequences, or over two lookups but for those of the same pairs, are worked out one after the other. Pairs that are not visible add nothing.
 struct LookupGradient {
   struct Strides {
     Index sequence = 0;

@@ -202,6 +202,15 @@ inline bool shares_elements(const BackwardCall& backward, const LookupGradient& 
   return false;
 }
 
+/// Whether different pairs, and with them two units, may add to one element of two gradients: unless these lie apart, or are the same, as
+/// those of two lookups of one number.
+inline bool share_elements(const LookupGradient& a, const LookupGradient& b) noexcept {
+  const auto begin = [](const LookupGradient& of) { return reinterpret_cast<std::uintptr_t>(of.data.data()); };
+  if (begin(a) + a.data.size_bytes() <= begin(b) || begin(b) + b.data.size_bytes() <= begin(a)) return false;
+  return a.data.data() + a.offset != b.data.data() + b.offset || a.strides.sequence != b.strides.sequence ||
+         a.strides.head != b.strides.head || a.strides.query != b.strides.query || a.strides.key != b.strides.key;
+}
+
 /// Whether a sequence's products are of bf16, where the path has them.
 inline bool wants_bf16(const Sequence& sequence, const SequenceGradients& gradients, Products products) noexcept {
   const bool stored = sequence.q.type == ElementType::bf16 && gradients.d_out.type == ElementType::bf16;
@@ -224,6 +233,8 @@ inline void check_backward(std::span<const Sequence> batch, std::span<const Sequ
   for (std::size_t i = 0; i < options.lookups.size(); ++i) {
     check_lookup(backward, options.lookups[i], static_cast<Index>(i));
     backward.in_order = backward.in_order || shares_elements(backward, options.lookups[i]);
+    for (std::size_t before = 0; before < i; ++before)
+      backward.in_order = backward.in_order || share_elements(options.lookups[before], options.lookups[i]);
   }
 }
 

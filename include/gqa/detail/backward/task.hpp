@@ -41,7 +41,10 @@ class ColumnTasks {
       if (call_.control != nullptr) add_relaxed(call_.control->done, Index{1});
     }
     store_column();
-    if (plan_->tiles == 0 && call_.control != nullptr) add_relaxed(call_.control->done, Index{1});
+    if (plan_->tiles == 0) {
+      backward_.done[unit].store(1, __ATOMIC_RELEASE);
+      if (call_.control != nullptr) add_relaxed(call_.control->done, Index{1});
+    }
     return true;
   }
 
@@ -68,10 +71,11 @@ class ColumnTasks {
     return true;
   }
 
-  /// Tiles of a unit of sequence i or of one before it.
+  /// Tiles of a unit of sequence i or of one before it. One without queries counts as one, that is done when the unit is: who waits for it
+  /// waits for all before it too.
   Index tiles_of(Index unit, Index i) const noexcept {
     while (unit < backward_.plans[i].first_unit) --i;
-    return backward_.plans[i].tiles;
+    return backward_.plans[i].tiles > 0 ? backward_.plans[i].tiles : 1;
   }
 
   void enter(Index unit, Index i) {
