@@ -9,6 +9,7 @@
 
 #include <thread>
 
+#include "gqa/detail/backward/finite.hpp"
 #include "gqa/detail/backward/plan.hpp"
 #include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/row_ranges.hpp"
@@ -162,7 +163,7 @@ class ColumnTasks {
     kernels_->load_rows(rows_of(sequence_->out), tile.rows, tile.value_dim, scratch_.asked.outputs, tile.value_width);
     kernels_->prepare(tile, scratch_.asked.outputs);
     if (call_.variant.change_output != nullptr) change_gradients(asked);
-    kernels_->pack(tile, -1);
+    kernels_->pack(tile, 0, tile.rows);
     clear(tile.d_q, tile.rows * tile.head_width);
     if (unit_column_ == 0 && !gradients_->d_sink.empty())
       for (Index row = 0; row < tile.rows; ++row) gradients_->d_sink[row_number(row)] = tile.sink[row];
@@ -198,8 +199,8 @@ class ColumnTasks {
       block.first = __builtin_ctzll(seen);
       block.last = kBlock - __builtin_clzll(seen);
       if ((seen & ~staged_[b]) != 0) stage(block, b, seen & ~staged_[b]);
-      if (hides_nonfinite(b, seen)) add_row_by_row(block, b);
-      else add_block(block, b);
+      if (hides_nonfinite(b, seen)) add_apart(block, b);
+      else add_block(block, b, true);
     }
     return any;
   }
@@ -242,10 +243,11 @@ class ColumnTasks {
     staged_[b] |= tokens;
   }
 
-  void add_block(const Block& block, Index b) {
+  void add_block(const Block& block, Index b, bool with_lookups) {
     const BackwardTile& tile = scratch_.tile;
     kernels_->score(tile, b, block.last);
     for (const LookupGradient& lookup : backward_.lookups) {
+      if (!with_lookups) break;
       backward_.variant.lookup(call_.path, lookup.lookup)(tile, block);
       add_lookups(lookup, block);
     }
@@ -275,54 +277,63 @@ class ColumnTasks {
     for (Index row = 0; row < range_.rows; ++row) seen_by_all &= scratch_.asked.visible[row];
     if (((seen | staged_[b]) & ~seen_by_all) == 0) return false;
     const Index words = kernels_->word_elements;
-    return !finite(tile.keys + b * kBlock * tile.head_width / words, kBlock * tile.head_width / words, words) ||
-           !finite(tile.values + b * kBlock * tile.value_width / words, kBlock * tile.value_width / words, words) ||
-           !finite(tile.q, tile.rows * tile.head_width, 1) || !finite(tile.d_out, tile.rows * tile.value_width, 1);
-  }
-  /// Whether all floats, or pairs of bf16, are finite.
-  static bool finite(const float* words, Index count, Index elements) noexcept {
-    std::uint32_t found = 0;
-    for (Index i = 0; i < count; ++i) {
-      std::uint32_t bits;
-      std::memcpy(&bits, words + i, sizeof bits);
-      found |= (bits & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
-      if (elements == 2) found |= (bits & 0x7f80u) == 0x7f80u ? 1u : 0u;
-    }
-    return found == 0;
+    const std::uint32_t word_infinity = words == 1 ? kFloatInfinity : kInfiniteAsBf16;
+    return !all_finite(tile.keys + b * kBlock * tile.head_width / words, kBlock * tile.head_width / words, words) ||
+           !all_finite(tile.values + b * kBlock * tile.value_width / words, kBlock * tile.value_width / words, words) ||
+           !all_finite(tile.q, tile.rows * tile.head_width, 1, word_infinity) ||
+           !all_finite(tile.d_out, tile.rows * tile.value_width, 1, word_infinity);
   }
 
-  /// The same as add_block, row by row: what a row does not see is zero then, and sums that are not its own are put back.
-  void add_row_by_row(const Block& block, Index b) {
-    BackwardTile& tile = scratch_.tile;
+  /// The same as add_block, of rows and tokens that see each other alone: what a row does not see is zero then, and sums that are not its own
+  /// are put back. Sums by keys add the rows of a word at once, as add_block does: the order within a word is the processor's.
+  void add_apart(const Block& block, Index b) {
     std::uint64_t* const visible = scratch_.asked.visible;
     const std::uint64_t staged = staged_[b];
-    const auto bytes = [](Index floats) { return static_cast<std::size_t>(floats) * sizeof(float); };
-    float* const d_k = tile.d_k + b * kBlock * tile.head_width;
-    float* const d_v = tile.d_v + b * kBlock * tile.value_width;
-    std::memcpy(scratch_.kept, visible, static_cast<std::size_t>(tile.rows) * sizeof *visible);
-    for (Index row = 0; row < tile.rows; ++row) {
-      const std::uint64_t seen = scratch_.kept[row];
-      if (seen == 0) continue;
-      for (Index other = 0; other < tile.rows; ++other) visible[other] = other == row ? seen : 0;
-      restage(block, b, seen);
-      kernels_->pack(tile, row);
-      std::memcpy(scratch_.kept_d_q, tile.d_q, bytes(tile.rows * tile.head_width));
-      std::memcpy(scratch_.kept_d_k, d_k, bytes(kBlock * tile.head_width));
-      std::memcpy(scratch_.kept_d_v, d_v, bytes(kBlock * tile.value_width));
-      add_block(block, b);
-      for (Index other = 0; other < tile.rows; ++other)
-        if (other != row)
-          std::memcpy(tile.d_q + other * tile.head_width, scratch_.kept_d_q + other * tile.head_width,
-                      bytes(tile.head_width));
-      for (Index t = 0; t < kBlock; ++t) {
-        if (((seen >> t) & 1u) != 0) continue;
-        std::memcpy(d_k + t * tile.head_width, scratch_.kept_d_k + t * tile.head_width, bytes(tile.head_width));
-        std::memcpy(d_v + t * tile.value_width, scratch_.kept_d_v + t * tile.value_width, bytes(tile.value_width));
+    const Index rows = scratch_.tile.rows;
+    const Index words = kernels_->word_elements;
+    std::memcpy(scratch_.kept, visible, static_cast<std::size_t>(rows) * sizeof *visible);
+    for (Index row = 0; row < rows; row += words) {
+      const std::uint64_t first = scratch_.kept[row];
+      if (words == 1) {
+        add_some(block, b, row, 1, first, true, true);
+        continue;
       }
+      const std::uint64_t second = row + 1 < rows ? scratch_.kept[row + 1] : 0;
+      add_some(block, b, row, 1, first, true, false);
+      add_some(block, b, row + 1, 1, second, true, false);
+      add_some(block, b, row, 2, first & second, false, true);
+      add_some(block, b, row, 1, first & ~second, false, true);
+      add_some(block, b, row + 1, 1, second & ~first, false, true);
     }
     restage(block, b, staged);
-    kernels_->pack(tile, -1);
-    std::memcpy(visible, scratch_.kept, static_cast<std::size_t>(tile.rows) * sizeof *visible);
+    kernels_->pack(scratch_.tile, 0, rows);
+    std::memcpy(visible, scratch_.kept, static_cast<std::size_t>(rows) * sizeof *visible);
+  }
+  /// What `count` rows, which all see `tokens`, add to their own gradients, and lookups', if `by_queries`; to those of these tokens if `by_keys`.
+  void add_some(const Block& block, Index b, Index first, Index count, std::uint64_t tokens, bool by_queries,
+                bool by_keys) {
+    if (tokens == 0) return;
+    const BackwardTile& tile = scratch_.tile;
+    const auto bytes = [](Index floats) { return static_cast<std::size_t>(floats) * sizeof(float); };
+    const auto among = [&](Index row) { return row >= first && row < first + count; };
+    float* const d_k = tile.d_k + b * kBlock * tile.head_width;
+    float* const d_v = tile.d_v + b * kBlock * tile.value_width;
+    for (Index row = 0; row < tile.rows; ++row) scratch_.asked.visible[row] = among(row) ? tokens : 0;
+    restage(block, b, tokens);
+    kernels_->pack(tile, first, first + count);
+    std::memcpy(scratch_.kept_d_q, tile.d_q, bytes(tile.rows * tile.head_width));
+    std::memcpy(scratch_.kept_d_k, d_k, bytes(kBlock * tile.head_width));
+    std::memcpy(scratch_.kept_d_v, d_v, bytes(kBlock * tile.value_width));
+    add_block(block, b, by_queries);
+    for (Index row = 0; row < tile.rows; ++row)
+      if (!by_queries || !among(row))
+        std::memcpy(tile.d_q + row * tile.head_width, scratch_.kept_d_q + row * tile.head_width,
+                    bytes(tile.head_width));
+    for (Index t = 0; t < kBlock; ++t) {
+      if (by_keys && ((tokens >> t) & 1u) != 0) continue;
+      std::memcpy(d_k + t * tile.head_width, scratch_.kept_d_k + t * tile.head_width, bytes(tile.head_width));
+      std::memcpy(d_v + t * tile.value_width, scratch_.kept_d_v + t * tile.value_width, bytes(tile.value_width));
+    }
   }
   /// Block number b has keys and values of these tokens alone.
   void restage(const Block& block, Index b, std::uint64_t tokens) {

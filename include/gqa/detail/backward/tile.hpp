@@ -69,8 +69,8 @@ struct BackwardKernels {
   void (*load_rows)(const QuerySource&, Index rows, Index dim, float* to, Index width) = nullptr;
   /// delta[row] ← Σ d_out[row] · out[row], `out` as load_rows leaves it; lse and sink as BackwardTile says.
   void (*prepare)(const BackwardTile&, const float* out) = nullptr;
-  /// The words of q and d_out. `only`: a row whose words alone are not zero; or −1.
-  void (*pack)(const BackwardTile&, Index only) = nullptr;
+  /// The words of q and d_out: those of rows [first, last), zeros for the others.
+  void (*pack)(const BackwardTile&, Index first, Index last) = nullptr;
   /// scores, d_weights ← the products with the block's keys and values.
   void (*score)(const BackwardTile&, Index at, Index tokens) = nullptr;
   /// d_v += weights · d_out, d_k += d_scores · q, d_q += d_scores · keys

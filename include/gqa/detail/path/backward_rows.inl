@@ -77,7 +77,7 @@ GQA_OP void put_row_lanes(const Get& get, Index count, Index dim, float* to) {
   }
 }
 
-// Sixteen elements from d on of a row: of words, and of floats, of which one row alone may be there.
+// Sixteen elements from d on of a row: of words, and of floats, of which some rows alone may be there.
 template <class Word>
 struct WordRows {
   const float* rows;
@@ -87,9 +87,9 @@ struct WordRows {
 struct FloatRows {
   const float* rows;
   Index stride;
-  Index only;  // or −1
+  Index first, last;
   GQA_OP Vec operator()(Index row, Index d) const {
-    return only < 0 || only == row ? load(rows + row * stride + d) : zero();
+    return row >= first && row < last ? load(rows + row * stride + d) : zero();
   }
 };
 
@@ -106,9 +106,9 @@ GQA_KERNEL void pack_rows(const FloatRows& get, Index rows, Index dim, float* ro
   put_dim_lanes<Word>(get, rows, get.stride, dim_lanes, steps_of<Word>(rows), 0);
 }
 template <class Word>
-inline void pack_words(const BackwardTile& tile, Index only) {
-  pack_rows<Word>({tile.q, tile.head_width, only}, tile.rows, tile.head_dim, tile.q_row_lanes, tile.q_dim_lanes);
-  pack_rows<Word>({tile.d_out, tile.value_width, only}, tile.rows, tile.value_dim, tile.d_out_row_lanes,
+inline void pack_words(const BackwardTile& tile, Index first, Index last) {
+  pack_rows<Word>({tile.q, tile.head_width, first, last}, tile.rows, tile.head_dim, tile.q_row_lanes, tile.q_dim_lanes);
+  pack_rows<Word>({tile.d_out, tile.value_width, first, last}, tile.rows, tile.value_dim, tile.d_out_row_lanes,
                   tile.d_out_dim_lanes);
 }
 
