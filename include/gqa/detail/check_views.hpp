@@ -67,9 +67,10 @@ namespace gqa::detail::inline GQA_ABI {
 struct ArgumentName {
   Index sequence = 0;
   bool in_batch = false;
-  Index part = -1;  ///< an earlier one, which what is called "kv." belongs to
+  Index part = -1;              ///< an earlier one, which what is called "kv." belongs to
+  const char* batch = "batch";  ///< the argument that has one for each sequence
   Text operator()(const char* member) const {
-    Text name = in_batch ? "batch[" + to_text(sequence) + "]." : Text();
+    Text name = in_batch ? Text(batch) + "[" + to_text(sequence) + "]." : Text();
     if (part < 0 || std::strncmp(member, "kv.", 3) != 0) return name + member;
     return name + "kv.earlier[" + to_text(part) + "]" + (member + 2);
   }

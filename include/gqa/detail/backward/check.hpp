@@ -21,16 +21,7 @@ inline constexpr TensorNames kValueGradientNames{"d_v.type",          "d_v.data"
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// Names an argument of one sequence's gradients: "d_q.heads", or "gradients[3].d_q.heads" in a batch.
-struct GradientName {
-  Index sequence = 0;
-  bool in_batch = false;
-  Text operator()(const char* member) const {
-    return (in_batch ? "gradients[" + to_text(sequence) + "]." : Text()) + member;
-  }
-};
-
-inline void check_gradient_extent(const GradientName& name, const char* member, Index given, Index wanted,
+inline void check_gradient_extent(const ArgumentName& name, const char* member, Index given, Index wanted,
                                   const char* what) {
   if (given != wanted) fail(name(member), given, Text(what) + " = " + to_text(wanted));
 }
@@ -41,7 +32,7 @@ struct GradientShape {
   const char *of_tokens, *of_heads, *of_dim;
 };
 template <class View>
-void check_gradient_shape(const GradientName& name, const char* tensor, const View& view, const GradientShape& shape) {
+void check_gradient_shape(const ArgumentName& name, const char* tensor, const View& view, const GradientShape& shape) {
   const auto member = [&](const char* of) { return Text(tensor) + of; };
   check_gradient_extent(name, member(".tokens").c_str(), view.tokens, shape.tokens, shape.of_tokens);
   check_gradient_extent(name, member(".heads").c_str(), view.heads, shape.heads, shape.of_heads);
@@ -49,11 +40,11 @@ void check_gradient_shape(const GradientName& name, const char* tensor, const Vi
 }
 
 /// A gradient that is written, if it is wanted.
-inline void check_gradient(const GradientName& name, const ArgumentName& argument, const char* tensor,
-                           const TensorNames& names, const TensorView& view, const GradientShape& shape) {
+inline void check_gradient(const ArgumentName& name, const char* tensor, const TensorNames& names,
+                           const TensorView& view, const GradientShape& shape) {
   if (view.data == nullptr) return;
   check_gradient_shape(name, tensor, view, shape);
-  check_tensor(argument, names, view);
+  check_tensor(name, names, view);
   if (view.type != ElementType::f32)
     fail(name(names.type), element_name(view.type), "f32: gradients are written as such");
   if (view.strides.dim != 1 && view.dim != 1)
@@ -65,7 +56,7 @@ inline void check_gradient(const GradientName& name, const ArgumentName& argumen
 }
 
 /// Fails if a gradient surely lies where something else of its sequence does, as check_overlap.hpp has it.
-inline void check_gradient_overlap(const GradientName& name, const Sequence& sequence, const SequenceGradients& given,
+inline void check_gradient_overlap(const ArgumentName& name, const Sequence& sequence, const SequenceGradients& given,
                                    std::span<const std::byte> scratch) {
   const KvCacheView& kv = sequence.kv;
   const Index slots = kv.storage == Storage::paged  ? 0
@@ -104,8 +95,8 @@ inline void check_gradient_overlap(const GradientName& name, const Sequence& seq
   }
 }
 
-/// One sequence's gradients, its forward arguments being right.
-inline void check_gradients(const GradientName& name, const BackwardCall& backward, const Sequence& sequence,
+/// One sequence's gradients, its forward arguments being right. `name` is for what lies in them: "d_q.heads", or "gradients[3].d_q.heads".
+inline void check_gradients(const ArgumentName& name, const BackwardCall& backward, const Sequence& sequence,
                             const SequenceGradients& given, std::span<const std::byte> scratch) {
   const ArgumentName argument{name.sequence, name.in_batch};
   const HeadShape& shape = backward.call.shape;
@@ -121,21 +112,21 @@ inline void check_gradients(const GradientName& name, const BackwardCall& backwa
          "q.tokens * q.heads = " + to_text(rows) + ": the forward call's log-sum-exp");
   check_gradient_shape(name, "d_out", given.d_out,
                        {tokens, shape.query_heads, shape.value_dim, "q.tokens", "q.heads", "kv.value_dim"});
-  check_tensor(argument, kGradientOutNames, given.d_out);
-  check_gradient(name, argument, "d_q", kQueryGradientNames, given.d_q,
+  check_tensor(name, kGradientOutNames, given.d_out);
+  check_gradient(name, "d_q", kQueryGradientNames, given.d_q,
                  {tokens, shape.query_heads, shape.head_dim, "q.tokens", "q.heads", "q.dim"});
   const Index cached = kv.length - kv.first_position();
   const char* const of_cached = "kv.length - kv.first_position()";
-  check_gradient(name, argument, "d_k", kKeyGradientNames, given.d_k,
+  check_gradient(name, "d_k", kKeyGradientNames, given.d_k,
                  {cached, shape.kv_heads, shape.head_dim, of_cached, "kv.kv_heads", "kv.head_dim"});
-  check_gradient(name, argument, "d_v", kValueGradientNames, given.d_v,
+  check_gradient(name, "d_v", kValueGradientNames, given.d_v,
                  {cached, shape.kv_heads, shape.value_dim, of_cached, "kv.kv_heads", "kv.value_dim"});
   if (!given.d_sink.empty()) {
     if (backward.call.variant.sink == nullptr)
       fail(name("d_sink.size()"), to_text(given.d_sink.size()), "0: the variant has no sink");
     if (given.d_sink.size() != rows)
       fail(name("d_sink.size()"), to_text(given.d_sink.size()), "q.tokens * q.heads = " + to_text(rows) + ", or none");
-    check_span(argument, "d_sink.data()", given.d_sink, " floats");
+    check_span(name, "d_sink.data()", given.d_sink, " floats");
   }
   check_gradient_overlap(name, sequence, given, scratch);
 }
@@ -229,7 +220,8 @@ inline void check_backward(std::span<const Sequence> batch, std::span<const Sequ
   backward.lookups = options.lookups;
   const bool several = batch.size() > 1;
   for (std::size_t i = 0; i < batch.size(); ++i)
-    check_gradients({static_cast<Index>(i), several}, backward, batch[i], gradients[i], options.scratch);
+    check_gradients({static_cast<Index>(i), several, -1, "gradients"}, backward, batch[i], gradients[i],
+                    options.scratch);
   for (std::size_t i = 0; i < options.lookups.size(); ++i) {
     check_lookup(backward, options.lookups[i], static_cast<Index>(i));
     backward.in_order = backward.in_order || shares_elements(backward, options.lookups[i]);
