@@ -7,14 +7,18 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
+/// Which operand is the result.
+inline bool takes_first(expression::Min, double a, double b) { return __builtin_isnan(a) || a < b; }
+inline bool takes_first(expression::Max, double a, double b) { return __builtin_isnan(a) || a > b; }
+
 inline double applied(expression::Add, double a, double b) { return a + b; }
 inline double applied(expression::Subtract, double a, double b) { return a - b; }
 inline double applied(expression::Multiply, double a, double b) { return a * b; }
 inline double applied(expression::Divide, double a, double b) { return a / b; }
 inline double applied(expression::Negate, double a) { return -a; }
 inline double applied(expression::Fma, double a, double b, double c) { return __builtin_fma(a, b, c); }
-inline double applied(expression::Min, double a, double b) { return __builtin_isnan(a) || a < b ? a : b; }
-inline double applied(expression::Max, double a, double b) { return __builtin_isnan(a) || a > b ? a : b; }
+inline double applied(expression::Min op, double a, double b) { return takes_first(op, a, b) ? a : b; }
+inline double applied(expression::Max op, double a, double b) { return takes_first(op, a, b) ? a : b; }
 inline double applied(expression::Abs, double a) { return __builtin_fabs(a); }
 inline double applied(expression::Exp, double a) { return __builtin_exp(a); }
 inline double applied(expression::Log, double a) { return __builtin_log(a); }
