@@ -154,10 +154,9 @@ struct ReferenceRow {
   RowContext context{};
   double sink = -std::numeric_limits<double>::infinity();
   std::vector<Index> visible{};  ///< positions, ascending; each has an element, or a column, of what follows
-  bool attends =
-      false;  ///< to anything: else nothing is visible or all is scored −∞, and what follows `score` is not there
-  Eigen::VectorXd query{};    ///< D: rotated as the keys are
-  Eigen::MatrixXd values{};   ///< Dv × visible
+  bool attends = false;      ///< to anything; else nothing is visible or all is scored −∞, and there are no weights
+  Eigen::VectorXd query{};   ///< D: rotated as the keys are
+  Eigen::MatrixXd values{};  ///< Dv × visible
   Eigen::VectorXd product{};  ///< scale · q·k
   Eigen::VectorXd score{};    ///< what the variant makes of it
   double largest = 0.0;       ///< score
@@ -227,7 +226,7 @@ void reference_change_output([[maybe_unused]] const V& variant, [[maybe_unused]]
   if constexpr (HasOutputGate<V>) {
     const GateRow gate = variant.output_gate(context);
     const Eigen::VectorXd logits = reference_row(gate.data, gate.type, 0, row.size(), 1);
-    row.array() /= 1.0 + (-logits.array()).exp();
+    for (Index j = 0; j < row.size(); ++j) row[j] /= 1.0 + std::exp(-logits[j]);
   }
 }
 
