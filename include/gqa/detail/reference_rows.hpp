@@ -211,6 +211,8 @@ void for_each_reference_row(const ConstTensorView& q, const KvCacheView& kv, con
       if (row.attends) {
         row.max = row.sink > row.largest ? row.sink : row.largest;
         row.weight = (row.score.array() - row.max).exp();
+        for (Index c = 0; c < row.score.size(); ++c)  // Eigen's is no less than 2⁻¹⁰²⁴
+          if (row.score[c] < std::numeric_limits<double>::lowest()) row.weight[c] = 0.0;
         row.of_sink = std::exp(row.sink - row.max);
       }
       visit(row);
