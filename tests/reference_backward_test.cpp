@@ -233,5 +233,43 @@ TEST(ReferenceBackward, WhatIsScoredMinusInfinityHasNoGradient) {
   EXPECT_LT((gradients.d_k - masked.d_k).cwiseAbs().maxCoeff(), 64.0 * 0x1p-53 * 16.0);
 }
 
+// GQA is MHA over repeated KV heads: the same rows, whose gradients by a KV head are those by its copies, added up.
+TEST(ReferenceBackward, OfGroupsIsThatOfRepeatedHeadsAddedUp) {
+  constexpr Index heads = 6, kv_heads = 2, group = 3, tokens = 5, length = 11, dim = 7, value_dim = 4;
+  const Problem p = make_problem({heads, kv_heads, dim, value_dim, tokens, length}, 441);
+  LogicalCache repeated{Numbers(length, heads, dim), Numbers(length, heads, value_dim)};
+  for (Index t = 0; t < length; ++t)
+    for (Index h = 0; h < heads; ++h) {
+      for (Index d = 0; d < dim; ++d) repeated.k.at(t, h, d) = p.kv.k.at(t, h / group, d);
+      for (Index d = 0; d < value_dim; ++d) repeated.v.at(t, h, d) = p.kv.v.at(t, h / group, d);
+    }
+  const Tensor q(p.q, ElementType::f32);
+  const Tensor d_out(make_problem({heads, 1, value_dim, 1, tokens, 1}, 442).q, ElementType::f32);
+  const StoredCaches grouped = store_cache(p.kv, ElementType::f32);
+  const StoredCaches all = store_cache(repeated, ElementType::f32);
+  const float bias[length] = {0.5f, -1.0f, 0.25f};
+  const float logits[] = {0.5f, 1.25f, -1.0f, 0.0f, -0.25f, 0.75f};
+  const auto variant = compose(Causal{}, gqa::SoftCap{2.0f},
+                               AdditiveBias<float>{BroadcastView<float>(bias, 1, 1, 1, length)}, LearnedSinks{logits});
+  const ReferenceGradients gqa = reference_backward(q.const_view(), grouped.view(), d_out.const_view(), variant);
+  const ReferenceGradients mha = reference_backward(q.const_view(), all.view(), d_out.const_view(), variant);
+  EXPECT_EQ(gqa.d_q, mha.d_q);
+  EXPECT_EQ(gqa.d_sink, mha.d_sink);
+  EXPECT_EQ(gqa.d_lookups[0], mha.d_lookups[0]);
+  // A sum of tokens · group terms, in two orders; |dx| ≤ 2 |g · v|, and all numbers are below 4.
+  const double largest = 2.0 * static_cast<double>(value_dim) * 4.0 * 4.0 * 4.0;
+  const double terms = static_cast<double>(tokens * group);
+  const double bound = 2.0 * terms * 0x1p-53 * terms * largest;
+  for (Index t = 0; t < length; ++t)
+    for (Index g = 0; g < kv_heads; ++g) {
+      const auto summed = [&](const Eigen::MatrixXd& of) {
+        return of.middleRows(t * heads + g * group, group).colwise().sum().eval();
+      };
+      EXPECT_LT((gqa.d_k.row(t * kv_heads + g) - summed(mha.d_k)).cwiseAbs().maxCoeff(), bound);
+      EXPECT_LT((gqa.d_v.row(t * kv_heads + g) - summed(mha.d_v)).cwiseAbs().maxCoeff(), bound);
+    }
+  EXPECT_GT(gqa.d_k.cwiseAbs().maxCoeff(), 0.1);
+}
+
 }  // namespace
 }  // namespace gqa::test
