@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of the backward pass: included once per path behind its forward kernels, inside its namespace and region. No include guard, no
-// includes. `Word` is what a product takes of one operand in a lane, see BackwardTile; a path has, besides FloatWord below:
+// The kernels of the backward pass: included once per path behind its forward kernels and backward_scores.inl, inside its namespace and region.
+// No include guard, no includes. `Word` is what a product takes of one operand in a lane, see BackwardTile; a path has, besides FloatWord below:
 //
 //   kGradientRows      rows of a product's micro-tile
 //   kGradientVectors   vectors of it: 1 or 2
@@ -10,7 +10,6 @@
 //
 //   backward_products.inl   the micro-kernel, and the five products
 //   backward_rows.inl       rows in: keys, values, queries and gradients as words; rows out
-//   slope.inl               derivatives of score expressions
 //   backward_softmax.inl    weights and gradients of scores
 
 // One f32.
@@ -28,8 +27,6 @@ struct FloatWord {
 #include "gqa/detail/path/backward_products.inl"
 
 #include "gqa/detail/path/backward_rows.inl"
-
-#include "gqa/detail/path/slope.inl"
 
 #include "gqa/detail/path/backward_softmax.inl"
 

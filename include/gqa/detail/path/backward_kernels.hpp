@@ -10,12 +10,14 @@ GQA_BEGIN_PORTABLE_REGION()
 namespace gqa::detail::inline GQA_ABI::portable {
 inline constexpr int kGradientRows = 4;
 inline constexpr int kGradientVectors = 1;
+#include "gqa/detail/path/backward_scores.inl"
 #include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::portable
 #if GQA_DETAIL_NEON
 namespace gqa::detail::inline GQA_ABI::neon {
 inline constexpr int kGradientRows = 4;  // 16 registers of sums, 4 of words
 inline constexpr int kGradientVectors = 1;
+#include "gqa/detail/path/backward_scores.inl"
 #include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::neon
 #endif
@@ -27,6 +29,7 @@ GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 namespace gqa::detail::inline GQA_ABI::avx2 {
 inline constexpr int kGradientRows = 6;  // 12 registers of sums, 2 of words, 1 that is spread
 inline constexpr int kGradientVectors = 1;
+#include "gqa/detail/path/backward_scores.inl"
 #include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::avx2
 GQA_END_REGION()
@@ -35,13 +38,14 @@ GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icela
 namespace gqa::detail::inline GQA_ABI::avx512 {
 inline constexpr int kGradientRows = 8;
 inline constexpr int kGradientVectors = 2;
+#include "gqa/detail/path/backward_scores.inl"
 #include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::avx512
 GQA_END_REGION()
 
 GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icelake-server")
 namespace gqa::detail::inline GQA_ABI::avx512bf16_backward {
-using namespace avx512;
+using namespace avx512;  // with its scores: a function of this region cannot be inlined into one of that
 inline constexpr int kGradientRows = 8;
 inline constexpr int kGradientVectors = 2;
 // Two neighbouring bf16, the first in the lower half.
