@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// The whole core: attention over one KV-cache view. Needs the standard library alone.
-/// The headers that need Eigen are separate: gqa/eigen.hpp, gqa/thread_pool.hpp, gqa/reference.hpp. So are those that plan and do
-/// not compute: gqa/budget.hpp, gqa/budget_time.hpp, gqa/budget_presets.hpp.
+/// The headers that need Eigen are separate: gqa/eigen.hpp, gqa/thread_pool.hpp, gqa/reference.hpp, gqa/reference_backward.hpp. So are
+/// those that plan and do not compute: gqa/budget.hpp, gqa/budget_time.hpp, gqa/budget_presets.hpp.
 #pragma once
 
 #include "gqa/attention.hpp"

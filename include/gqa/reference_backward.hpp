@@ -74,14 +74,14 @@ double reference_slope(const V& variant, double product, const RowContext& row, 
   else return 1.0;
 }
 
-/// by_lookup[l](i, key_position) ← d_score times the derivative of the score by lookup l, for each of them.
+/// by_lookup[l](i, key_position) ← d_score times the derivative of the score by lookup l, for each of them; of a weight of 0 d_score.
 template <Variant V, int... L>
 void reference_lookup_gradients(const V& variant, double product, const RowContext& row, Index key_position,
-                                double d_score, Index i, std::vector<Eigen::MatrixXd>& by_lookup,
+                                double d_score, bool weightless, Index i, std::vector<Eigen::MatrixXd>& by_lookup,
                                 std::integer_sequence<int, L...>) {
   const auto tree = variant.score(expression::Score{}, row, expression::Key{});
   ((by_lookup[static_cast<std::size_t>(L)](i, key_position) =
-        d_score * tree_slope<ByLookup<L>>(tree, product, key_position)),
+        weightless ? d_score : d_score * tree_slope<ByLookup<L>>(tree, product, key_position)),
    ...);
 }
 
@@ -101,12 +101,12 @@ void add_reference_gradients(const KvCacheView& kv, const V& variant, double sca
     const Index at = (t - kv.first_position()) * kv.kv_heads + kv_head;
     gradients.d_v.row(at) += p[c] * d_output.transpose();
     const double d_score = p[c] * (d_p[c] - delta);
-    if (std::fpclassify(d_score) == FP_ZERO) continue;  // also where a score of −∞ has no slope
-    const double d_product = d_score * reference_slope(variant, row.product[c], row.context, t);
+    const bool weightless = std::fpclassify(p[c]) == FP_ZERO;  // a score of −∞ may have a slope that is no number
+    const double d_product = weightless ? d_score : d_score * reference_slope(variant, row.product[c], row.context, t);
     gradients.d_q.row(i) += scale * d_product * reference_key(kv, t, kv_head).transpose();
     gradients.d_k.row(at) += scale * d_product * row.query.transpose();
     if constexpr (ScoreSize<V>::lookups > 0)
-      reference_lookup_gradients(variant, row.product[c], row.context, t, d_score, i, gradients.d_lookups,
+      reference_lookup_gradients(variant, row.product[c], row.context, t, d_score, weightless, i, gradients.d_lookups,
                                  std::make_integer_sequence<int, ScoreSize<V>::lookups>{});
   }
 }
@@ -150,8 +150,8 @@ ReferenceGradients reference_backward(const ConstTensorView& q, const KvCacheVie
 ///
 /// in double precision throughout (Dao et al. 2022, "FlashAttention", appendix B.4, for the softmax; the rest is the chain rule). Where a score expression has a
 /// kink, a slope of one side is taken: of min, max and select that of the operand which is the value, of abs at 0 it is 0; a condition has none.
-/// A pair whose ds_t is 0 adds nothing to d_q, d_k and d_lookup, whatever the slope of its score: pairs that score −∞ are such. Rows that attend
-/// to nothing have zeros, and add none. Not among the gradients: by the scale, by the constants of an expression, by output factors and gates.
+/// A pair whose weight p_t is 0 has none, whatever the slope of its score: of a score of −∞ that may be no number. Rows that attend to nothing
+/// have zeros, and add none. Not among the gradients: by the scale, by the constants of an expression, by output factors and gates.
 /// @param q         n_q × Hq × D
 /// @param kv        n_kv tokens × Hkv × (D, Dv), not rotated; Hkv divides Hq
 /// @param d_out     n_q × Hq × Dv: by the outputs. Any layout; may be, or overlap, any of the inputs

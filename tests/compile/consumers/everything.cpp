@@ -15,6 +15,7 @@
 #if defined(GQA_TEST_EIGEN)
 #include "gqa/eigen.hpp"
 #include "gqa/reference.hpp"
+#include "gqa/reference_backward.hpp"
 #include "gqa/thread_pool.hpp"
 #endif
 
@@ -182,7 +183,9 @@ double largest_error() {
       error = std::fmax(
           error, (map.row(token).cast<double>() - reference.out.row(token * kQueryHeads + head)).cwiseAbs().maxCoeff());
     }
-  return error;
+  // Values are all the same: outputs do not depend on scores.
+  const gqa::ReferenceGradients gradients = gqa::reference_backward(queries, kv, outputs, gqa::CausalWindow{9});
+  return std::fmax(error, std::fmax(gradients.d_q.cwiseAbs().maxCoeff(), gradients.d_k.cwiseAbs().maxCoeff()));
 }
 #endif
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "gqa/backward.hpp"
 #include "gqa/gqa.hpp"
 
 namespace {
@@ -57,15 +58,15 @@ struct Shape {
 };
 
 struct Inputs {
-  std::vector<std::byte> q, k, v;
+  std::vector<std::byte> q, k, v, d_out;
   std::vector<std::int32_t> pages;
 };
 
+// The output, the log-sum-exp and the gradients.
 std::vector<std::byte> result(const Shape& s, const Inputs& in, gqa::Path path, Index variant) {
   const Index out_bytes = s.queries * s.query_heads * s.value_dim * gqa::element_bytes(s.out);
-  const Index rows = s.queries * s.query_heads;
   std::vector<std::byte> out(static_cast<std::size_t>(out_bytes));
-  std::vector<float> lse(static_cast<std::size_t>(rows));
+  std::vector<float> lse(static_cast<std::size_t>(s.queries * s.query_heads));
   gqa::KvCacheView kv = gqa::KvCacheView::contiguous(
       in.k.data(), s.k, in.v.data(), s.v,
       {.length = s.length, .kv_heads = s.kv_heads, .head_dim = s.head_dim, .value_dim = s.value_dim});
@@ -81,14 +82,29 @@ std::vector<std::byte> result(const Shape& s, const Inputs& in, gqa::Path path, 
                                .kv = kv,
                                .out = gqa::TensorView(out.data(), s.out, s.queries, s.query_heads, s.value_dim),
                                .lse = lse};
+  std::vector<float> d_q(in.q.size() / static_cast<std::size_t>(gqa::element_bytes(s.q)));
+  std::vector<float> d_k(static_cast<std::size_t>(s.length * s.kv_heads * s.head_dim));
+  std::vector<float> d_v(static_cast<std::size_t>(s.length * s.kv_heads * s.value_dim));
+  const gqa::SequenceGradients gradients{
+      .d_out = gqa::ConstTensorView(in.d_out.data(), s.q, s.queries, s.query_heads, s.value_dim),
+      .d_q = gqa::TensorView(d_q.data(), s.queries, s.query_heads, s.head_dim),
+      .d_k = gqa::TensorView(d_k.data(), s.length, s.kv_heads, s.head_dim),
+      .d_v = gqa::TensorView(d_v.data(), s.length, s.kv_heads, s.value_dim)};
   const gqa::DynamicAttention attention;
-  gqa::Options options;
+  const gqa::DynamicAttentionBackward backward;
+  gqa::BackwardOptions options;
   options.path = path;
-  if (variant == 0) attention(sequence, gqa::Causal{}, options);
-  else if (variant == 1) attention(sequence, gqa::CausalWindow{50}, options);
-  else attention(sequence, Mixed{}, options);
-  const auto* const bytes = reinterpret_cast<const std::byte*>(lse.data());
-  out.insert(out.end(), bytes, bytes + rows * Index{sizeof(float)});
+  const auto run = [&](const auto& v) {
+    attention(sequence, v, options);
+    backward(sequence, gradients, v, options);
+  };
+  if (variant == 0) run(gqa::Causal{});
+  else if (variant == 1) run(gqa::CausalWindow{50});
+  else run(Mixed{});
+  for (const std::vector<float>* floats : {&lse, &d_q, &d_k, &d_v}) {
+    const auto* const bytes = reinterpret_cast<const std::byte*>(floats->data());
+    out.insert(out.end(), bytes, bytes + floats->size() * sizeof(float));
+  }
   return out;
 }
 
@@ -112,6 +128,7 @@ int main() {
     in.q = elements(s.queries * s.query_heads * s.head_dim, s.q);
     in.k = elements(slots * s.kv_heads * s.head_dim, s.k);
     in.v = elements(slots * s.kv_heads * s.value_dim, s.v);
+    in.d_out = elements(s.queries * s.query_heads * s.value_dim, s.q);
     for (Index page = 0; s.page > 0 && page < slots / s.page; ++page)
       in.pages.push_back(static_cast<std::int32_t>(slots / s.page - 1 - page));
     const Index variant = below(3);

@@ -41,7 +41,7 @@ struct BackwardCall {
   BackwardVariant variant{};
   bool in_order = false;          ///< some lookup's gradient is summed up over units: these run one after the other
   ColumnPlan* plans = nullptr;    ///< by sequence
-  Atomic<Index>* done = nullptr;  ///< by unit: tiles that it is through with
+  Atomic<Index>* done = nullptr;  ///< by unit: tiles that it is through with; 1 more behind its end
   Atomic<Index>* next = nullptr;  ///< the next unit to claim
   Index units = 0;
   Index tiles = 0;  ///< of all units

@@ -9,8 +9,7 @@
 
 #include <thread>
 
-#include "gqa/detail/backward/finite.hpp"
-#include "gqa/detail/backward/plan.hpp"
+#include "gqa/detail/backward/column.hpp"
 #include "gqa/detail/float_environment.hpp"
 #include "gqa/detail/row_ranges.hpp"
 #include "gqa/detail/variant_calls.hpp"
@@ -32,7 +31,7 @@ class ColumnTasks {
   /// Runs a unit of sequence number i; false if the call ended meanwhile.
   bool run(Index unit, Index i) {
     enter(unit, i);
-    if (backward_.in_order && unit > 0 && !wait_for(unit - 1, tiles_of(unit - 1, i))) return false;
+    if (backward_.in_order && unit > 0 && !wait_for(unit - 1, tiles_of(unit - 1, i) + 1)) return false;
     for (Index tile = 0; tile < plan_->tiles; ++tile) {
       const bool any = take_rows(tile) && add_blocks();
       if (unit_column_ > 0 && !wait_for(unit - call_.shape.kv_heads, tile + 1)) return false;
@@ -42,10 +41,8 @@ class ColumnTasks {
       if (call_.control != nullptr) add_relaxed(call_.control->done, Index{1});
     }
     store_column();
-    if (plan_->tiles == 0) {
-      backward_.done[unit].store(1, __ATOMIC_RELEASE);
-      if (call_.control != nullptr) add_relaxed(call_.control->done, Index{1});
-    }
+    backward_.done[unit].store(plan_->tiles + 1, __ATOMIC_RELEASE);
+    if (plan_->tiles == 0 && call_.control != nullptr) add_relaxed(call_.control->done, Index{1});
     return true;
   }
 
@@ -72,11 +69,10 @@ class ColumnTasks {
     return true;
   }
 
-  /// Tiles of a unit of sequence i or of one before it. One without queries counts as one, that is done when the unit is: who waits for it
-  /// waits for all before it too.
+  /// Tiles of a unit of sequence i or of one before it.
   Index tiles_of(Index unit, Index i) const noexcept {
     while (unit < backward_.plans[i].first_unit) --i;
-    return backward_.plans[i].tiles > 0 ? backward_.plans[i].tiles : 1;
+    return backward_.plans[i].tiles;
   }
 
   void enter(Index unit, Index i) {
@@ -93,7 +89,6 @@ class ColumnTasks {
     differentiate_ = scored ? backward_.variant.differentiate(call_.path, plan_->bf16) : kernels_->differentiate;
     path_kernels_.path = call_.path;
     visible_ = call_.variant.visible != nullptr ? call_.variant.visible(path_kernels_) : nullptr;
-    part_ = nullptr;
     BackwardTile& tile = scratch_.tile;
     if (kernels_->word_elements == 1) {
       tile.weights = tile.scores;
@@ -103,15 +98,7 @@ class ColumnTasks {
       tile.d_scores = words_.d_scores;
       tile.d_score_steps = words_.d_score_steps;
     }
-    clear(tile.keys, kColumn * tile.head_width);
-    clear(tile.key_dim_lanes, kColumn * tile.head_width);
-    clear(tile.values, kColumn * tile.value_width);
-    clear(tile.d_k, kColumn * tile.head_width);
-    clear(tile.d_v, kColumn * tile.value_width);
-    for (Index b = 0; b < kColumnBlocks; ++b) staged_[b] = 0;
-  }
-  static void clear(float* floats, Index count) noexcept {
-    std::memset(floats, 0, static_cast<std::size_t>(count) * sizeof(float));
+    column_.enter(*sequence_, *kernels_, range_.first_head);
   }
 
   /// Goes on to a tile. Whether some row of it may see something of the column; then its rows are there.
@@ -164,7 +151,8 @@ class ColumnTasks {
     kernels_->prepare(tile, scratch_.asked.outputs);
     if (call_.variant.change_output != nullptr) change_gradients(asked);
     kernels_->pack(tile, 0, tile.rows);
-    clear(tile.d_q, tile.rows * tile.head_width);
+    rows_looked_at_ = false;
+    clear_floats(tile.d_q, tile.rows * tile.head_width);
     if (unit_column_ == 0 && !gradients_->d_sink.empty())
       for (Index row = 0; row < tile.rows; ++row) gradients_->d_sink[row_number(row)] = tile.sink[row];
   }
@@ -198,7 +186,7 @@ class ColumnTasks {
       any = true;
       block.first = __builtin_ctzll(seen);
       block.last = kBlock - __builtin_clzll(seen);
-      if ((seen & ~staged_[b]) != 0) stage(block, b, seen & ~staged_[b]);
+      column_.stage(block, b, seen);
       if (hides_nonfinite(b, seen)) add_apart(block, b);
       else add_block(block, b, true);
     }
@@ -217,30 +205,6 @@ class ColumnTasks {
       seen |= bits;
     }
     return seen;
-  }
-
-  /// Keys and values of those tokens of block number b of the column.
-  void stage(Block block, Index b, std::uint64_t tokens) {
-    const KvCacheView& kv = sequence_->kv;
-    const KvCacheView& part = kv.part(kv.part_of(block.begin));
-    if (&part != part_) {
-      part_ = &part;
-      addresses_ = AddressBook(part, scratch_.asked.tables, 1);
-    }
-    const BlockAddress at = addresses_.block(block.begin, tokens);
-    const auto head = range_.first_head;
-    block.k = static_cast<const std::byte*>(part.k) + at.k_base + head * addresses_.k_strides().head;
-    block.v = static_cast<const std::byte*>(part.v) + at.v_base + head * addresses_.v_strides().head;
-    block.k_offset = at.k_offset;
-    block.v_offset = at.v_offset;
-    if (has_scales(part)) {
-      call_.coded->find_scales(part, at, tokens, head, 1, *scratch_.asked.scales);
-      block.scales = scratch_.asked.scales->head;
-    }
-    kernels_->stage_keys[part.k_type.id()](scratch_.tile, b, block, tokens);
-    kernels_->stage_values[part.v_type.id()](scratch_.tile, b, block, tokens);
-    kernels_->turn_keys(scratch_.tile, b);
-    staged_[b] |= tokens;
   }
 
   void add_block(const Block& block, Index b, bool with_lookups) {
@@ -271,24 +235,25 @@ class ColumnTasks {
 
   /// Whether a number that is none lies where some row of the tile does not look, in staged keys and values or in the rows themselves: a
   /// weight of 0 is then not enough.
-  bool hides_nonfinite(Index b, std::uint64_t seen) const noexcept {
+  bool hides_nonfinite(Index b, std::uint64_t seen) noexcept {
     const BackwardTile& tile = scratch_.tile;
     std::uint64_t seen_by_all = kEveryToken;
     for (Index row = 0; row < range_.rows; ++row) seen_by_all &= scratch_.asked.visible[row];
-    if (((seen | staged_[b]) & ~seen_by_all) == 0) return false;
-    const Index words = kernels_->word_elements;
-    const std::uint32_t word_infinity = words == 1 ? kFloatInfinity : kInfiniteAsBf16;
-    return !all_finite(tile.keys + b * kBlock * tile.head_width / words, kBlock * tile.head_width / words, words) ||
-           !all_finite(tile.values + b * kBlock * tile.value_width / words, kBlock * tile.value_width / words, words) ||
-           !all_finite(tile.q, tile.rows * tile.head_width, 1, word_infinity) ||
-           !all_finite(tile.d_out, tile.rows * tile.value_width, 1, word_infinity);
+    if (((seen | column_.tokens(b)) & ~seen_by_all) == 0) return false;
+    if (!rows_looked_at_) {
+      rows_looked_at_ = true;
+      const Index elements = kernels_->word_elements;
+      rows_finite_ = all_finite_as(elements, tile.q, tile.rows * tile.head_width) &&
+                     all_finite_as(elements, tile.d_out, tile.rows * tile.value_width);
+    }
+    return !rows_finite_ || !column_.is_finite(b);
   }
 
   /// The same as add_block, of rows and tokens that see each other alone: what a row does not see is zero then, and sums that are not its own
   /// are put back. Sums by keys add the rows of a word at once, as add_block does: the order within a word is the processor's.
   void add_apart(const Block& block, Index b) {
     std::uint64_t* const visible = scratch_.asked.visible;
-    const std::uint64_t staged = staged_[b];
+    const std::uint64_t staged = column_.tokens(b);
     const Index rows = scratch_.tile.rows;
     const Index words = kernels_->word_elements;
     std::memcpy(scratch_.kept, visible, static_cast<std::size_t>(rows) * sizeof *visible);
@@ -305,7 +270,7 @@ class ColumnTasks {
       add_some(block, b, row, 1, first & ~second, false, true);
       add_some(block, b, row + 1, 1, second & ~first, false, true);
     }
-    restage(block, b, staged);
+    column_.stage_alone(block, b, staged);
     kernels_->pack(scratch_.tile, 0, rows);
     std::memcpy(visible, scratch_.kept, static_cast<std::size_t>(rows) * sizeof *visible);
   }
@@ -319,7 +284,7 @@ class ColumnTasks {
     float* const d_k = tile.d_k + b * kBlock * tile.head_width;
     float* const d_v = tile.d_v + b * kBlock * tile.value_width;
     for (Index row = 0; row < tile.rows; ++row) scratch_.asked.visible[row] = among(row) ? tokens : 0;
-    restage(block, b, tokens);
+    column_.stage_alone(block, b, tokens);
     kernels_->pack(tile, first, first + count);
     std::memcpy(scratch_.kept_d_q, tile.d_q, bytes(tile.rows * tile.head_width));
     std::memcpy(scratch_.kept_d_k, d_k, bytes(kBlock * tile.head_width));
@@ -335,22 +300,13 @@ class ColumnTasks {
       std::memcpy(d_v + t * tile.value_width, scratch_.kept_d_v + t * tile.value_width, bytes(tile.value_width));
     }
   }
-  /// Block number b has keys and values of these tokens alone.
-  void restage(const Block& block, Index b, std::uint64_t tokens) {
-    const BackwardTile& tile = scratch_.tile;
-    const Index words = kernels_->word_elements;
-    clear(tile.keys + b * kBlock * tile.head_width / words, kBlock * tile.head_width / words);
-    clear(tile.values + b * kBlock * tile.value_width / words, kBlock * tile.value_width / words);
-    stage(block, b, tokens);
-    staged_[b] = tokens;
-  }
 
   /// d_q of the tile: written by the first column, added to by the others.
   void store_queries(bool any) {
     const TensorView& to = gradients_->d_q;
     if (to.data == nullptr) return;
     const BackwardTile& tile = scratch_.tile;
-    if (!any) clear(tile.d_q, tile.rows * tile.head_width);
+    if (!any) clear_floats(tile.d_q, tile.rows * tile.head_width);
     for (Index row = 0; row < tile.rows; ++row) {
       const RowPlace at(range_.first_row + row, call_.group);
       float* const out = static_cast<float*>(to.data) + at.token * to.strides.token +
@@ -368,6 +324,7 @@ class ColumnTasks {
     const Index first = column_begin_ > oldest ? column_begin_ : oldest;
     const Index last = column_begin_ + kColumn < kv.length ? column_begin_ + kColumn : kv.length;
     if (first >= last) return;
+    column_.clear_unseen();
     const auto store = [&](const TensorView& to, const float* sums, Index width, Index dim, float factor) {
       if (to.data == nullptr) return;
       float* const out =
@@ -384,6 +341,7 @@ class ColumnTasks {
   const CallPlan& call_;
   BackwardScratch scratch_;
   const BackwardTile words_ = scratch_.tile;  // where words of two elements go
+  ColumnRows column_{call_, scratch_};
   RowRanges rows_;
   SequencePlan variant_plan_ = plan_of_variant();
   Kernels path_kernels_{};  // says the path
@@ -393,12 +351,11 @@ class ColumnTasks {
   const ColumnPlan* plan_ = nullptr;
   const BackwardKernels* kernels_ = nullptr;
   DifferentiateKernel differentiate_ = nullptr;
-  VariantRef::Refine visible_ = nullptr;      // the mask that is an expression
-  Index unit_column_ = 0;                     // counted from the sequence's first
-  Index column_begin_ = 0;                    // its first position
-  std::uint64_t staged_[kColumnBlocks] = {};  // tokens whose keys and values are there, by block
-  const KvCacheView* part_ = nullptr;
-  AddressBook addresses_{};
+  VariantRef::Refine visible_ = nullptr;  // the mask that is an expression
+  Index unit_column_ = 0;                 // counted from the sequence's first
+  Index column_begin_ = 0;                // its first position
+  bool rows_looked_at_ = false;           // likewise of the tile's queries and gradients
+  bool rows_finite_ = false;
   TaskRange range_{};
 
   static SequencePlan plan_of_variant() noexcept {
