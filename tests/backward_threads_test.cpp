@@ -196,7 +196,7 @@ TEST_P(BackwardEnds, ProgressCountsSequencesOfEveryKind) {
 INSTANTIATE_TEST_SUITE_P(EveryPath, BackwardThreads, BackwardThreads::cases(), BackwardThreads::name);
 INSTANTIATE_TEST_SUITE_P(EveryPath, BackwardEnds, BackwardEnds::cases(), BackwardEnds::name);
 
-/// An executor that runs a part of its tasks, or one twice, is named.
+/// Leaves its first task out.
 struct Lazy {
   static Index concurrency() { return 4; }
   static void parallel_for(Index count, const TaskRef& work) {

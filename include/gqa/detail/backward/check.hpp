@@ -115,7 +115,8 @@ inline void check_gradients(const ArgumentName& name, const BackwardCall& backwa
   check_tensor(name, kGradientOutNames, given.d_out);
   check_gradient(name, "d_q", kQueryGradientNames, given.d_q,
                  {tokens, shape.query_heads, shape.head_dim, "q.tokens", "q.heads", "q.dim"});
-  const Index cached = kv.length - kv.first_position();
+  const Index oldest = kv.first_position();
+  const Index cached = kv.length > oldest ? kv.length - oldest : 0;
   const char* const of_cached = "kv.length - kv.first_position()";
   check_gradient(name, "d_k", kKeyGradientNames, given.d_k,
                  {cached, shape.kv_heads, shape.head_dim, of_cached, "kv.kv_heads", "kv.head_dim"});
