@@ -53,7 +53,8 @@ class Attention {
     const Index length = qkv.cols() / sequences;
     for (Index i = 0; i < sequences; ++i) {
       gqa::SequenceGradients& each = gradients[static_cast<std::size_t>(i)];
-      each.d_out = gqa::ConstTensorView(d_out.data() + i * length * shape_.dim, length, shape_.query_heads, shape_.head_dim());
+      each.d_out =
+          gqa::ConstTensorView(d_out.data() + i * length * shape_.dim, length, shape_.query_heads, shape_.head_dim());
       each.d_q = queries(d_qkv, i, sequences);
       each.d_k = keys(d_qkv, i, sequences);
       each.d_v = values(d_qkv, i, sequences);
@@ -84,7 +85,8 @@ class Attention {
     return part(qkv, i, sequences, shape_.dim + shape_.kv_dim(), shape_.kv_heads);
   }
 
-  std::vector<gqa::Sequence> batch(MatrixOf<float>& qkv, MatrixOf<float>& out, VectorOf<float>& lse, Index sequences) const {
+  std::vector<gqa::Sequence> batch(MatrixOf<float>& qkv, MatrixOf<float>& out, VectorOf<float>& lse,
+                                   Index sequences) const {
     std::vector<gqa::Sequence> calls;
     const Index length = qkv.cols() / sequences, rows = length * shape_.query_heads;
     for (Index i = 0; i < sequences; ++i) {

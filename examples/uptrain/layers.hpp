@@ -36,8 +36,8 @@ void rms_norm_backward(const MatrixOf<Scalar>& x, const Gain& gain, const Vector
     const Scalar r = inverse[t];
     const Scalar along = (gain.array() * d_y.col(t).array() * x.col(t).array()).sum();
     d_gain.array() += r * d_y.col(t).array() * x.col(t).array();
-    d_x.col(t).array() += r * gain.array() * d_y.col(t).array() -
-                          (r * r * r * along / static_cast<Scalar>(x.rows())) * x.col(t).array();
+    d_x.col(t).array() +=
+        r * gain.array() * d_y.col(t).array() - (r * r * r * along / static_cast<Scalar>(x.rows())) * x.col(t).array();
   }
 }
 

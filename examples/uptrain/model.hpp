@@ -45,7 +45,8 @@ struct ModelShape {
 /// @throws std::invalid_argument naming the extent that is wrong
 inline void check_shape(const ModelShape& shape) {
   const auto require = [](bool good, const char* name, Index value, const std::string& expected) {
-    if (!good) throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; expected " + expected);
+    if (!good)
+      throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; expected " + expected);
   };
   constexpr Index most = 1 << 16;
   const auto positive = [&](const char* name, Index value) {
@@ -135,7 +136,8 @@ struct ModelViews {
   Matrix classifier;  ///< vocabulary × dim
 
   /// @param values parameter_count(shape) of them
-  ModelViews(Scalar* values, const ModelShape& shape) : embedding(nullptr, 0, 0), final_norm(nullptr, 0), classifier(nullptr, 0, 0) {
+  ModelViews(Scalar* values, const ModelShape& shape)
+      : embedding(nullptr, 0, 0), final_norm(nullptr, 0), classifier(nullptr, 0, 0) {
     const std::vector<TensorPlace> places = tensor_places(shape);
     std::size_t next = 0;
     const auto matrix = [&] {

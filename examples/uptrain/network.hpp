@@ -37,8 +37,8 @@ struct Activations {
 /// Forward pass. @return Σ −log p(target), in nats
 /// @tparam Attention forward(qkv, out, lse, sequences) and backward(…), see attention.hpp
 template <class Scalar, class Attention>
-double forward(const ModelOf<Scalar>& model, const Attention& attention, const Tokens& tokens, Activations<Scalar>& kept,
-               Scalar gradient_scale = 0) {
+double forward(const ModelOf<Scalar>& model, const Attention& attention, const Tokens& tokens,
+               Activations<Scalar>& kept, Scalar gradient_scale = 0) {
   const ModelViews<const Scalar> w = model.views();
   const Index count = tokens.sequences * tokens.length;
   kept.layers.resize(w.layers.size());
