@@ -3,10 +3,11 @@
 /// Attention of a training step: the library's rotary embedding, its attention, and the backward passes of both.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
-#include "attention_backward_standin.hpp"
+#include "gqa/backward.hpp"
 #include "gqa/gqa.hpp"
 #include "gqa/rope.hpp"
 #include "model.hpp"
@@ -116,7 +117,8 @@ class Attention {
   ModelShape shape_;
   gqa::Rope rope_;
   gqa::DynamicAttention forward_;
-  gqa::DynamicAttentionBackward backward_;
+  gqa::GroupedQueryAttentionBackward<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::CacheOf<float>>
+      backward_;
   gqa::Options options_;
   gqa::BackwardOptions backward_options_;
 };
