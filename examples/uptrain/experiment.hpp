@@ -23,7 +23,7 @@ struct Settings {
   std::uint64_t first_seed = 1;
   Recipe recipe{.steps = 800};
   Index batch = 8;                       ///< sequences a step
-  double uptraining_rate = 1e-3;         ///< learning rate of uptraining, all along
+  double uptraining_rate = 1e-3;         ///< learning rate that uptraining begins with; falls to a tenth
   std::vector<Index> kv_heads{4, 2, 1};  ///< to convert to
   std::vector<Method> methods{Method::mean, Method::first, Method::random, Method::aligned};
   std::vector<double> budgets{1, 2, 5, 10};  ///< percent of recipe.steps, ascending
@@ -73,7 +73,8 @@ inline Index budget_steps(const Settings& settings, double percent) {
 inline std::vector<Plan> plans(const Settings& settings) {
   std::vector<Plan> all;
   Recipe uptraining = settings.recipe;
-  uptraining.rate = uptraining.final_rate = settings.uptraining_rate;
+  uptraining.rate = settings.uptraining_rate;
+  uptraining.final_rate = settings.uptraining_rate / 10;
   uptraining.warm_up = 0;
   std::vector<Index> budgets{0};
   for (const double percent : settings.budgets)

@@ -155,7 +155,8 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.01, 100.0));
   app.add_option("--rate", settings.recipe.rate, "learning rate; falls to a tenth along a cosine")
       ->check(CLI::Range(1e-7, 1.0));
-  app.add_option("--uptraining-rate", settings.uptraining_rate, "learning rate of uptraining, all along")
+  app.add_option("--uptraining-rate", settings.uptraining_rate,
+                 "learning rate that uptraining begins with; falls to a tenth")
       ->check(CLI::Range(1e-7, 1.0));
   app.add_option("--warm-up", options.warm_up_percent, "percent of the steps in which the learning rate rises")
       ->check(CLI::Range(Index{0}, Index{100}));
