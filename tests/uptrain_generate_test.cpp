@@ -165,7 +165,7 @@ TEST_P(UptrainGenerate, QuantisedCacheStaysWithinItsBound) {
   cache.append(part(kTinyShape.dim, kTinyShape.kv_heads),
                part(kTinyShape.dim + kTinyShape.kv_dim(), kTinyShape.kv_heads));
   Eigen::MatrixXf out(kTinyShape.dim, count);
-  const gqa::DynamicAttention attention;
+  const CachedAttention attention;
   attention(part(0, kTinyShape.query_heads), cache.view(),
             gqa::TensorView(out.data(), count, kTinyShape.query_heads, width), on_path(path()));
 

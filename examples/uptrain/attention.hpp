@@ -116,7 +116,7 @@ class Attention {
 
   ModelShape shape_;
   gqa::Rope rope_;
-  gqa::DynamicAttention forward_;
+  gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::CacheOf<float>> forward_;
   gqa::GroupedQueryAttentionBackward<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::CacheOf<float>>
       backward_;
   gqa::Options options_;

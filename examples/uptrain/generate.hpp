@@ -17,6 +17,10 @@
 
 namespace uptrain {
 
+/// Attention over caches of elements, and of int8.
+using CachedAttention = gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic,
+                                                   gqa::CacheOf<float, gqa::bf16, gqa::f16, gqa::Int8>>;
+
 /// Refers to its model. Thread safe on different caches.
 class Generator {
  public:
@@ -105,7 +109,7 @@ class Generator {
 
   const Model& model_;
   gqa::Rope rope_;
-  gqa::DynamicAttention attention_;
+  CachedAttention attention_;
   gqa::Options options_;
 };
 
