@@ -57,10 +57,11 @@ struct Plan {
   }
 };
 
-/// A run's losses.
+/// What a run left.
 struct Result {
   Plan plan;
   std::vector<Evaluation> evaluations;
+  Model model;
 };
 
 /// Steps of a budget in percent, 1 or more.
@@ -133,15 +134,16 @@ class Experiment {
   /// All results, in the order of plans(settings). @throws Interrupted
   std::vector<Result> operator()() {
     std::vector<Result> results;
-    Model multi_head{settings_.shape, {}};
+    std::size_t multi_head = 0;  // of the present seed
     for (const Plan& plan : plans(settings_)) {
       RunState run = train(plan, [&] {
         if (plan.origin == Origin::scratch) return initial_model(plan.shape, plan.seed);
-        if (plan.origin == Origin::continued) return multi_head;
-        return convert(multi_head, plan.shape.kv_heads, plan.method, plan.seed, calibration(plan));
+        const Model& trained = results[multi_head].model;
+        if (plan.origin == Origin::continued) return trained;
+        return convert(trained, plan.shape.kv_heads, plan.method, plan.seed, calibration(plan));
       });
-      results.push_back({plan, run.evaluations});
-      if (plan.origin == Origin::scratch && plan.shape == settings_.shape) multi_head = std::move(run.training.model);
+      if (plan.origin == Origin::scratch && plan.shape == settings_.shape) multi_head = results.size();
+      results.push_back({plan, std::move(run.evaluations), std::move(run.training.model)});
     }
     progress_.clear();
     return results;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "decode_time.hpp"
+#include "generate.hpp"
 #include "gqa/thread_pool.hpp"
 #include "report.hpp"
 
@@ -38,6 +39,8 @@ struct Options {
   std::vector<std::string> methods;
   Index warm_up_percent = 5;
   Index decode_context = 8192;
+  std::string prompt = "The hacker ";
+  Index generate = 120;
   Index stop_after = 0;
   int threads = gqa::bench::usable_processors();
 };
@@ -75,6 +78,8 @@ void check(Options& options) {
   if (repeats(settings.kv_heads)) throw std::invalid_argument("--kv-heads has a number twice");
   if (repeats(settings.methods)) throw std::invalid_argument("--methods has a method twice");
   if (repeats(settings.budgets)) throw std::invalid_argument("--budgets has a number twice");
+  if (options.generate > 0 && options.prompt.empty())
+    throw std::invalid_argument("--prompt is empty; expected a byte or more to go on from");
   std::sort(settings.budgets.begin(), settings.budgets.end());
   settings.recipe.final_rate = settings.recipe.rate / 10;
   settings.recipe.warm_up = settings.recipe.steps * options.warm_up_percent / 100;
@@ -85,6 +90,36 @@ Text open_text(const Options& options) {
     throw std::runtime_error(
         options.text + " is not there. It comes with Debian's package jargon-text; or choose any text with --text");
   return {read_text(options.text), options.settings.shape.context};
+}
+
+/// What a model goes on writing, from a bf16 cache of its own.
+std::string continued(const Model& model, const std::string& prompt, Index count) {
+  const auto positions = static_cast<Index>(prompt.size()) + count;
+  std::vector<gqa::ContiguousKvCache> caches;
+  for (Index layer = 0; layer < model.shape.layers; ++layer)
+    caches.emplace_back(gqa::KvCacheConfig{.kv_heads = model.shape.kv_heads,
+                                           .head_dim = model.shape.head_dim(),
+                                           .k_type = gqa::ElementType::bf16,
+                                           .capacity = positions});
+  const std::vector<std::uint8_t> bytes(prompt.begin(), prompt.end());
+  const std::vector<std::uint8_t> made = Generator(model, positions).greedy(bytes, count, caches);
+  return {made.begin(), made.end()};
+}
+
+/// The multi-head model, and the first method's models after all their uptraining, each in a line.
+void print_continuations(const Options& options, const std::vector<Result>& results) {
+  std::printf("\n\"%s\" goes on, the likeliest byte at a time:\n", options.prompt.c_str());
+  for (const Result& each : results) {
+    const Plan& plan = each.plan;
+    const bool multi_head = plan.origin == Origin::scratch && plan.shape == options.settings.shape;
+    const bool converted = plan.origin == Origin::converted && plan.method == options.settings.methods.front();
+    if (plan.seed != options.settings.first_seed || !(multi_head || converted)) continue;
+    std::string text = continued(each.model, options.prompt, options.generate);
+    for (char& letter : text)
+      if (static_cast<unsigned char>(letter) < 0x20) letter = ' ';
+    std::printf("  %td KV heads, %s: %s\n", plan.shape.kv_heads, multi_head ? "multi-head" : plan.origin_name().c_str(),
+                text.c_str());
+  }
 }
 
 int run(const Options& options) {
@@ -106,7 +141,7 @@ int run(const Options& options) {
   std::fflush(stdout);
   const gqa::ThreadPoolExecutor executor(options.threads);
   Experiment experiment(settings, text, options.folder, executor, stop_asked, options.stop_after);
-  std::vector<Result> results = experiment();
+  const std::vector<Result> results = experiment();
 
   std::vector<Index> heads{settings.shape.query_heads};
   heads.insert(heads.end(), settings.kv_heads.begin(), settings.kv_heads.end());
@@ -114,8 +149,9 @@ int run(const Options& options) {
   DecodeTimes decode;
   for (std::size_t i = 0; i < heads.size(); ++i) decode[heads[i]] = seconds[i];
 
-  const Report report(settings, std::move(results), decode, options.decode_context);
+  const Report report(settings, results, decode, options.decode_context);
   report.print();
+  if (options.generate > 0) print_continuations(options, results);
   const std::string csv = options.csv.empty() ? options.folder + "/results.csv" : options.csv;
   const std::string lines = report.csv();
   replace_file(csv, std::as_bytes(std::span(lines)));
@@ -170,6 +206,9 @@ int main(int argc, char** argv) {
   app.add_option("--checkpoint-every", settings.checkpoint_every, "steps")->check(CLI::Range(Index{1}, Index{1} << 30));
   app.add_option("--decode-context", options.decode_context, "cached tokens of the decode step that is timed")
       ->check(CLI::Range(Index{1}, Index{1} << 22));
+  app.add_option("--generate", options.generate, "bytes that models go on writing at the end; 0: none")
+      ->check(CLI::Range(Index{0}, Index{1} << 16));
+  app.add_option("--prompt", options.prompt, "what they go on from");
   app.add_option("--stop-after", options.stop_after, "stop after so many steps, as a signal would; 0: never")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--threads", options.threads, "threads; change no result")->check(CLI::Range(1, 1024));
