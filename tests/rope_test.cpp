@@ -238,6 +238,7 @@ TEST(Rope, WhatIsWrongIsNamed) {
   const TensorView rows(row.data(), 2, 1, 32);
   const Rope rope({.dims = 32}, 10);
   expect_refused([] { Rope({.dims = 31}, 1); }, "options.dims");
+  expect_refused([] { Rope({.dims = 32, .pairs = RopePairs::none}, 1); }, "options.pairs");
   expect_refused([] { Rope({.dims = 32, .base = 0.0}, 1); }, "options.base");
   expect_refused([] { Rope({.dims = 32, .scaling = RopeScaling::yarn}, 1); }, "options.original_positions");
   expect_refused(

@@ -9,6 +9,7 @@
 
 #include "gqa/error.hpp"
 #include "gqa/heads.hpp"
+#include "gqa/rope_pairs.hpp"
 
 namespace gqa {
 
@@ -24,13 +25,6 @@ struct AttentionWeights {
   Eigen::VectorXd k_bias{};  ///< Hkv·D, or empty
   Eigen::VectorXd v_bias{};  ///< Hkv·Dv, or empty
   Eigen::VectorXd o_bias{};  ///< outputs, or empty
-};
-
-/// Which dims of a query or key head rotary position embedding turns together (Su et al. 2021, "RoFormer", section 3.2.2).
-enum class RopePairs : std::uint8_t {
-  none,         ///< no rotary embedding
-  interleaved,  ///< (0, 1), (2, 3), …: GPT-J's, llama2.c's, GGUF's for Llama
-  half_split    ///< (0, r/2), (1, r/2 + 1), …: GPT-NeoX's, Hugging Face's for Llama
 };
 
 /// What conversions must know of the rotary embedding: turning a key head's pair by an angle of its own, and the query heads' too,
@@ -99,7 +93,7 @@ inline void check_weights(const AttentionWeights& w) {
 
 /// Dims of a head that RoPE turns. Fails if the layout does not fit.
 inline Index check_rope(const RopeLayout& rope, Index head_dim) {
-  if (rope.pairs > RopePairs::half_split)
+  if (rope.pairs > RopePairs::none)
     fail("rope.pairs", static_cast<Index>(rope.pairs), "RopePairs::none, interleaved or half_split");
   if (rope.pairs == RopePairs::none) return 0;
   const Index dims = rope.dims == 0 ? head_dim : rope.dims;

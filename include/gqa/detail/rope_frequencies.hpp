@@ -9,11 +9,9 @@
 
 #include "gqa/detail/path/region.hpp"
 #include "gqa/error.hpp"
+#include "gqa/rope_pairs.hpp"
 
 namespace gqa {
-
-/// Which dims of a row make a pair: i and i + dims / 2 (GPT-NeoX, Llama in its usual form), or 2i and 2i + 1 (GPT-J, Meta's own Llama, GLM).
-enum class RopePairs : std::uint8_t { half_split, interleaved };
 
 /// How frequencies change so that a model reaches farther than it was trained for.
 enum class RopeScaling : std::uint8_t {
@@ -72,6 +70,8 @@ inline void check_rope(const RopeOptions& options) {
   };
   if (options.dims < 0 || options.dims % 2 != 0 || options.dims > (Index{1} << 20))
     fail("options.dims", options.dims, "an even number, 0 to 2^20");
+  if (options.pairs > RopePairs::interleaved)
+    fail("options.pairs", static_cast<Index>(options.pairs), "RopePairs::half_split or interleaved");
   positive("options.base", options.base);
   positive("options.factor", options.factor);
   if (options.scaling == RopeScaling::yarn) {
