@@ -76,13 +76,7 @@ GQA_OP float choose(bool first, float a, float b) {
   return first ? a : b;
 #endif
 }
-// a·b + c, rounded once.
-GQA_OP float fma(float a, float b, float c) { return GQA_FMAF(a, b, c); }
-GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-  Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = fma(a.lane[i], b.lane[i], c.lane[i]);
-  return r;
-}
+#include "gqa/detail/path/portable_fma.inl"
 // b where a is NaN, like the x86 instruction.
 GQA_OP Vec larger(const Vec& a, const Vec& b) {
   Vec r;
