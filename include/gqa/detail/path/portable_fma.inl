@@ -46,8 +46,8 @@ GQA_OP __m128d sum_to_odd(__m128d product, __m128d addend) {
   const __m128i bits = _mm_castpd_si128(sum);
   const __m128i infinite = _mm_set1_epi32(0x7ff00000);
   const __m128i nonfinite = _mm_cmpeq_epi32(_mm_and_si128(bits, infinite), infinite);  // upper halves
-  const __m128i inexact = _mm_andnot_si128(_mm_shuffle_epi32(nonfinite, 0xf5),
-                                           _mm_castpd_si128(_mm_cmpneq_pd(lost, _mm_setzero_pd())));
+  const __m128i inexact =
+      _mm_andnot_si128(_mm_shuffle_epi32(nonfinite, 0xf5), _mm_castpd_si128(_mm_cmpneq_pd(lost, _mm_setzero_pd())));
   const __m128i opposite = _mm_srai_epi32(_mm_xor_si128(bits, _mm_castpd_si128(lost)), 31);
   const __m128i too_large = _mm_and_si128(_mm_shuffle_epi32(opposite, 0xf5), inexact);
   return _mm_castsi128_pd(_mm_or_si128(_mm_add_epi64(bits, too_large), _mm_srli_epi64(inexact, 63)));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The portable path's multiply-add: the bits of std::fma, for every kind of number and in every lane.
+// The portable path's operations that are more than a loop over lanes: multiply-adds have the bits of fmaf, for every kind of number and in
+// every lane; 16-bit elements widen to what they stand for.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -28,6 +29,8 @@ GQA_KERNEL Vec one_by_one_in_double(const Vec& a, const Vec& b, const Vec& c) {
   return r;
 }
 GQA_KERNEL Vec lanes_as_chosen(const Vec& a, const Vec& b, const Vec& c) { return detail::portable::fma(a, b, c); }
+GQA_KERNEL Vec widened_f16(const detail::portable::Words& bits) { return detail::portable::widen_f16(bits); }
+GQA_KERNEL Vec widened_bf16(const detail::portable::Words& bits) { return detail::portable::widen_bf16(bits); }
 GQA_END_PLAIN_REGION()
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -165,6 +168,19 @@ TEST(PortableFma, EachLane) {
     terms[static_cast<std::size_t>(random.below(kLanes))].c = odd_ones[random.below(5)];
     terms[static_cast<std::size_t>(i % kLanes)] = near_middle(random);
     expect_exact(terms);
+  }
+}
+
+TEST(PortableWidening, Every16Bits) {
+  std::array<std::uint16_t, kLanes> words;
+  for (std::uint32_t first = 0; first < 0x10000u; ++first) {
+    for (std::uint32_t i = 0; i < words.size(); ++i) words[i] = static_cast<std::uint16_t>(first + i * 0x1003u);
+    const auto bits = detail::portable::load_words(reinterpret_cast<const std::byte*>(words.data()));
+    const Vec from_f16 = widened_f16(bits), from_bf16 = widened_bf16(bits);
+    for (std::size_t i = 0; i < words.size(); ++i) {
+      ASSERT_TRUE(same(from_f16.lane[i], detail::float_from_f16(words[i]))) << "f16 " << words[i] << ", lane " << i;
+      ASSERT_TRUE(same(from_bf16.lane[i], detail::float_from_bf16(words[i]))) << "bf16 " << words[i] << ", lane " << i;
+    }
   }
 }
 
