@@ -115,8 +115,7 @@ int main(int argc, char** argv) {
     if (argc != 2 || std::strcmp(argv[1], gqa::path_name(path)) != 0) continue;
     const gqa::ActivePath active = gqa::active_path();
     std::printf("# best path: %s, %s\n", gqa::path_name(active.path), active.reason);
-    // The portable path too: its fmaf is the C library's, which has one for processors with FMA and one for those without.
-    if (!gqa::path_available(Path::avx2)) return 77;
+    if (!gqa::path_available(path)) return 77;
     for (const Problem& problem : path == Path::portable ? std::span<const Problem>(portable_problems) : wide_problems)
       for (const ElementType type : {ElementType::f32, ElementType::bf16, ElementType::f16}) {
         Call call(problem, type, path);

@@ -76,13 +76,7 @@ GQA_OP float choose(bool first, float a, float b) {
   return first ? a : b;
 #endif
 }
-// a·b + c, rounded once.
-GQA_OP float fma(float a, float b, float c) { return GQA_FMAF(a, b, c); }
-GQA_OP Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-  Vec r;
-  for (int i = 0; i < kLanes; ++i) r.lane[i] = fma(a.lane[i], b.lane[i], c.lane[i]);
-  return r;
-}
+#include "gqa/detail/path/portable_fma.inl"
 // b where a is NaN, like the x86 instruction.
 GQA_OP Vec larger(const Vec& a, const Vec& b) {
   Vec r;
@@ -211,19 +205,57 @@ struct FewWords {
 };
 GQA_OP Words load_words(const std::byte* p) { return {p}; }
 GQA_OP FewWords load_words_part(const std::byte* p, Index count) { return {{p}, count}; }
+#if defined(__SSE2__)  // what GCC 12 makes of the loops below takes longer than the multiply-add
+GQA_OP __m128i load_eight(const Words& bits, int first) {
+  __m128i eight;
+  __builtin_memcpy(&eight, bits.p + first * 2, sizeof eight);
+  return eight;
+}
+GQA_OP Vec widen_bf16(const Words& bits) {
+  Vec r;
+  GQA_UNROLL
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m128i eight = load_eight(bits, i);
+    _mm_storeu_ps(r.lane + i, _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), eight)));
+    _mm_storeu_ps(r.lane + i + 4, _mm_castsi128_ps(_mm_unpackhi_epi16(_mm_setzero_si128(), eight)));
+  }
+  return r;
+}
+// Four f16, in the upper halves of lanes. As a float, exponent and mantissa are 2⁻¹¹² times what they are, denormal or not; infinities and NaNs
+// lack the upper bits of their exponents.
+GQA_OP __m128 floats_of_upper_halves(__m128i halves) {
+  const __m128i sign = _mm_and_si128(halves, _mm_set1_epi32(static_cast<int>(0x80000000u)));
+  const __m128i magnitude = _mm_srli_epi32(_mm_xor_si128(halves, sign), 3);
+  const __m128 scaled = _mm_castsi128_ps(magnitude) * _mm_set1_ps(0x1p112f);
+  const __m128i nonfinite = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32((0x7c00 << 13) - 1));
+  const __m128i exponent = _mm_and_si128(nonfinite, _mm_set1_epi32(0x7f800000));
+  return _mm_castsi128_ps(_mm_or_si128(_mm_or_si128(_mm_castps_si128(scaled), exponent), sign));
+}
+GQA_OP Vec widen_f16(const Words& bits) {
+  Vec r;
+  GQA_UNROLL
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m128i eight = load_eight(bits, i);
+    _mm_storeu_ps(r.lane + i, floats_of_upper_halves(_mm_unpacklo_epi16(_mm_setzero_si128(), eight)));
+    _mm_storeu_ps(r.lane + i + 4, floats_of_upper_halves(_mm_unpackhi_epi16(_mm_setzero_si128(), eight)));
+  }
+  return r;
+}
+#else
 GQA_OP Vec widen_bf16(const Words& bits) {
   Vec r;
   for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_bf16(bits[i]);
   return r;
 }
-GQA_OP Vec widen_bf16(const FewWords& bits) {
-  Vec r = zero();
-  for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_bf16(bits.words[i]);
-  return r;
-}
 GQA_OP Vec widen_f16(const Words& bits) {
   Vec r;
   for (int i = 0; i < kLanes; ++i) r.lane[i] = float_from_f16(bits[i]);
+  return r;
+}
+#endif
+GQA_OP Vec widen_bf16(const FewWords& bits) {
+  Vec r = zero();
+  for (Index i = 0; i < bits.count; ++i) r.lane[i] = float_from_bf16(bits.words[i]);
   return r;
 }
 GQA_OP Vec widen_f16(const FewWords& bits) {

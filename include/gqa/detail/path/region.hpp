@@ -23,6 +23,16 @@
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+/// Whether the target has a fused multiply-add of floats for certain.
+#if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__) || defined(__powerpc64__) || \
+    defined(__s390x__) || (defined(__riscv_flen) && __riscv_flen >= 32)
+#define GQA_DETAIL_FUSED 1
+#else
+#define GQA_DETAIL_FUSED 0
 #endif
 
 #if defined(__clang__)
@@ -123,15 +133,6 @@ inline constexpr bool kIntegers = requires {
 GQA_BEGIN_PLAIN_REGION()
 
 namespace gqa::detail::inline GQA_ABI {
-
-#if defined(__clang__) && GQA_DETAIL_X86 && !defined(__FMA__)
-/// The C library's, by another name: Clang may take __builtin_fmaf for a product and a sum under -fassociative-math, and where the target has
-/// no such instruction it does.
-float library_fmaf(float a, float b, float c) noexcept __asm__("fmaf");
-#define GQA_FMAF(a, b, c) ::gqa::detail::library_fmaf(a, b, c)
-#else
-#define GQA_FMAF(a, b, c) __builtin_fmaf(a, b, c)
-#endif
 
 /// 1 / √head_dim, what q·k is multiplied by unless the caller says otherwise.
 inline float default_scale(Index head_dim) noexcept { return 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)); }
