@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
+#elif !defined(__aarch64__)
+#include <cfenv>
 #endif
 
 namespace gqa::detail::inline GQA_ABI {
@@ -36,8 +38,14 @@ class FloatEnvironment {
  private:
   std::uint64_t saved_ = 0;
 #else
-  FloatEnvironment() noexcept = default;
-  ~FloatEnvironment() = default;
+  FloatEnvironment() noexcept {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~FloatEnvironment() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_{};
 #endif
 
  public:
