@@ -5,12 +5,14 @@
 #pragma once
 
 #include <atomic>
+#include <type_traits>
 
 #include "gqa/detail/config.hpp"
 
 namespace gqa::detail {
 
-/// A number, flag or pointer with the operations of std::atomic; sequentially consistent unless told otherwise.
+/// A number, flag or pointer with the operations of std::atomic; sequentially consistent unless told otherwise. A flag takes a word: to change
+/// a byte of memory, RISC-V's compilers may call a library that would have to be linked.
 template <class T>
 class Atomic {
  public:
@@ -19,12 +21,14 @@ class Atomic {
   Atomic(const Atomic&) = delete;
   Atomic& operator=(const Atomic&) = delete;
 
-  GQA_ALWAYS_INLINE T load(int order = __ATOMIC_SEQ_CST) const noexcept { return __atomic_load_n(&value_, order); }
+  GQA_ALWAYS_INLINE T load(int order = __ATOMIC_SEQ_CST) const noexcept {
+    return static_cast<T>(__atomic_load_n(&value_, order));
+  }
   GQA_ALWAYS_INLINE void store(T value, int order = __ATOMIC_SEQ_CST) noexcept {
     __atomic_store_n(&value_, value, order);
   }
   GQA_ALWAYS_INLINE T exchange(T value, int order = __ATOMIC_SEQ_CST) noexcept {
-    return __atomic_exchange_n(&value_, value, order);
+    return static_cast<T>(__atomic_exchange_n(&value_, value, order));
   }
   GQA_ALWAYS_INLINE T fetch_add(T more, int order = __ATOMIC_SEQ_CST) noexcept {
     return __atomic_fetch_add(&value_, more, order);
@@ -41,7 +45,7 @@ class Atomic {
   }
 
  private:
-  T value_{};
+  std::conditional_t<std::is_same_v<T, bool>, unsigned, T> value_{};
 };
 
 /// The same for what a user sees as a std::atomic, which is made of the same builtins. It need not be lock-free: GCC 12 says of a bool on RISC-V

@@ -24,6 +24,9 @@
 #elif __cplusplus < 202002L
 #error "gqa needs C++20: compile this unit with -std=c++20 or newer"
 #include "gqa/see_the_error_above"
+#elif defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "gqa needs a little-endian target: rows of caches are stored as other programs have them"
+#include "gqa/see_the_error_above"
 #elif PTRDIFF_MAX < 0x7fffffffffffffff
 #error "gqa needs a 64-bit target: extents, strides and positions of caches are 64-bit numbers"
 #include "gqa/see_the_error_above"
