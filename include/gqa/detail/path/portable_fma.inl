@@ -79,7 +79,7 @@ GQA_KERNEL bool any_inexact(Vec a, Vec b, Vec c) {
   return _mm_movemask_pd(inexact) != 0;
 }
 
-// Rounded to nearest twice, which takes a third of the time, unless a lane may be a middle. Of normal floats that is a double whose last 29 bits
+// Rounded to nearest twice, which takes less than half the time, unless a lane may be a middle. Of normal floats that is a double whose last 29 bits
 // are 100…0; the first 16 of them are looked at. Of others it is whatever becomes denormal, zero or the least normal float. Both are gathered
 // as the least of the signed upper halves of lanes of 32 bits: none is less than a tail that begins with 1000…. Sums of short numbers (bf16,
 // say) often are a middle, exactly: that is found out before they are computed again.

@@ -29,7 +29,7 @@
 
 /// Whether the target has a fused multiply-add of floats for certain.
 #if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__) || defined(__powerpc64__) || \
-    defined(__s390x__) || (defined(__riscv_flen) && __riscv_flen >= 32)
+    (defined(__riscv_flen) && __riscv_flen >= 32)
 #define GQA_DETAIL_FUSED 1
 #else
 #define GQA_DETAIL_FUSED 0
