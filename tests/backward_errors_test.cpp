@@ -125,9 +125,12 @@ TEST(BackwardErrors, MemoryThatIsNotAGradientsOwn) {
     const auto at = [&](const auto& where) {
       return said([&](Call& c) { (c.gradients.*w.member).data = const_cast<void*>(where(c)); });
     };
+    // It may reach farther than what lies there, into the memory of something else, which may be named first.
     const auto refused = [&](const std::string& message) {
-      return says(message, w.name, "", "no input and no other output lies in") &&
-             message.find("is in the memory of ") != std::string::npos;
+      return message.rfind("gqa: d_", 0) == 0 && message.find(" is in the memory of ") != std::string::npos &&
+                     message.find(w.name) != std::string::npos
+                 ? testing::AssertionSuccess()
+                 : testing::AssertionFailure() << message;
     };
     EXPECT_TRUE(refused(at([](Call& c) { return c.sequence.q.data; })));
     EXPECT_TRUE(refused(at([](Call& c) -> const void* { return c.sequence.out.data; })));
@@ -138,8 +141,7 @@ TEST(BackwardErrors, MemoryThatIsNotAGradientsOwn) {
     for (const Written& other : kWritten) {
       if (&other == &w) continue;
       const std::string message = at([&](Call& c) -> const void* { return (c.gradients.*other.member).data; });
-      EXPECT_TRUE(refused(message) ||
-                  says(message, other.name, std::string("in the memory of ") + w.name, "of its own"));
+      EXPECT_TRUE(refused(message));
     }
   }
   Call scratch;
@@ -213,7 +215,10 @@ TEST(BackwardErrors, OptionsAndShapes) {
   Call call;
   const GroupedQueryAttentionBackward<4, 2, 8> other;
   EXPECT_TRUE(says(message_of([&] { other(call.sequence, call.gradients, call.options); }), "q.dim", "6", "8"));
-  EXPECT_TRUE(says(message_of([] { DynamicAttentionBackward(HeadShape{4, 3, 8, 8}); }), "shape.kv_heads", "3", "query_heads = 4"));
+  EXPECT_TRUE(says(message_of([] {
+                     DynamicAttentionBackward(HeadShape{4, 3, 8, 8});
+                   }),
+                   "shape.kv_heads", "3", "query_heads = 4"));
 }
 
 TEST(BackwardErrors, Lookups) {

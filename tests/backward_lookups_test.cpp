@@ -61,6 +61,44 @@ TEST_P(BackwardLookups, AdditiveBiasesOfEveryBroadcasting) {
     }
 }
 
+// Each sequence has biases of its own, head by head, with gaps between them.
+TEST_P(BackwardLookups, BiasesOfSequences) {
+  Shape s = shape();
+  const StoredProblem a(s, 905, type());
+  s.n_q = 3;
+  s.n_kv -= 5;
+  const StoredProblem b(s, 906, type());
+  const Index keys = shape().n_kv;
+  const BroadcastView<float>::Strides by{4 * keys + 7, keys, 0, 1};
+  const std::vector<float> bias = make_problem({1, 1, 2 * by.sequence, 1, 1, 0}, 907).q.values;
+  const auto variant = compose(Causal{}, AdditiveBias<float>{BroadcastView<float>(bias.data(), 2, 4, 1, keys, by)});
+  const auto alone = [&](Index i) {  // what the second sequence of a batch is told
+    return compose(Causal{}, AdditiveBias<float>{BroadcastView<float>(bias.data() + i * by.sequence, 1, 4, 1, keys,
+                                                                      {0, by.head, 0, 1})});
+  };
+  for (const BackwardHow& how : hows()) {
+    std::vector<float> data(bias.size(), 0.0f);
+    const LookupGradient lookups[] = {{0, data, {by.sequence, by.head, 0, 1}, 0}};
+    Output of_a = run_forward(a.inputs(), how, alone(0)), of_b = run_forward(b.inputs(), how, alone(1));
+    auto memory_a = GradientTensors::of<Causal>(a.inputs()), memory_b = GradientTensors::of<Causal>(b.inputs());
+    const Sequence batch[] = {{a.inputs().q, a.inputs().kv, of_a.view(), {}, of_a.lse()},
+                              {b.inputs().q, b.inputs().kv, of_b.view(), {}, of_b.lse()}};
+    const SequenceGradients gradients[] = {memory_a.gradients(a.inputs().d_out), memory_b.gradients(b.inputs().d_out)};
+    BackwardHow with = how;
+    with.lookups = lookups;
+    DynamicAttentionBackward{}(batch, gradients, variant, with.options());
+    const auto element = [&](Index, Index h, Index t) { return h * by.head + t; };
+    const auto part = [&](Index i) {
+      const auto first = data.begin() + i * by.sequence;
+      return std::vector<float>(first, first + by.sequence);
+    };
+    EXPECT_TRUE(
+        GradientBound(a.inputs(), a.inputs().kv, of_a, how, alone(0), kSum).lookups_hold(0, part(0), 0.0f, element));
+    EXPECT_TRUE(
+        GradientBound(b.inputs(), b.inputs().kv, of_b, how, alone(1), kSum).lookups_hold(0, part(1), 0.0f, element));
+  }
+}
+
 TEST_P(BackwardLookups, OneNumberForAll) {
   const Shape s = shape();
   const StoredProblem p(s, 911, type());

@@ -88,6 +88,21 @@ TEST_P(Backward, NothingCachedAndNothingAsked) {
   }
 }
 
+TEST_P(Backward, ARingWithoutPositions) {
+  // Its oldest position lies beyond its length: nothing is there, and nothing is seen.
+  StoredProblem p({4, 2, 5, 3, 3, 9}, 565, type(), ring_place(20));
+  BackwardInputs in = p.inputs();
+  in.kv.oldest = 15;
+  const Index positions[] = {-1, -2, -3};
+  in.positions = positions;
+  for (const BackwardHow& how : hows()) {
+    const Gradients all = differentiate(in, how, Sinks{});
+    EXPECT_EQ(all.d_k.tokens, 0);
+    for (const float x : all.d_q.values) EXPECT_EQ(x, 0.0f);
+    for (const float x : all.d_sink) EXPECT_EQ(x, 0.0f);
+  }
+}
+
 TEST_P(Backward, EveryStorage) {
   const Shape shape = slow() ? Shape{4, 2, 9, 6, 5, 90} : Shape{4, 2, 24, 20, 30, 300};
   const Index capacity = shape.n_q + 50;

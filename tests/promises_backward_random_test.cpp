@@ -63,8 +63,8 @@ class Drawn {
     StoredCaches kv;
     Tensor d_out;
     std::string place;
-    BackwardInputs in(std::span<const Index> positions) const {
-      return {q.const_view(), kv.view(), d_out.const_view(), positions};
+    BackwardInputs in(std::span<const Index> of_queries) const {
+      return {q.const_view(), kv.view(), d_out.const_view(), of_queries};
     }
   };
   Stored store(Random& random) const {
