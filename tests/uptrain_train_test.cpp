@@ -244,6 +244,32 @@ TEST(UptrainExperiment, InterruptedAnywhereItEndsWithTheSameBits) {
   }
 }
 
+TEST(UptrainExperiment, LossesThatDoNotFitTheStepsAreRefused) {
+  const Settings settings = tiny_settings();
+  const Text text(word_bytes(9000, 83), kTinyShape.context);
+  const std::string folder = fresh_folder();
+  gqa::SerialExecutor serial;
+  run(settings, text, folder, serial);
+  const Plan plan = plans(settings).back();
+  const std::string path = folder + "/" + plan.name() + ".checkpoint";
+  const std::vector<char> bytes = read_file(path);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data() + 8, sizeof(length));
+  const Json identity =
+      Json::parse(bytes.begin() + 16, bytes.begin() + 16 + static_cast<std::ptrdiff_t>(length))["run"];
+  const std::optional<RunState> whole = load_run(path, plan.shape, identity);
+  ASSERT_TRUE(whole.has_value());
+  RunState spoilt = *whole;
+  spoilt.evaluations.pop_back();
+  save_run(path, identity, spoilt);
+  EXPECT_TRUE(contains(complaint([&] { run(settings, text, folder, serial); }), path + ": has not the losses"));
+  spoilt = *whole;
+  spoilt.training.step = 3;
+  save_run(path, identity, spoilt);
+  EXPECT_TRUE(
+      contains(complaint([&] { run(settings, text, folder, serial); }), path + ": has done 3 steps; the run has 2"));
+}
+
 TEST(UptrainExperiment, RunsStartFromTheMultiHeadModel) {
   const Settings settings = tiny_settings();
   const Text text(word_bytes(9000, 82), kTinyShape.context);

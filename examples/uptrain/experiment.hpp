@@ -198,6 +198,7 @@ class Experiment {
     std::optional<RunState> found = load_run(path, plan.shape, what);
     RunState run = found ? std::move(*found) : RunState{TrainingState(start())};
     TrainingState& state = run.training;
+    check_progress(plan, run, path);
     progress_.skip(work_of_steps(state.step) + work_of_evaluations(run.evaluations.size()));
     if (run.finished) return run;
 
@@ -224,6 +225,18 @@ class Experiment {
     run.finished = true;
     save_run(path, what, run);
     return run;
+  }
+
+  /// @throws std::runtime_error unless a run has got as far as its losses say
+  static void check_progress(const Plan& plan, const RunState& run, const std::string& path) {
+    const Index step = run.training.step;
+    if (step > plan.recipe.steps)
+      bad_file(path, "has done " + std::to_string(step) + " steps; the run has " + std::to_string(plan.recipe.steps));
+    for (std::size_t i = 0; i < plan.evaluations.size(); ++i) {
+      const bool measured = i < run.evaluations.size(), due = run.finished || plan.evaluations[i] < step;
+      if (measured ? run.evaluations[i].step != plan.evaluations[i] || run.evaluations[i].step > step : due)
+        bad_file(path, "has not the losses that it should have after " + std::to_string(step) + " steps");
+    }
   }
 
   static std::string words(const Plan& plan, const std::string& what, double loss) {

@@ -53,8 +53,8 @@ def line(axes, points, **style):
         axes.errorbar([x for x, _ in points], [y[0] for _, y in points], yerr=[y[1] for _, y in points], capsize=2, **style)
 
 
-def save(figure, name):
-    figure.tight_layout()
+def save(figure, name, room_below=0.0):
+    figure.tight_layout(rect=(0, room_below, 1, 1))
     path = os.path.join(options.out, name)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -94,9 +94,9 @@ def loss():
         axes.set_title("right after conversion" if budget == 0 else f"after uptraining for {budget:g}% of the steps", fontsize=10)
         axes.grid(True, linewidth=0.3)
     panels[0].set_ylabel("held-out bits per byte")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncol=len(methods) + 2)
     figure.suptitle(f"Loss against the size of the cache ({what})", fontsize=10)
-    save(figure, "uptrain_loss.png")
+    save(figure, "uptrain_loss.png", room_below=0.06)
 
 
 gap()

@@ -53,37 +53,33 @@ class Report {
 
   /// A row for each way to each number of KV heads, a column for each budget.
   void print() const {
+    const bool spread = settings_.seeds > 1;
+    const int loss_width = spread ? 14 : 7, closed_width = spread ? 10 : 7;
     std::printf(
-        "Held-out loss in bits per byte, %td bytes%s. \"Closed\" is the share of the gap between right after "
-        "conversion and the\n"
-        "multi-head model that uptraining of %g%% closes. KV bytes are those of a token in a bf16 cache; a decode step "
-        "is its\n"
-        "attention over %td tokens, all layers, one thread.\n\n",
-        held_out_bytes(), settings_.seeds > 1 ? ", mean ± standard deviation over seeds" : "", settings_.budgets.back(),
+        "Held-out loss in bits per byte, of %td bytes%s; +n%%: after uptraining for n%% of the steps. \"Closed\":\n"
+        "the share of the gap between the model as converted and the multi-head one that all of it closes. KV bytes: "
+        "of\n"
+        "a token in a bf16 cache. Decode step: its attention over %td tokens, all layers, one thread.\n\n",
+        settings_.held_out * settings_.shape.context, spread ? ", mean ± standard deviation over seeds" : "",
         decode_context_);
-    const int width = settings_.seeds > 1 ? 15 : 8;
-    std::printf("%8s %9s %11s  %-12s %*s", "KV heads", "KV bytes", "decode step", "model", width, "+0%");
-    for (const double percent : settings_.budgets)
-      std::printf(" %*s", width, ("+" + number("%g", percent) + "%").c_str());
-    std::printf(" %8s\n", "closed");
+    std::printf("%8s %9s %11s  %-12s", "KV heads", "KV bytes", "decode step", "model");
+    for (const double percent : budgets(Origin::converted))
+      std::printf(" %*s", loss_width, ("+" + number("%g", percent) + "%").c_str());
+    std::printf(" %*s\n", closed_width, "closed");
     for (const std::size_t first : first_of_rows()) {
       const Plan& plan = results_[first].plan;
       std::printf("%8td %9td %8.1f µs  %-12s", plan.shape.kv_heads, plan.shape.kv_bytes_per_token(),
                   decode_.at(plan.shape.kv_heads) * 1e6, model_name(plan).c_str());
-      std::vector<double> all{0};
-      all.insert(all.end(), settings_.budgets.begin(), settings_.budgets.end());
-      if (plan.origin == Origin::scratch) all = {0};
-      for (const double percent : all) {
-        const Spread loss =
-            over_seeds(first, [&](const Result& each) { return std::optional(bits(loss_at(each, percent))); });
-        std::string cell = number("%.3f", loss.mean);
-        if (loss.deviation) cell += " ± " + number("%.3f", *loss.deviation);
-        std::printf(" %*s", width + (loss.deviation ? 1 : 0), cell.c_str());  // the sign is two bytes
+      for (const double percent : budgets(plan.origin)) {
+        const auto loss = [&](const Result& each) { return std::optional(bits(loss_at(each, percent))); };
+        std::printf(" %s", cell(over_seeds(first, loss), "%.3f", loss_width).c_str());
       }
       if (plan.origin == Origin::converted) {
-        const Spread closed =
-            over_seeds(first, [&](const Result& each) { return closed_by(each, settings_.budgets.back()); });
-        std::printf(" %7.0f%%", 100 * closed.mean);
+        const auto closed = [&](const Result& each) -> std::optional<double> {
+          const std::optional<double> share = closed_by(each, settings_.budgets.back());
+          return share ? std::optional(100 * *share) : std::nullopt;
+        };
+        std::printf(" %s", cell(over_seeds(first, closed), "%.0f%%", closed_width).c_str());
       }
       std::printf("\n");
     }
@@ -92,13 +88,10 @@ class Report {
   /// A line for each loss: seed, KV heads, model, budget in percent, steps, bits per byte, share closed, KV bytes, decode microseconds.
   std::string csv() const {
     std::string text =
-        "seed,kv_heads,model,budget_percent,steps,bits_per_byte,gap_closed,kv_bytes_per_token,decode_us,decode_"
-        "context\n";
+        "seed,kv_heads,model,budget_percent,steps,bits_per_byte,gap_closed,kv_bytes_per_token,"
+        "decode_us,decode_context\n";
     for (const Result& each : results_) {
-      std::vector<double> all{0};
-      if (each.plan.origin != Origin::scratch)
-        all.insert(all.end(), settings_.budgets.begin(), settings_.budgets.end());
-      for (const double percent : all) {
+      for (const double percent : budgets(each.plan.origin)) {
         const std::optional<double> closed =
             each.plan.origin == Origin::converted ? closed_by(each, percent) : std::nullopt;
         text += std::to_string(each.plan.seed) + "," + std::to_string(each.plan.shape.kv_heads) + "," +
@@ -118,13 +111,25 @@ class Report {
     std::snprintf(text, sizeof text, format, value);
     return text;
   }
+  /// A number and its spread at the right of a column.
+  static std::string cell(const std::optional<Spread>& spread, const char* format, int width) {
+    std::string text = spread ? number(format, spread->mean) : "no gap";
+    const bool several = spread && spread->deviation;
+    if (several) text += " ± " + number(format, *spread->deviation);
+    const auto shown = text.size() - (several ? 1 : 0);  // the sign is two bytes
+    return std::string(static_cast<std::size_t>(width) - std::min(shown, static_cast<std::size_t>(width)), ' ') + text;
+  }
+  /// Percent of uptraining that there are losses of.
+  std::vector<double> budgets(Origin origin) const {
+    std::vector<double> all{0};
+    if (origin != Origin::scratch) all.insert(all.end(), settings_.budgets.begin(), settings_.budgets.end());
+    return all;
+  }
   static std::string model_name(const Plan& plan) {
     const bool multi_head = plan.shape.kv_heads == plan.shape.query_heads;
     if (plan.origin == Origin::scratch) return multi_head ? "multi-head" : "from scratch";
     return plan.origin == Origin::continued ? "trained on" : plan.origin_name();
   }
-
-  Index held_out_bytes() const { return settings_.held_out * settings_.shape.context; }
 
   Index step_at(const Result& result, double percent) const {
     if (result.plan.origin == Origin::scratch) return settings_.recipe.steps;
@@ -156,14 +161,14 @@ class Report {
     });
     return rows;
   }
-  /// A number of each seed's result that corresponds to results_[first].
+  /// Of a number of each seed's result that corresponds to results_[first]; nothing if none of them has it.
   template <class Value>
-  Spread over_seeds(std::size_t first, const Value& value) const {
+  std::optional<Spread> over_seeds(std::size_t first, const Value& value) const {
     const std::size_t per_seed = results_.size() / static_cast<std::size_t>(settings_.seeds);
     std::vector<double> values;
     for (std::size_t i = first; i < results_.size(); i += per_seed)
       if (const std::optional<double> one = value(results_[i])) values.push_back(*one);
-    return spread_of(values);
+    return values.empty() ? std::nullopt : std::optional(spread_of(values));
   }
 
   Settings settings_;
