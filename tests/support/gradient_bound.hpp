@@ -96,9 +96,9 @@ class GradientBound {
   }
   /// Every element is within its bound.
   testing::AssertionResult holds(const Gradients& actual) const {
-    for (const auto& result : {within("d_q", expected_.d_q, bound_.d_q, actual.d_q),
-                               within("d_k", expected_.d_k, bound_.d_k, actual.d_k),
-                               within("d_v", expected_.d_v, bound_.d_v, actual.d_v)})
+    for (const auto& result :
+         {within("d_q", expected_.d_q, bound_.d_q, actual.d_q), within("d_k", expected_.d_k, bound_.d_k, actual.d_k),
+          within("d_v", expected_.d_v, bound_.d_v, actual.d_v)})
       if (!result) return result;
     for (Index i = 0; i < static_cast<Index>(actual.d_sink.size()); ++i) {
       const auto x = static_cast<double>(actual.d_sink[static_cast<std::size_t>(i)]);
@@ -217,8 +217,8 @@ class GradientBound {
     }
   }
 
-  static testing::AssertionResult within(const char* what, const Eigen::MatrixXd& expected, const Eigen::MatrixXd& bound,
-                                         const Numbers& actual) {
+  static testing::AssertionResult within(const char* what, const Eigen::MatrixXd& expected,
+                                         const Eigen::MatrixXd& bound, const Numbers& actual) {
     if (expected.rows() != actual.tokens * actual.heads || expected.cols() != actual.dim)
       return testing::AssertionFailure() << what << " has another shape";
     for (Index t = 0; t < actual.tokens; ++t)
