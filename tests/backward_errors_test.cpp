@@ -248,6 +248,19 @@ TEST(BackwardErrors, Lookups) {
   EXPECT_TRUE(says(with([](LookupGradient& l) { l.strides.query = Index{1} << 60; }),
                    "options.lookups[0].strides.query", "1152921504606846976", "48 bits"));
   for (const float x : data) EXPECT_EQ(x, 7.0f);
+  const auto in_memory_of = [&](const auto& floats_of) {
+    LookupGradient lookup{0, data, {0, 0, 0, 1}, 0};
+    return said(
+        [&](Call& c) {
+          lookup.data = {static_cast<float*>(floats_of(c)), 20};
+          c.options.lookups = std::span<const LookupGradient>(&lookup, 1);
+        },
+        variant);
+  };
+  EXPECT_TRUE(says(in_memory_of([](Call& c) { return c.gradients.d_k.data; }), "options.lookups[0].data",
+                   "in the memory of d_k", "of its own"));
+  EXPECT_TRUE(says(in_memory_of([](Call& c) { return const_cast<void*>(c.sequence.q.data); }),
+                   "options.lookups[0].data", "in the memory of q", "of its own"));
   LookupGradient lookup{0, data};
   EXPECT_TRUE(says(said([&](Call& c) { c.options.lookups = std::span<const LookupGradient>(&lookup, 1); }),
                    "options.lookups[0].lookup", "0", "looks nothing up"));

@@ -33,8 +33,8 @@ struct LookupGradient {
     Index query = 0;
     Index key = 1;
   };
-  Index lookup = 0;  ///< its number in the expression, in the order of writing
-  std::span<float> data{};
+  Index lookup = 0;         ///< its number in the expression, in the order of writing
+  std::span<float> data{};  ///< no memory of another argument's
   Strides strides{};
   Index offset = 0;  ///< of element (0, 0, 0, 0) in data
 };

@@ -57,7 +57,7 @@ inline void check_gradient(const ArgumentName& name, const char* tensor, const T
 
 /// Fails if a gradient surely lies where something else of its sequence does, as check_overlap.hpp has it.
 inline void check_gradient_overlap(const ArgumentName& name, const Sequence& sequence, const SequenceGradients& given,
-                                   std::span<const std::byte> scratch) {
+                                   const BackwardOptions& options) {
   const KvCacheView& kv = sequence.kv;
   const Index slots = kv.storage == Storage::paged  ? 0
                       : kv.storage == Storage::ring ? (kv.length < kv.capacity ? kv.length : kv.capacity)
@@ -79,25 +79,38 @@ inline void check_gradient_overlap(const ArgumentName& name, const Sequence& seq
                         {"lse", lse, true},
                         {"kv.k", keys_of(kv, slots), slots > 0},
                         {"kv.v", values_of(kv, slots), slots > 0}};
-  const auto begin = reinterpret_cast<std::uintptr_t>(scratch.data());
-  const ByteRange room{begin, begin + scratch.size()};
+  const auto range = [](auto elements) -> ByteRange {
+    const auto begin = reinterpret_cast<std::uintptr_t>(elements.data());
+    return {begin, begin + elements.size_bytes()};
+  };
+  const ByteRange room = range(options.scratch);
+  const char* const own = "memory of its own, which no input and no other output lies in";
   for (const Named& to : written) {
     if (!to.there || to.elements.tokens <= 0) continue;
-    const auto refuse = [&](const Text& other) {
-      fail(name(to.name), "in the memory of " + other, "memory of its own, which no input and no other output lies in");
-    };
+    const auto refuse = [&](const Text& other) { fail(name(to.name), "in the memory of " + other, own); };
     for (const Named& from : read)
       if (from.there && from.elements.tokens > 0 && overlap(to.elements, from.elements)) refuse(from.name);
     for (const Named& other : written)
       if (&other != &to && other.there && other.elements.tokens > 0 && overlap(to.elements, other.elements))
         refuse(name(other.name));
-    if (!scratch.empty() && has_element_in(to.elements, room)) refuse("options.scratch");
+    if (!options.scratch.empty() && has_element_in(to.elements, room)) refuse("options.scratch");
+  }
+  for (std::size_t i = 0; i < options.lookups.size(); ++i) {
+    const ByteRange data = range(options.lookups[i].data);
+    const auto refuse = [&](const Text& other) {
+      fail("options.lookups[" + to_text(i) + "].data", "in the memory of " + other, own);
+    };
+    for (const Named& other : written)
+      if (other.there && other.elements.tokens > 0 && has_element_in(other.elements, data)) refuse(name(other.name));
+    for (const Named& other : read)
+      if (other.there && other.elements.tokens > 0 && has_element_in(other.elements, data)) refuse(other.name);
+    if (meet(data, room) != 0) refuse("options.scratch");
   }
 }
 
 /// One sequence's gradients, its forward arguments being right. `name` is for what lies in them: "d_q.heads", or "gradients[3].d_q.heads".
 inline void check_gradients(const ArgumentName& name, const BackwardCall& backward, const Sequence& sequence,
-                            const SequenceGradients& given, std::span<const std::byte> scratch) {
+                            const SequenceGradients& given, const BackwardOptions& options) {
   const ArgumentName argument{name.sequence, name.in_batch};
   const HeadShape& shape = backward.call.shape;
   const KvCacheView& kv = sequence.kv;
@@ -129,7 +142,7 @@ inline void check_gradients(const ArgumentName& name, const BackwardCall& backwa
       fail(name("d_sink.size()"), to_text(given.d_sink.size()), "q.tokens * q.heads = " + to_text(rows) + ", or none");
     check_span(name, "d_sink.data()", given.d_sink, " floats");
   }
-  check_gradient_overlap(name, sequence, given, scratch);
+  check_gradient_overlap(name, sequence, given, options);
 }
 
 /// The elements of a lookup's gradient that a sequence's pairs have must lie in its data.
@@ -221,8 +234,7 @@ inline void check_backward(std::span<const Sequence> batch, std::span<const Sequ
   backward.lookups = options.lookups;
   const bool several = batch.size() > 1;
   for (std::size_t i = 0; i < batch.size(); ++i)
-    check_gradients({static_cast<Index>(i), several, -1, "gradients"}, backward, batch[i], gradients[i],
-                    options.scratch);
+    check_gradients({static_cast<Index>(i), several, -1, "gradients"}, backward, batch[i], gradients[i], options);
   for (std::size_t i = 0; i < options.lookups.size(); ++i) {
     check_lookup(backward, options.lookups[i], static_cast<Index>(i));
     backward.in_order = backward.in_order || shares_elements(backward, options.lookups[i]);
