@@ -67,7 +67,7 @@ struct PairWord {
   }
   static GQA_OP void put(float* row, Index d, const Vec& elements) {
     const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(elements));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + d / 2), bits);
+    _mm256_storeu_si256(static_cast<__m256i*>(static_cast<void*>(row + d / 2)), bits);
   }
   static GQA_OP Vec get(const float* row, Index d) {
     return avx512::load(Bf16{}, reinterpret_cast<const std::byte*>(row), d);

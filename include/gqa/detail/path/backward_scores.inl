@@ -45,7 +45,7 @@ struct ScorePanel {
 // Which of 16 rows see a token, token after token from the block's first on.
 class PanelMask {
  public:
-  GQA_OP PanelMask(const BackwardTile& tile, const Block& block, Index row) {
+  GQA_OP PanelMask(const BackwardTile& tile, const Block& block, Index row) : bits_(zero()) {
     for (Index r = 0; r < kLanes; ++r) {
       const std::uint64_t seen = row + r < tile.rows ? block.visible[row + r] : 0;
       half_[0][r] = static_cast<std::uint32_t>(seen);
@@ -62,7 +62,7 @@ class PanelMask {
   }
 
  private:
-  alignas(64) std::uint32_t half_[2][kLanes];
+  alignas(64) std::uint32_t half_[2][kLanes] = {};
   Vec bits_;
 };
 
