@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "gqa/backward.hpp"
 #include "gqa/gqa.hpp"
 #include "gqa/reference.hpp"
 #include "support/paths.hpp"
@@ -209,6 +210,20 @@ TEST_P(OwnCodec, WithoutLoadsIsRefusedBeforeAnyWork) {
     EXPECT_STREQ(error.what(), "gqa: kv.k_type is codec 25; expected f32, for which the path has kernels");
   }
   EXPECT_EQ(out, std::vector<float>(16, 5.0f));
+  std::vector<float> lse(1), d_q(16, 5.0f);
+  const Sequence sequence{
+      .q = ConstTensorView(q.data(), 1, 1, 16), .kv = kv, .out = TensorView(out.data(), 1, 1, 16), .lse = lse};
+  const SequenceGradients gradients{.d_out = sequence.q, .d_q = TensorView(d_q.data(), 1, 1, 16)};
+  const GroupedQueryAttentionBackward<dynamic, dynamic, dynamic, dynamic, CacheOf<NoLoads, float>> backward;
+  BackwardOptions options;
+  options.path = GetParam();
+  try {
+    backward(sequence, gradients, options);
+    FAIL() << "nothing was thrown";
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "gqa: kv.k_type is codec 25; expected f32, for which the path has kernels");
+  }
+  EXPECT_EQ(d_q, std::vector<float>(16, 5.0f));
 }
 
 INSTANTIATE_TEST_SUITE_P(Paths, OwnCodec, testing::ValuesIn(available_paths()),

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "gqa/options.hpp"
+#include "gqa/variants/broadcast_view.hpp"
 
 namespace gqa {
 
@@ -27,12 +28,7 @@ struct SequenceGradients {
 /// added to what is there. A stride of 0, or any strides with which pairs share an element, sum over them, always in the same order; such
 /// sums over keys, KV heads or sequences, or over two lookups but for those of the same pairs, are worked out one after the other. Pairs that are not visible add nothing.
 struct LookupGradient {
-  struct Strides {
-    Index sequence = 0;
-    Index head = 0;
-    Index query = 0;
-    Index key = 1;
-  };
+  using Strides = BroadcastStrides;
   Index lookup = 0;         ///< its number in the expression, in the order of writing
   std::span<float> data{};  ///< no memory of another argument's
   Strides strides{};

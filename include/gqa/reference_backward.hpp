@@ -31,19 +31,7 @@ struct ReferenceGradients {
   std::vector<Eigen::MatrixXd> d_lookups;
 };
 
-namespace detail {
-
-inline constexpr TensorNames kDOutNames{"d_out.type",          "d_out.data",         "d_out.strides",
-                                        "d_out.strides.token", "d_out.strides.head", "d_out.strides.dim"};
-
-}  // namespace detail
-
 namespace detail::inline GQA_ABI {
-
-/// Positions that a cache still has: none in a ring whose `oldest` lies beyond its length.
-inline Index stored_positions(const KvCacheView& kv) {
-  return kv.length > kv.first_position() ? kv.length - kv.first_position() : 0;
-}
 
 /// Fails on what reference_check does not look at; after it. `lookups` of the score expression.
 inline void reference_check_backward(const ConstTensorView& q, const KvCacheView& kv, const ConstTensorView& d_out,
@@ -54,7 +42,7 @@ inline void reference_check_backward(const ConstTensorView& q, const KvCacheView
   extent("d_out.tokens", d_out.tokens, "q.tokens = ", q.tokens);
   extent("d_out.heads", d_out.heads, "q.heads = ", q.heads);
   extent("d_out.dim", d_out.dim, "kv.value_dim = ", kv.value_dim);
-  check_tensor({}, kDOutNames, d_out);
+  check_tensor({}, kGradientOutNames, d_out);
   const auto plain = [](const char* name, Index rotation) {
     if (rotation != 0) fail(name, rotation, "0: gradients are of rows that are not rotated");
   };

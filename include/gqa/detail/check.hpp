@@ -202,14 +202,14 @@ inline int bf16_terms(ElementType q, const KvCacheView& kv, Products products) n
   return products == Products::bf16 ? 1 : products == Products::bf16_terms ? 2 : 0;
 }
 
-/// Fails for keys or values of a sequence's part that the path has no kernels for.
+/// Fails for keys or values of a sequence's part that the path, which has kernels for the codecs `compiled`, has none for.
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_unsupported(std::span<const Sequence> batch,
                                                                     const Sequence& sequence, Index part,
-                                                                    const Kernels& kernels) {
+                                                                    unsigned compiled) {
   const KvCacheView& kv = sequence.kv.part(part);
   const ArgumentName name{&sequence - batch.data(), batch.size() > 1, part < sequence.kv.earlier_count ? part : -1};
-  const bool keys = !kernels.supports(kv.k_type, kv.k_type);
-  fail_codec(name, keys ? "kv.k_type" : "kv.v_type", keys ? kv.k_type : kv.v_type, kernels.compiled,
+  const bool keys = !is_among(compiled, kv.k_type);
+  fail_codec(name, keys ? "kv.k_type" : "kv.v_type", keys ? kv.k_type : kv.v_type, compiled,
              ", for which the path has kernels");
 }
 

@@ -36,30 +36,37 @@ GQA_ALWAYS_INLINE unsigned meet(const ByteRange& a, const ByteRange& b) noexcept
 
 inline Index size_of_step(Index stride) noexcept { return stride < 0 ? -stride : stride; }
 
-/// True if every (token, head, dim) has an element of its own: sorted by size, each stride steps over what the smaller ones reach.
+/// So many steps, of whatever sign.
+struct Axis {
+  Index stride;
+  Index extent;
+};
+/// True if every index has a place of its own: sorted by size, each stride steps over what the smaller ones reach.
+template <std::size_t N>
+inline bool places_are_distinct(Axis (&axes)[N]) noexcept {
+  for (std::size_t pass = 0; pass + 1 < N; ++pass)
+    for (std::size_t i = 0; i + 1 < N; ++i)
+      if (size_of_step(axes[i].stride) > size_of_step(axes[i + 1].stride)) {
+        const Axis first = axes[i];
+        axes[i] = axes[i + 1];
+        axes[i + 1] = first;
+      }
+  Index reach = 0;
+  for (const Axis& axis : axes) {
+    if (axis.extent <= 1) continue;
+    if (size_of_step(axis.stride) <= reach) return false;
+    reach += (axis.extent - 1) * size_of_step(axis.stride);
+  }
+  return true;
+}
+
+/// True if every (token, head, dim) has an element of its own.
 template <class View>
 inline bool elements_are_distinct(const View& tensor) noexcept {
   const TensorStrides& steps = tensor.strides;
   if (steps.dim == 1 && steps.head >= tensor.dim && steps.token >= tensor.heads * steps.head) return true;  // as usual
-  Index extent[3] = {tensor.tokens, tensor.heads, tensor.dim};
-  Index stride[3] = {size_of_step(tensor.strides.token), size_of_step(tensor.strides.head),
-                     size_of_step(tensor.strides.dim)};
-  for (int pass = 0; pass < 2; ++pass)
-    for (int i = 0; i < 2; ++i)
-      if (stride[i] > stride[i + 1]) {
-        const Index s = stride[i], e = extent[i];
-        stride[i] = stride[i + 1];
-        extent[i] = extent[i + 1];
-        stride[i + 1] = s;
-        extent[i + 1] = e;
-      }
-  Index reach = 0;
-  for (int i = 0; i < 3; ++i) {
-    if (extent[i] <= 1) continue;
-    if (stride[i] <= reach) return false;
-    reach += (extent[i] - 1) * stride[i];
-  }
-  return true;
+  Axis axes[] = {{steps.token, tensor.tokens}, {steps.head, tensor.heads}, {steps.dim, tensor.dim}};
+  return places_are_distinct(axes);
 }
 
 /// Elements of so many bytes, strides in elements: a tensor; or the rows of a cache, whose elements are bytes.

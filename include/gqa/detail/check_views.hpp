@@ -45,6 +45,8 @@ inline constexpr TensorNames kQueryNames{"q.type",          "q.data",         "q
                                          "q.strides.token", "q.strides.head", "q.strides.dim"};
 inline constexpr TensorNames kOutNames{"out.type",          "out.data",         "out.strides",
                                        "out.strides.token", "out.strides.head", "out.strides.dim"};
+inline constexpr TensorNames kGradientOutNames{"d_out.type",          "d_out.data",         "d_out.strides",
+                                               "d_out.strides.token", "d_out.strides.head", "d_out.strides.dim"};
 inline constexpr TensorNames kKeyNames{
     "kv.k_type", "kv.k", "kv.k_strides", "kv.k_strides.token", "kv.k_strides.head", "kv.k_strides.page"};
 inline constexpr TensorNames kValueNames{
@@ -61,6 +63,12 @@ inline constexpr TensorNames kViewNames{"view.type",          "view.data",      
 }  // namespace gqa::detail
 
 namespace gqa::detail::inline GQA_ABI {
+
+/// Positions that a cache still has: none in a ring whose `oldest` lies beyond its length.
+inline Index stored_positions(const KvCacheView& kv) noexcept {
+  const Index oldest = kv.first_position();
+  return kv.length > oldest ? kv.length - oldest : 0;
+}
 
 /// Names an argument of one sequence: "q.heads", or "batch[3].q.heads" in a batch; of an earlier part of its cache, "kv.earlier[0].length".
 /// Built only when something is wrong.

@@ -173,7 +173,7 @@ inline SequencePlan plan_sequence(const CallPlan& call, const Sequence& sequence
   plan.kernels = &call.kernels_for(call.path, bf16_terms(sequence.q.type, kv, products));
   for (Index i = 0; i <= kv.earlier_count; ++i)
     if (!plan.kernels->supports(kv.part(i).k_type, kv.part(i).v_type))
-      fail_unsupported(call.batch, sequence, i, *plan.kernels);
+      fail_unsupported(call.batch, sequence, i, plan.kernels->compiled);
   plan.rows = sequence.q.tokens * (shape.query_heads / shape.kv_heads);
   if (plan.rows == 0) return plan;
   plan.tile_rows = plan.rows < kTileRows ? plan.rows : kTileRows;

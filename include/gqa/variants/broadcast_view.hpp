@@ -9,16 +9,19 @@
 
 namespace gqa {
 
+/// Distances in elements, along each of (sequence, query head, query token, key).
+struct BroadcastStrides {
+  Index sequence = 0;
+  Index head = 0;
+  Index query = 0;
+  Index key = 1;
+};
+
 /// Elements (sequence, query head, query token, key) of the caller's. An extent of 1 stands for all sequences, heads or query tokens. Strides
 /// count elements. Element (s, h, i, t) is data[s · strides.sequence + h · strides.head + i · strides.query + t · strides.key].
 template <class T>
 struct BroadcastView {
-  struct Strides {
-    Index sequence = 0;
-    Index head = 0;
-    Index query = 0;
-    Index key = 1;
-  };
+  using Strides = BroadcastStrides;
   const T* data = nullptr;
   Index sequences = 1;
   Index heads = 1;

@@ -8,8 +8,6 @@
 
 namespace gqa::detail {
 
-inline constexpr TensorNames kGradientOutNames{"d_out.type",          "d_out.data",         "d_out.strides",
-                                               "d_out.strides.token", "d_out.strides.head", "d_out.strides.dim"};
 inline constexpr TensorNames kQueryGradientNames{"d_q.type",          "d_q.data",         "d_q.strides",
                                                  "d_q.strides.token", "d_q.strides.head", "d_q.strides.dim"};
 inline constexpr TensorNames kKeyGradientNames{"d_k.type",          "d_k.data",         "d_k.strides",
@@ -128,8 +126,7 @@ inline void check_gradients(const ArgumentName& name, const BackwardCall& backwa
   check_tensor(name, kGradientOutNames, given.d_out);
   check_gradient(name, "d_q", kQueryGradientNames, given.d_q,
                  {tokens, shape.query_heads, shape.head_dim, "q.tokens", "q.heads", "q.dim"});
-  const Index oldest = kv.first_position();
-  const Index cached = kv.length > oldest ? kv.length - oldest : 0;
+  const Index cached = stored_positions(kv);
   const char* const of_cached = "kv.length - kv.first_position()";
   check_gradient(name, "d_k", kKeyGradientNames, given.d_k,
                  {cached, shape.kv_heads, shape.head_dim, of_cached, "kv.kv_heads", "kv.head_dim"});
@@ -145,6 +142,18 @@ inline void check_gradients(const ArgumentName& name, const BackwardCall& backwa
   check_gradient_overlap(name, sequence, given, options);
 }
 
+/// What a lookup's gradient has elements for: every sequence, query head, query token and key of a call.
+struct LookupExtents {
+  Index sequences, heads, queries = 1, keys = 1;
+  explicit LookupExtents(const BackwardCall& backward) noexcept
+      : sequences(static_cast<Index>(backward.call.batch.size())), heads(backward.call.shape.query_heads) {
+    for (const Sequence& sequence : backward.call.batch) {
+      if (sequence.q.tokens > queries) queries = sequence.q.tokens;
+      if (sequence.kv.length > keys) keys = sequence.kv.length;
+    }
+  }
+};
+
 /// The elements of a lookup's gradient that a sequence's pairs have must lie in its data.
 inline void check_lookup(const BackwardCall& backward, const LookupGradient& given, Index number) {
   const auto name = [&](const char* member) { return "options.lookups[" + to_text(number) + "]." + member; };
@@ -154,19 +163,15 @@ inline void check_lookup(const BackwardCall& backward, const LookupGradient& giv
              ? Text("none: the variant's score looks nothing up")
              : "0 to " + to_text(backward.variant.lookups - 1) + ", a lookup of the variant's score");
   check_span({}, "options.lookups.data", given.data, " floats");
-  Index queries = 1, keys = 1;
-  for (const Sequence& sequence : backward.call.batch) {
-    if (sequence.q.tokens > queries) queries = sequence.q.tokens;
-    if (sequence.kv.length > keys) keys = sequence.kv.length;
-  }
+  const LookupExtents extents(backward);
   Reach reach;
   const auto add = [&](const char* member, Index extent, Index stride) {
     reach.add({}, name(member).c_str(), extent, stride);
   };
-  add("strides.sequence", static_cast<Index>(backward.call.batch.size()), given.strides.sequence);
-  add("strides.head", backward.call.shape.query_heads, given.strides.head);
-  add("strides.query", queries, given.strides.query);
-  add("strides.key", keys, given.strides.key);
+  add("strides.sequence", extents.sequences, given.strides.sequence);
+  add("strides.head", extents.heads, given.strides.head);
+  add("strides.query", extents.queries, given.strides.query);
+  add("strides.key", extents.keys, given.strides.key);
   const auto size = static_cast<Index>(given.data.size());
   if (given.offset < -reach.before || given.offset >= size)
     fail(name("offset"), given.offset,
@@ -179,32 +184,12 @@ inline void check_lookup(const BackwardCall& backward, const LookupGradient& giv
 
 /// Whether two units may add to one element of a lookup's gradient: unless its strides, but for that of queries, are nested.
 inline bool shares_elements(const BackwardCall& backward, const LookupGradient& given) {
-  Index queries = 1, keys = 1;
-  for (const Sequence& sequence : backward.call.batch) {
-    if (sequence.q.tokens > queries) queries = sequence.q.tokens;
-    if (sequence.kv.length > keys) keys = sequence.kv.length;
-  }
-  struct Axis {
-    Index stride, extent;
-  };
-  Axis axes[] = {{magnitude(given.strides.sequence), static_cast<Index>(backward.call.batch.size())},
-                 {magnitude(given.strides.head), backward.call.shape.query_heads},
-                 {magnitude(given.strides.key), keys},
-                 {magnitude(given.strides.query), given.strides.query == 0 ? 1 : queries}};
-  for (int pass = 0; pass < 3; ++pass)
-    for (int i = 0; i < 3; ++i)
-      if (axes[i].stride > axes[i + 1].stride) {
-        const Axis first = axes[i];
-        axes[i] = axes[i + 1];
-        axes[i + 1] = first;
-      }
-  Index reach = 0;
-  for (const Axis& axis : axes) {
-    if (axis.extent <= 1) continue;
-    if (axis.stride <= reach) return true;
-    reach += (axis.extent - 1) * axis.stride;
-  }
-  return false;
+  const LookupExtents extents(backward);
+  Axis axes[] = {{given.strides.sequence, extents.sequences},
+                 {given.strides.head, extents.heads},
+                 {given.strides.key, extents.keys},
+                 {given.strides.query, given.strides.query == 0 ? 1 : extents.queries}};
+  return !places_are_distinct(axes);
 }
 
 /// Whether different pairs, and with them two units, may add to one element of two gradients: unless these lie apart, or are the same, as

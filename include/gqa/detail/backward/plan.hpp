@@ -97,11 +97,15 @@ inline ColumnPlan plan_columns(const BackwardCall& backward, const BackwardRef& 
   ColumnPlan plan;
   plan.bf16 = wants_bf16(sequence, backward.gradients[i], products);
   plan.kernels = &functor.kernels(backward.call.path, plan.bf16);
+  for (Index part = 0; part <= sequence.kv.earlier_count; ++part) {
+    const KvCacheView& kv = sequence.kv.part(part);
+    if (!is_among(plan.kernels->compiled, kv.k_type) || !is_among(plan.kernels->compiled, kv.v_type))
+      fail_unsupported(backward.call.batch, sequence, part, plan.kernels->compiled);
+  }
   plan.rows = sequence.q.tokens * backward.call.group;
   plan.tiles = (plan.rows + kBackwardRows - 1) / kBackwardRows;
-  const Index first = sequence.kv.first_position();
-  plan.first_column = first / kColumn;
-  const bool any = sequence.kv.length > first;
+  plan.first_column = sequence.kv.first_position() / kColumn;
+  const bool any = stored_positions(sequence.kv) > 0;
   plan.columns = any ? (sequence.kv.length - 1) / kColumn - plan.first_column + 1 : plan.rows > 0 ? 1 : 0;
   return plan;
 }

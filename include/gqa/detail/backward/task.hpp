@@ -354,7 +354,7 @@ class ColumnTasks {
   VariantRef::Refine visible_ = nullptr;  // the mask that is an expression
   Index unit_column_ = 0;                 // counted from the sequence's first
   Index column_begin_ = 0;                // its first position
-  bool rows_looked_at_ = false;           // likewise of the tile's queries and gradients
+  bool rows_looked_at_ = false;           // rows_finite_ is known: of the tile's queries and gradients of outputs
   bool rows_finite_ = false;
   TaskRange range_{};
 
