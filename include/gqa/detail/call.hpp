@@ -113,6 +113,12 @@ struct CallPlan {
   std::size_t slot_bytes = 0;
 };
 
+/// Whether a call is to end before its work is done.
+GQA_ALWAYS_INLINE bool has_ended(const CallPlan& call) noexcept {
+  if (call.control != nullptr && load_relaxed(call.control->stop)) call.status->ended.store(true, __ATOMIC_RELAXED);
+  return call.status->ended.load(__ATOMIC_RELAXED);
+}
+
 /// Sizes that scratch follows from.
 struct ScratchSizes {
   Index sequences = 0;

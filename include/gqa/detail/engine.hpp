@@ -10,15 +10,20 @@
 
 namespace gqa::detail::inline GQA_ABI {
 
-/// The number of the sequence whose plan is the last one that is not behind `index`, by folds or by spans; those without any are skipped.
-inline Index sequence_of(const CallPlan& call, Index index, Index SequencePlan::*first) noexcept {
+/// The number of the last of `count` plans that is not behind `index`, by what they count their first of; those without any are skipped.
+template <class Plan>
+Index plan_of(const Plan* plans, std::size_t count, Index index, Index Plan::*first) noexcept {
   Index low = 0;
-  for (Index high = static_cast<Index>(call.batch.size()) - 1; low < high;) {
+  for (Index high = static_cast<Index>(count) - 1; low < high;) {
     const Index middle = (low + high + 1) / 2;
-    if (call.sequences[middle].*first <= index) low = middle;
+    if (plans[middle].*first <= index) low = middle;
     else high = middle - 1;
   }
   return low;
+}
+/// The number of the sequence that a fold or a span is of.
+inline Index sequence_of(const CallPlan& call, Index index, Index SequencePlan::*first) noexcept {
+  return plan_of(call.sequences, call.batch.size(), index, first);
 }
 
 /// One worker's way through a call: its own folds, those that others have not come to, and spans of folds in progress.
@@ -58,12 +63,7 @@ class Worker {
     return of < call_.workers ? of : of - call_.workers;
   }
 
-  /// Whether the call is to end before its work is done.
-  bool ended() const noexcept {
-    if (call_.control != nullptr && load_relaxed(call_.control->stop))
-      call_.status->ended.store(true, __ATOMIC_RELAXED);
-    return call_.status->ended.load(__ATOMIC_RELAXED);
-  }
+  bool ended() const noexcept { return has_ended(call_); }
 
   /// Goes on to a fold, whose total is number `total`. Returns how many spans it has.
   Index enter(Index fold, Index total) {
@@ -214,6 +214,29 @@ inline void execute(CallPlan& call, const ExecutorRef& executor) {
   });
 }
 
+/// What q·k is multiplied by.
+inline float scale_of(const Options& options, Index head_dim) noexcept {
+  const FloatEnvironment environment;
+  return options.scale.has_value() ? *options.scale : default_scale(head_dim);
+}
+
+/// Calls run(carver) with `needed` bytes of scratch: the caller's, or the functor's own. @throws ArgumentError if the caller's are fewer
+template <class Run>
+void with_scratch(std::span<std::byte> given, std::size_t needed, ScratchCache& cache, const Run& run) {
+  const auto aligned = [&](std::byte* memory) {
+    const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;
+    Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
+    run(carver);
+  };
+  if (!given.empty()) {
+    if (given.size() < needed)
+      fail("options.scratch.size()", static_cast<Index>(given.size()), "at least scratch_bytes() = " + to_text(needed));
+    return aligned(given.data());
+  }
+  ScratchLease lease(cache, needed);
+  aligned(lease.data());
+}
+
 /// Scratch in bytes, with room to align a buffer of any alignment.
 inline std::size_t total_scratch(const ScratchSizes& sizes) noexcept {
   Carver carver(nullptr);
@@ -237,30 +260,17 @@ inline void attend(std::span<const Sequence> batch, const FunctorRef& functor, c
   CallPlan call{};
   check_call(batch, functor, variant, options, call);
   call.control = options.control;
-  {
-    const FloatEnvironment environment;
-    call.scale = options.scale.has_value() ? *options.scale : default_scale(call.shape.head_dim);
-  }
+  call.scale = scale_of(options, call.shape.head_dim);
   SequencePlan single{};  // of a call of one sequence, which need not be planned twice
   if (batch.size() == 1) call.sequences = &single;
   const ScratchSizes sizes = plan_batch(call, options);
   if (call.folds == 0) return begin_progress(call.control, 0);
-  const std::size_t needed = total_scratch(sizes);
-  if (!options.scratch.empty() && options.scratch.size() < needed)
-    fail("options.scratch.size()", static_cast<Index>(options.scratch.size()),
-         "at least scratch_bytes() = " + to_text(needed));
-
-  const auto run = [&](std::byte* memory) {
-    const auto misalignment = reinterpret_cast<std::uintptr_t>(memory) % kScratchAlignment;
-    Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
+  with_scratch(options.scratch, total_scratch(sizes), cache, [&](Carver& carver) {
     carve_call(carver, sizes, call);
     if (batch.size() == 1) call.sequences = &single;
     else plan_batch(call, options);
     execute(call, options.executor);
-  };
-  if (!options.scratch.empty()) return run(options.scratch.data());
-  ScratchLease lease(cache, needed);
-  run(lease.data());
+  });
 }
 
 }  // namespace gqa::detail::inline GQA_ABI

@@ -274,6 +274,22 @@ struct TensorRows {
   }
 };
 
+/// The rows of a view in a KV head, from its row number `first_row` on.
+template <class Byte, class View>
+GQA_ALWAYS_INLINE TensorRows<Byte> rows_of_head(const View& view, Index kv_head, Index group,
+                                                Index first_row) noexcept {
+  TensorRows<Byte> rows;
+  const Index bytes = element_bytes(view.type);
+  rows.type = view.type;
+  rows.token_stride = view.strides.token * bytes;
+  rows.head_stride = view.strides.head * bytes;
+  rows.dim_stride = view.strides.dim;
+  rows.group = group;
+  rows.first_row = first_row;
+  rows.data = static_cast<Byte*>(view.data) + kv_head * group * rows.head_stride;
+  return rows;
+}
+
 /// Where a tile's queries come from.
 using QuerySource = TensorRows<const std::byte>;
 

@@ -211,6 +211,15 @@ inline Atomic<Index>& time_worth_a_worker() noexcept {
   return nanoseconds;
 }
 
+/// Workers of a call of so many pieces of work, which take so many nanoseconds.
+inline Index workers_for(Index concurrency, Index pieces, double time) noexcept {
+  const Index workers = concurrency < pieces ? concurrency : pieces;
+  const double worth = time / static_cast<double>(time_worth_a_worker().load(__ATOMIC_RELAXED));
+  const Index worthy = worth < static_cast<double>(workers) ? static_cast<Index>(worth) : workers;
+  if (worthy >= 1) return worthy;
+  return pieces > 0 ? 1 : 0;  // whatever the executor says now: the call has been checked
+}
+
 /// Deposits of a worker: enough that nobody has to leave a fold to others because one of them is slow; no more than there are spans, or
 /// bits in WorkerShare::deposits.
 inline Index deposits_of_worker(Index spans, Index workers, std::size_t bytes) noexcept {
@@ -230,6 +239,12 @@ inline Index limited(const Checked& total, const CallPlan& call, std::size_t i, 
     fail(ArgumentName{static_cast<Index>(i), call.batch.size() > 1}(member), given,
          "one with which the call has at most 2^40 spans");
   return total.value();
+}
+
+/// Workers of so many bytes each, of an executor that runs so many tasks at the same time.
+inline void check_workers(Index concurrency, Index workers, const Checked& bytes) {
+  if (!(bytes * workers).at_most(kMostOfAll))
+    fail("options.executor.concurrency()", concurrency, "so many that their scratch is at most 2^40 bytes");
 }
 
 /// Counts a call's folds, and fills in the plans of its sequences where there is room for them. Returns the sizes of scratch.
@@ -265,19 +280,14 @@ inline ScratchSizes plan_batch(CallPlan& call, const Options& options) {
     if (plans != nullptr) plans[i] = plan;
   }
   const Index concurrency = options.executor.concurrency();
-  sizes.workers = concurrency < call.spans ? concurrency : call.spans;
-  const double worth = time / static_cast<double>(time_worth_a_worker().load(__ATOMIC_RELAXED));
-  if (worth < static_cast<double>(sizes.workers)) sizes.workers = static_cast<Index>(worth);
-  if (sizes.workers < 1)
-    sizes.workers = call.spans > 0 ? 1 : 0;  // whatever the executor says now: the call has been checked
+  sizes.workers = workers_for(concurrency, call.spans, time);
   if (sizes.workers > 1 && most_spans > 1) {
     sizes.deposit_bytes += kScratchAlignment;  // of the Deposit itself
     sizes.worker_deposits = deposits_of_worker(call.spans, sizes.workers, sizes.deposit_bytes);
   }
   const Checked bytes = Checked(static_cast<Index>(sizes.deposit_bytes)) * sizes.worker_deposits +
                         static_cast<Index>(sizes.slot_bytes + sizes.total_bytes);
-  if (!(bytes * sizes.workers).at_most(kMostOfAll))
-    fail("options.executor.concurrency()", concurrency, "so many that their scratch is at most 2^40 bytes");
+  check_workers(concurrency, sizes.workers, bytes);
   return sizes;
 }
 

@@ -188,16 +188,7 @@ class SequenceTasks {
   /// The task's rows of queries, or of outputs, in a KV head.
   template <class Byte = const std::byte, class View>
   TensorRows<Byte> rows_in(const View& view, Index head) const noexcept {
-    TensorRows<Byte> rows;
-    const Index bytes = element_bytes(view.type);
-    rows.type = view.type;
-    rows.token_stride = view.strides.token * bytes;
-    rows.head_stride = view.strides.head * bytes;
-    rows.dim_stride = view.strides.dim;
-    rows.group = call_.group;
-    rows.first_row = range_.first_row;
-    rows.data = static_cast<Byte*>(view.data) + head * call_.group * rows.head_stride;
-    return rows;
+    return rows_of_head<Byte>(view, head, call_.group, range_.first_row);
   }
 
   QueryTile deposited(Deposit* deposit) const noexcept {
@@ -387,8 +378,7 @@ class SequenceTasks {
   }
   /// Those of the candidates, one at least, that the variant's masks let a row see.
   std::uint64_t refined(const VariantRows& rows, Index row, Index begin, std::uint64_t candidates) const {
-    if (call_.variant.refine != nullptr) candidates = call_.variant.refine(rows, row, begin, candidates);
-    return visible_ == nullptr || candidates == 0 ? candidates : visible_(rows, row, begin, candidates);
+    return call_.variant.refined(visible_, rows, row, begin, candidates);
   }
   /// Which tokens of the block each row sees. Returns those of `all` that are hidden from some row.
   std::uint64_t mark_visible(std::uint64_t* visible, Index block_begin, std::uint64_t all) const noexcept {

@@ -80,11 +80,16 @@ struct VariantCalls {
     rows.dim_stride = 1;
     turn_back(sequence.kv, call.path, scratch.rotated, rows);
     plan.kernels->store(total, rows);
+    change(*plan.kernels, scratch.outputs, width, total.value_dim, j, target);
+  }
+
+  /// target ← the task's rows of `dim` floats, `width` apart, of its head number j, changed as the variant says.
+  void change(const Kernels& kernels, float* rows, Index width, Index dim, Index j, const OutputTarget& target) const {
     for (Index row = 0; row < range.rows; ++row) {
       OutputChange& change = *::new (scratch.changes + row) OutputChange{};
       call.variant.change_output(call.variant.variant, context_of(range.first_head + j, row), change);
     }
-    call.variant.finish (*plan.kernels)(scratch.outputs, width, range.rows, total.value_dim, scratch.changes, target);
+    call.variant.finish(kernels)(rows, width, range.rows, dim, scratch.changes, target);
   }
 };
 

@@ -36,6 +36,12 @@ struct VariantRef {
   void (*check)(const void* variant) = nullptr;  ///< throws if the variant's own parameters are wrong
   void (*check_sequence)(const void* variant, const SequenceContext& sequence) = nullptr;  ///< or do not fit a sequence
 
+  /// Those of the candidates, one at least, that the masks let a row see; `by_expression` is what visible() gave, or null.
+  GQA_ALWAYS_INLINE std::uint64_t refined(Refine by_expression, const VariantRows& rows, Index row, Index block_begin,
+                                          std::uint64_t candidates) const {
+    if (refine != nullptr) candidates = refine(rows, row, block_begin, candidates);
+    return by_expression == nullptr || candidates == 0 ? candidates : by_expression(rows, row, block_begin, candidates);
+  }
   /// Whether VariantRows are wanted.
   GQA_ALWAYS_INLINE bool asks_of_rows() const noexcept { return masks() || scores; }
   GQA_ALWAYS_INLINE bool masks() const noexcept { return refine != nullptr || visible != nullptr; }

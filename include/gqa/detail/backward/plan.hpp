@@ -136,10 +136,8 @@ inline BackwardSizes plan_backward(BackwardCall& backward, const BackwardRef& fu
   carve_backward(carver, backward);
   sizes.slot_bytes = carver.used();
   const Index concurrency = options.executor.concurrency();
-  sizes.workers = concurrency < backward.units ? concurrency : backward.units;
-  const double worth = time / static_cast<double>(time_worth_a_worker().load(__ATOMIC_RELAXED));
-  if (worth < static_cast<double>(sizes.workers)) sizes.workers = static_cast<Index>(worth);
-  if (sizes.workers < 1) sizes.workers = backward.units > 0 ? 1 : 0;
+  sizes.workers = workers_for(concurrency, backward.units, time);
+  check_workers(concurrency, sizes.workers, Checked(static_cast<Index>(sizes.slot_bytes)));
   return sizes;
 }
 

@@ -52,12 +52,7 @@ class ColumnTasks {
     return carve_backward(carver, backward);
   }
 
-  /// Whether the call is to end before its work is done.
-  bool ended() const noexcept {
-    if (call_.control != nullptr && load_relaxed(call_.control->stop))
-      call_.status->ended.store(true, __ATOMIC_RELAXED);
-    return call_.status->ended.load(__ATOMIC_RELAXED);
-  }
+  bool ended() const noexcept { return has_ended(call_); }
 
   /// Until a unit is through with so many tiles; false if the call ended meanwhile.
   bool wait_for(Index unit, Index tiles) const noexcept {
@@ -117,15 +112,7 @@ class ColumnTasks {
   }
 
   TensorRows<const std::byte> rows_of(const ConstTensorView& tensor) const noexcept {
-    const Index bytes = element_bytes(tensor.type);
-    const auto* const data = static_cast<const std::byte*>(tensor.data);
-    return {data + range_.first_head * call_.group * tensor.strides.head * bytes,
-            tensor.type,
-            tensor.strides.token * bytes,
-            tensor.strides.head * bytes,
-            tensor.strides.dim,
-            call_.group,
-            range_.first_row};
+    return rows_of_head<const std::byte>(tensor, range_.first_head, call_.group, range_.first_row);
   }
   /// The number of a row among those of all heads, (token, head).
   std::size_t row_number(Index row) const noexcept {
@@ -160,16 +147,11 @@ class ColumnTasks {
   /// The gradients by outputs before the variant changed them: factors and gates, once more.
   void change_gradients(const VariantCalls& asked) {
     BackwardTile& tile = scratch_.tile;
-    for (Index row = 0; row < tile.rows; ++row) {
-      OutputChange& change = *::new (scratch_.asked.changes + row) OutputChange{};
-      call_.variant.change_output(call_.variant.variant, asked.context_of(range_.first_head, row), change);
-    }
     OutputTarget to{};
     to.data = reinterpret_cast<std::byte*>(tile.d_out);
     to.token_stride = tile.value_width * Index{sizeof(float)};
     to.dim_stride = 1;
-    call_.variant.finish(path_kernels_)(tile.d_out, tile.value_width, tile.rows, tile.value_dim, scratch_.asked.changes,
-                                        to);
+    asked.change(path_kernels_, tile.d_out, tile.value_width, tile.value_dim, 0, to);
   }
 
   /// The tile's products with every block of the column of which a row sees something; false if there is none.
@@ -198,9 +180,8 @@ class ColumnTasks {
     std::uint64_t seen = 0;
     for (Index row = 0; row < range_.rows; ++row) {
       std::uint64_t bits = rows_.of(row, begin);
-      if (bits != 0 && call_.variant.refine != nullptr)
-        bits = call_.variant.refine(*scratch_.asked.variant_rows, row, begin, bits);
-      if (bits != 0 && visible_ != nullptr) bits = visible_(*scratch_.asked.variant_rows, row, begin, bits);
+      if (bits != 0 && call_.variant.masks())
+        bits = call_.variant.refined(visible_, *scratch_.asked.variant_rows, row, begin, bits);
       scratch_.asked.visible[row] = bits;
       seen |= bits;
     }
