@@ -35,7 +35,7 @@ class Accuracy : public PerPathAndType {
 
   /// True if calls here take numbers of the type as sums of two bf16 terms.
   bool by_terms() const {
-    return path() == Path::amx && type() != ElementType::bf16 && kUsualProducts == Products::bf16_terms;
+    return path() == Path::amx && type() != ElementType::bf16 && usual_products() == Products::bf16_terms;
   }
 
   void TearDown() override { RecordProperty("largest_share_of_bound", std::to_string(largest_share_)); }

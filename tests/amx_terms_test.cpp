@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The AMX path's sums of two bf16 terms: whole calls against the scalar model, bit for bit; and what becomes of numbers at the ends
 // of f32. How near the sums are to exact attention is accuracy_test's business, which runs once more on this path.
-#define GQA_DETAIL_EMULATED_AMX  // amx_emulator.hpp sees to it that the instructions work
+#define GQA_DETAIL_EMULATED_AMX 1  // amx_emulator.hpp sees to it that the instructions work
 
 #include <gtest/gtest.h>
 

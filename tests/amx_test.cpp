@@ -2,7 +2,7 @@
 // The AMX path against a scalar model of its arithmetic, bit for bit, for whole attention calls; the model against
 // attention in double precision. On a machine with AMX the path runs on its tiles, on one with AVX-512 and bf16 on
 // the emulator's.
-#define GQA_DETAIL_EMULATED_AMX  // amx_emulator.hpp sees to it that the instructions work
+#define GQA_DETAIL_EMULATED_AMX 1  // amx_emulator.hpp sees to it that the instructions work
 
 #include <gtest/gtest.h>
 

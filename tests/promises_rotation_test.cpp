@@ -182,7 +182,6 @@ TEST_P(RotationOf, GarbageStaysOut) {
 
 INSTANTIATE_TEST_SUITE_P(EveryPath, RotationOf, RotationOf::cases(), RotationOf::name);
 
-#if !defined(GQA_DETAIL_EMULATED_AMX)
 TEST(Rotation, F32PathsAgree) {
   std::uint64_t seed = 470;
   for (const auto& [shape, rotations] : kCases) {
@@ -199,7 +198,6 @@ TEST(Rotation, F32PathsAgree) {
     }
   }
 }
-#endif
 
 }  // namespace
 }  // namespace gqa::test

@@ -178,10 +178,11 @@ inline CpuFeatures detect_features() noexcept { return {}; }
 #endif
 
 inline const CpuFeatures& features() noexcept {
-#if defined(GQA_DETAIL_EMULATED_AMX)  // a test program that executes tile instructions in software
+#if defined( \
+    GQA_DETAIL_EMULATED_AMX)  // a test program that executes tile instructions in software: 1; 2: where it is asked to
   static const CpuFeatures found = [] {
     CpuFeatures has = detect_features();
-    has.amx = has.avx512bf16;
+    if (GQA_DETAIL_EMULATED_AMX == 1 || std::getenv("GQA_TEST_AMX_ALONE") != nullptr) has.amx = has.avx512bf16;
     return has;
   }();
 #else

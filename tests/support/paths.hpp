@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The paths that this machine runs, and a record of those that it does not.
 //
-// A program compiled with GQA_DETAIL_EMULATED_AMX tests Path::amx and no other, on the processor's tiles or the emulator's.
+// A program compiled with GQA_DETAIL_EMULATED_AMX tests Path::amx and no other, on the processor's tiles or the emulator's; where it is 2,
+// only if the environment has GQA_TEST_AMX_ALONE.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <ostream>
 #include <string>
 #include <tuple>
@@ -37,13 +39,19 @@ inline const char* products_name(Products products) {
   return names[static_cast<int>(products)];
 }
 
-/// What calls are made with where a test does not say: what a user gets; in a program for Path::amx alone, what lets every type take
-/// its tiles.
+/// Whether this process tests Path::amx and no other.
+inline bool tests_amx_alone() {
 #if defined(GQA_DETAIL_EMULATED_AMX)
-inline constexpr Products kUsualProducts = Products::bf16_terms;
+  static const bool alone = GQA_DETAIL_EMULATED_AMX == 1 || std::getenv("GQA_TEST_AMX_ALONE") != nullptr;
+  return alone;
 #else
-inline constexpr Products kUsualProducts = Products::as_stored;
+  return false;
 #endif
+}
+
+/// What calls are made with where a test does not say: what a user gets; where Path::amx is tested alone, what lets every type take
+/// its tiles.
+inline Products usual_products() { return tests_amx_alone() ? Products::bf16_terms : Products::as_stored; }
 
 /// Every path that this process can run.
 inline const std::vector<Path>& available_paths() {
@@ -56,15 +64,9 @@ inline const std::vector<Path>& available_paths() {
   return found;
 }
 
-/// The paths that have a test each: those that this process can run. With emulated tiles Path::amx alone, as the other paths have
-/// theirs in the program without; and that even where nobody provides tiles, so that there is a test to say so.
-inline std::vector<Path> tested_paths() {
-#if defined(GQA_DETAIL_EMULATED_AMX)
-  return {Path::amx};
-#else
-  return available_paths();
-#endif
-}
+/// The paths that have a test each: those that this process can run; or Path::amx alone, and that even where nobody provides tiles, so
+/// that there is a test to say so.
+inline std::vector<Path> tested_paths() { return tests_amx_alone() ? std::vector<Path>{Path::amx} : available_paths(); }
 
 /// Why a test of a tested path may not run.
 inline constexpr const char* kNoTiles = "this machine has neither AMX nor AVX-512 with bf16 to emulate it with";
@@ -74,8 +76,7 @@ inline void report_paths_not_run() {
   static const std::string missing = [] {
     std::string words;
     for (const Path path : kEveryPath)
-      if (!path_available(path))
-        words += (words.empty() ? "" : " ") + std::string(path_name(path));
+      if (!path_available(path)) words += (words.empty() ? "" : " ") + std::string(path_name(path));
     if (!words.empty()) std::printf("[  NOT RUN ] paths that this machine does not have: %s\n", words.c_str());
     return words;
   }();
@@ -95,9 +96,7 @@ class WithStreaming {
 };
 
 /// True for the paths whose arithmetic is f32 for every type: they agree with each other bit for bit.
-inline bool has_f32_arithmetic_only(Path path) {
-  return detail::path_arithmetic(path) == detail::Arithmetic::f32;
-}
+inline bool has_f32_arithmetic_only(Path path) { return detail::path_arithmetic(path) == detail::Arithmetic::f32; }
 
 /// The available ones of those.
 inline std::vector<Path> f32_paths() {

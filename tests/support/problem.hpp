@@ -122,7 +122,7 @@ struct How {
   ElementType out = ElementType::f32;
   ExecutorRef executor = {};
   std::optional<float> scale = std::nullopt;
-  Products products = kUsualProducts;
+  Products products = usual_products();
   TensorLayout out_layout = TensorLayout::packed;
   const KvCacheView* integers =
       nullptr;  ///< what is computed with, where the reference has the f32 rows that it stands for

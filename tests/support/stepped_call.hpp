@@ -18,7 +18,7 @@ class SteppedCall {
   template <class V>
   SteppedCall(std::span<const Sequence> batch, const V& variant, Path path) {
     options_.path = path;
-    options_.products = kUsualProducts;
+    options_.products = usual_products();
     options_.executor = executor_;
     const detail::FunctorRef functor{
         {}, AnyCache::types, &detail::kernels_for<AnyCache::types, detail::kOtherDim, detail::kOtherDim>};
