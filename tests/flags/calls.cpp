@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention calls whose results any compiler flag that changes floating-point arithmetic would show in. Prints a digest of the bits for
-// each path and case; built with other flags it must print the same. GQA_FLAGS_TYPES says which types of caches.
+// each path and case; built with other flags it must print the same, and so it must for another processor, where paths of f32 arithmetic are
+// counted as one. GQA_FLAGS_TYPES says which types of caches; with GQA_FLAGS_MORE caches of codecs and gradients are among the calls.
 //
 // Path::amx is tried by emulated tiles too: amx_emulator.cpp is linked.
 //
 // Inputs are exact whatever the flags, and so is what the variant does: a user's functor is compiled with the user's flags.
-#define GQA_DETAIL_EMULATED_AMX
+#define GQA_DETAIL_EMULATED_AMX 1
 
 #include <cinttypes>
 #include <cstdio>
@@ -13,6 +14,9 @@
 #include <vector>
 
 #include "gqa/gqa.hpp"
+#if defined(GQA_FLAGS_MORE)
+#include "gqa/backward.hpp"
+#endif
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
 #include "gqa/rotation.hpp"
@@ -204,12 +208,65 @@ void run_types(gqa::Path path, gqa::CacheOf<T...>) {
   (run_type<T>(path), ...);
 }
 
+#if defined(GQA_FLAGS_MORE)
+// A cache of a codec, by itself and with another one's values.
+template <class K, class V>
+void run_codec(gqa::Path path) {
+  constexpr Index dim = 64;  // blocks of 32
+  static const gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, dim, dim, gqa::CacheOf<K, V>> attention;
+  gqa::ContiguousKvCache cache(
+      {.kv_heads = kKvHeads, .head_dim = dim, .k_type = K{}, .v_type = V{}, .capacity = kTokens});
+  cache.append(uniform(kTokens * kKvHeads * dim, 8), uniform(kTokens * kKvHeads * dim, 9));
+  for (const Index queries : {Index{1}, Index{30}}) {
+    const std::vector<float> q = uniform(queries * kQueryHeads * dim, 10);
+    std::vector<float> out(q.size());
+    attention({q.data(), queries, kQueryHeads, dim}, cache.view(), {out.data(), queries, kQueryHeads, dim},
+              gqa::Causal{}, {.path = path});
+    std::printf("%s %s and %s, %d queries: %016" PRIx64 "\n", gqa::path_name(path), K::name, V::name,
+                static_cast<int>(queries), digest(out));
+  }
+}
+void run_gradients(gqa::Path path) {
+  constexpr Index queries = 70;
+  const std::vector<float> q = uniform(queries * kQueryHeads * kHeadDim, 11);
+  const std::vector<float> d_out = uniform(queries * kQueryHeads * kHeadDim, 12);
+  const std::vector<float> k = uniform(queries * kKvHeads * kHeadDim, 13);
+  const std::vector<float> v = uniform(queries * kKvHeads * kHeadDim, 14);
+  std::vector<float> out(q.size()), lse(static_cast<std::size_t>(queries * kQueryHeads));
+  std::vector<float> d_q(q.size()), d_k(k.size()), d_v(v.size());
+  gqa::Options options;
+  options.path = path;
+  const gqa::Sequence sequence{.q = {q.data(), queries, kQueryHeads, kHeadDim},
+                               .kv = gqa::KvCacheView::contiguous(k.data(), v.data(), {queries, kKvHeads, kHeadDim}),
+                               .out = {out.data(), queries, kQueryHeads, kHeadDim},
+                               .lse = lse};
+  gqa::GroupedQueryAttention<kQueryHeads, kKvHeads, kHeadDim>{}(sequence, Expressions{}, options);
+  gqa::BackwardOptions backward;
+  backward.path = path;
+  gqa::GroupedQueryAttentionBackward<kQueryHeads, kKvHeads, kHeadDim>{}(
+      sequence,
+      {.d_out = {d_out.data(), queries, kQueryHeads, kHeadDim},
+       .d_q = {d_q.data(), queries, kQueryHeads, kHeadDim},
+       .d_k = {d_k.data(), queries, kKvHeads, kHeadDim},
+       .d_v = {d_v.data(), queries, kKvHeads, kHeadDim}},
+      Expressions{}, backward);
+  std::printf("%s gradients: %016" PRIx64 "\n", gqa::path_name(path), digest(d_v, digest(d_k, digest(d_q))));
+}
+#endif
+
 }  // namespace
 
 int main() {
-  for (const gqa::Path path :
-       {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
-    if (gqa::path_available(path)) run_types(path, gqa::CacheOf<GQA_FLAGS_TYPES>{});
+  for (const gqa::Path path : gqa::detail::kEveryPath) {
+    if (!gqa::path_available(path)) continue;
+    run_types(path, gqa::CacheOf<GQA_FLAGS_TYPES>{});
+#if defined(GQA_FLAGS_MORE)
+    run_codec<gqa::Int8, gqa::Int8>(path);
+    run_codec<gqa::Int4, gqa::Int4>(path);
+    run_codec<gqa::Q8_0, gqa::Q4_0>(path);
+    run_gradients(path);
+#endif
+  }
   run_hooks<float>();
   run_hooks<gqa::bf16>();
   run_hooks<gqa::f16>();

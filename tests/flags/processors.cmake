@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.23)
+# Compiles calls.cpp for another processor and has an emulator run it: what it prints is what this processor's program printed, where paths
+# of f32 arithmetic are counted as one and those of bf16 products, whose bits are their own, are left out.
+#   -D COMPILE=…  the cross compiler and its flags, as a list      -D RUN=…    the emulator, as a list
+#   -D PLAIN=…    the file of what this processor's program printed           -D PROGRAM=…  the program to write
+foreach(variable IN ITEMS COMPILE RUN PLAIN PROGRAM)
+  if(NOT ${variable})
+    message(FATAL_ERROR "-D ${variable}=… is missing")
+  endif()
+endforeach()
+
+execute_process(COMMAND ${COMPILE} "${CMAKE_CURRENT_LIST_DIR}/calls.cpp" -o "${PROGRAM}" RESULT_VARIABLE result ERROR_VARIABLE errors)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${errors}")
+endif()
+execute_process(COMMAND ${RUN} "${PROGRAM}" RESULT_VARIABLE result OUTPUT_VARIABLE there)
+if(NOT result EQUAL 0 OR NOT there)
+  message(FATAL_ERROR "The program failed: ${result}\n${there}")
+endif()
+file(READ "${PLAIN}" here)
+string(REPLACE "\r" "" there "${there}")
+
+function(one_line_a_call text lines)
+  string(REGEX REPLACE "\n$" "" text "${text}")
+  string(REPLACE "\n" ";" list "${text}")
+  list(FILTER list EXCLUDE REGEX "(^|: )(avx512bf16|amx|neon_bf16) ")
+  list(TRANSFORM list REPLACE "(^|: )(portable|neon|avx2|avx512|wasm) " "\\1f32 ")
+  list(SORT list)
+  list(REMOVE_DUPLICATES list)
+  set(${lines} "${list}" PARENT_SCOPE)
+endfunction()
+one_line_a_call("${here}" here)
+one_line_a_call("${there}" there)
+if(NOT here STREQUAL there)
+  string(REPLACE ";" "\n" here "${here}")
+  string(REPLACE ";" "\n" there "${there}")
+  message(FATAL_ERROR "Here\n${here}\nthere\n${there}")
+endif()
+list(LENGTH here count)
+message("${count} results, equal")
