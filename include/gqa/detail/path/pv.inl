@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Output accumulation of a stage. Part of every kernel without tiles; the path says what is added at a time (Product):
 //
-//   kTokens        tokens of a step: 1, or 2 where products are added in pairs
+//   kTokens        tokens of a step: 1, or 2 or 4 where so many products are added at a time
 //   kDims          dims of a step, kVectors accumulators
+//   kRows          rows that share an operand of weights: 1, or 2 where products are of matrices
+//   kWeightFloats  from the weights of a step to those of the next, in floats
+//   Sums           what a strip of R rows and Held vectors of each holds: those vectors; or a type of the path's, which has load_sums,
+//                  rescale_sums, add_step and store_sums of its own for it
 //   weight         the weights of a step of a row, in every lane
 //   add            acc + weight · values, lane by lane
 //
@@ -23,9 +27,9 @@ inline constexpr Index kBlockRows = kPlainRows<Codec> ? kPanelRows : 6;
 
 // Steps of dims of a strip of R rows: as many accumulators as registers allow, a power of two for each row.
 template <int R>
-inline constexpr int kStripVectors = kPvSums / R >= 8   ? 8
-                                     : kPvSums / R >= 4 ? 4
-                                                        : kPvSums / R;
+inline constexpr int kStripVectors = kPvSums / kHeldRows<R> >= 8   ? 8
+                                     : kPvSums / kHeldRows<R> >= 4 ? 4
+                                                                   : kPvSums / kHeldRows<R>;
 template <int R>
 inline constexpr int kStripSteps = kStripVectors<R> < Product::kVectors ? 1 : kStripVectors<R> / Product::kVectors;
 
@@ -43,7 +47,7 @@ GQA_KERNEL void output_columns(const QueryTile& tile, Index row, Values values, 
   constexpr Index wide = C * Product::kDims;
   static_assert(kRunDims % wide == 0);
   constexpr bool no_panels = kRowTokens == 0 || Values::kFewRows;
-  const Weights<R> weights = no_panels ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.in_panels);
+  const StripWeights<R> weights = no_panels ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.in_panels);
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     Index column = 0;
