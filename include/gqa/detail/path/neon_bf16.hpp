@@ -96,10 +96,22 @@ GQA_OP float32x4_t second_halves(float32x4_t a, float32x4_t b) {
 
 // Eight bf16, all or the first `count`, zeros behind them, nothing read there. None, if that is less than one.
 GQA_OP uint16x8_t load_eight(const std::byte* p) { return vld1q_u16(typed<const std::uint16_t>(p)); }
+GQA_OP std::uint64_t load_four_part(const std::byte* p, Index count) {
+  std::uint64_t four = 0;
+  std::uint32_t two = 0;
+  std::uint16_t one = 0;
+  if (count >= 4) {
+    __builtin_memcpy(&four, p, sizeof four);
+  } else if (count > 0) {
+    const Index whole = count & 2;
+    if (whole != 0) __builtin_memcpy(&two, p, sizeof two);
+    if ((count & 1) != 0) __builtin_memcpy(&one, p + whole * 2, sizeof one);
+    four = two | static_cast<std::uint64_t>(one) << (16 * whole);
+  }
+  return four;
+}
 GQA_OP uint16x8_t load_eight_part(const std::byte* p, Index count) {
-  alignas(16) std::byte elements[16] = {};
-  for (Index i = 0; i < count && i < 8; ++i) __builtin_memcpy(elements + i * 2, p + i * 2, 2);
-  return load_eight(elements);
+  return vcombine_u16(vcreate_u16(load_four_part(p, count)), vcreate_u16(load_four_part(p + 8, count - 4)));
 }
 GQA_OP void store_eight(std::byte* p, uint16x8_t a) { vst1q_u16(typed<std::uint16_t>(p), a); }
 

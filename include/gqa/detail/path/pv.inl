@@ -39,6 +39,9 @@ inline constexpr Index kRunDims = 128;
 template <int ValueDim>
 inline constexpr bool kEndsAnywhere = ValueDim <= 0 || ValueDim % kRunDims != 0;
 
+// Whether the last step of a row, which may be part of one, is code of its own: where loads of a part need many instructions.
+inline constexpr bool kWholeStepsApart = Product::kRows > 1;
+
 // All columns of R rows, `few` tokens at a time: strips of kStripSteps steps, then one step after the other, if any are left.
 template <int R, class Values, bool EndsAnywhere>
 GQA_KERNEL void output_columns(const QueryTile& tile, Index row, Values values, const Part& part) {
@@ -54,7 +57,10 @@ GQA_KERNEL void output_columns(const QueryTile& tile, Index row, Values values, 
     if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
         output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, part);
-    if constexpr (C == 1 || EndsAnywhere) {
+    if constexpr (kWholeStepsApart)
+      for (; column + Product::kDims <= tile.value_dim; column += Product::kDims)
+        output_strip<R, 1>(tile, row, weights, column, Product::kDims, values, from, end, part);
+    if constexpr ((C == 1 && !kWholeStepsApart) || EndsAnywhere) {
       for (; column < tile.value_dim; column += Product::kDims) {
         const Index rest = tile.value_dim - column;
         const Index width = rest < Product::kDims ? rest : Product::kDims;
