@@ -27,9 +27,9 @@
 namespace gqa {
 
 /// One instruction set's kernels, in rising order within an architecture:
-/// portable (plain C++, any processor); neon (AArch64); avx2 (AVX2, FMA, F16C), avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16
-/// products; f32 arithmetic as avx512), amx (AMX-BF16 tile products; f32 arithmetic as avx512). The last two are the ones whose results differ
-/// from those of the others, where inputs are bf16.
+/// portable (plain C++, any processor); neon (AArch64), neon_bf16 (the same with bf16 products; f32 arithmetic as neon); avx2 (AVX2, FMA, F16C),
+/// avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16 products; f32 arithmetic as avx512), amx (AMX-BF16 tile products; f32
+/// arithmetic as avx512). Those with bf16 products are the ones whose results differ from those of the others, where inputs are bf16.
 enum class Path : std::uint8_t {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) name,
 #include "gqa/detail/path/paths.def"
@@ -86,7 +86,7 @@ GQA_ALWAYS_INLINE constexpr Arithmetic path_arithmetic(Path path) noexcept {
 
 }  // namespace detail
 
-/// "portable", "neon", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
+/// "portable", "neon", "neon_bf16", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
 GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
   switch (path) {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
