@@ -69,7 +69,7 @@ TEST(ChoosePath, AWishThatCannotRunGivesTheBestBelowIt) {
 TEST(ChoosePath, SaysWhy) {
   for (const CpuFeatures& has : {kNothing, kAvx2, kAvx512, kBf16, kAmx})
     for (const char* wish :
-         {static_cast<const char*>(nullptr), "portable", "neon", "avx2", "avx512", "avx512bf16", "amx"}) {
+         {static_cast<const char*>(nullptr), "portable", "neon", "neon_bf16", "avx2", "avx512", "avx512bf16", "amx"}) {
       const ActivePath chosen = detail::choose_path(has, wish);
       ASSERT_NE(chosen.reason, nullptr);
       EXPECT_GT(std::string(chosen.reason).size(), 10u);
@@ -116,9 +116,22 @@ TEST(ChooseStreaming, KnowsProcessorsThatFollowLoads) {
 }
 #endif
 
+#if GQA_DETAIL_NEON
+TEST(Features, AreReadFromLinuxsBits) {
+  EXPECT_FALSE(detail::features_of_hwcaps(~(std::uint64_t{1} << 20), 0).neon_dot);
+  EXPECT_TRUE(detail::features_of_hwcaps(std::uint64_t{1} << 20, 0).neon_dot) << "HWCAP_ASIMDDP";
+  EXPECT_TRUE(detail::features_of_hwcaps(std::uint64_t{1} << 22, 0).sve) << "HWCAP_SVE";
+  EXPECT_TRUE(detail::features_of_hwcaps(0, std::uint64_t{1} << 13).neon_i8mm) << "HWCAP2_I8MM";
+  EXPECT_TRUE(detail::features_of_hwcaps(0, std::uint64_t{1} << 14).neon_bf16) << "HWCAP2_BF16";
+  EXPECT_FALSE(detail::features_of_hwcaps(~std::uint64_t{0}, ~(std::uint64_t{1} << 14)).neon_bf16);
+  EXPECT_TRUE(detail::features_of_hwcaps(0, 0).neon) << "every AArch64 has it";
+}
+#endif
+
 TEST(Paths, HaveTheirNames) {
   EXPECT_STREQ(path_name(Path::portable), "portable");
   EXPECT_STREQ(path_name(Path::neon), "neon");
+  EXPECT_STREQ(path_name(Path::neon_bf16), "neon_bf16");
   EXPECT_STREQ(path_name(Path::avx2), "avx2");
   EXPECT_STREQ(path_name(Path::avx512), "avx512");
   EXPECT_STREQ(path_name(Path::avx512bf16), "avx512bf16");
@@ -127,7 +140,12 @@ TEST(Paths, HaveTheirNames) {
 
 TEST(Paths, ThisMachineAgreesWithTheCompilersOwnDetection) {
   EXPECT_TRUE(path_available(Path::portable));
-  EXPECT_FALSE(path_available(Path::neon));
+  EXPECT_EQ(path_available(Path::neon), bool{GQA_DETAIL_NEON});
+#if GQA_DETAIL_NEON
+  EXPECT_EQ(path_available(Path::neon_bf16), detail::features().neon_bf16);
+#else
+  EXPECT_FALSE(path_available(Path::neon_bf16));
+#endif
 #if defined(__x86_64__)
   __builtin_cpu_init();
   EXPECT_EQ(path_available(Path::avx2), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));

@@ -23,6 +23,9 @@ void PrintTo(const WrongArgument& wrong, std::ostream* out) { *out << wrong.name
 
 class Errors : public testing::TestWithParam<WrongArgument> {};
 
+/// A path of another architecture.
+inline constexpr Path kForeignPath = GQA_DETAIL_NEON ? Path::avx2 : Path::neon;
+
 TEST_P(Errors, IsNamedAndLeavesOutputsUntouched) {
   const WrongArgument& wrong = GetParam();
   SpoiltCall f;
@@ -221,7 +224,8 @@ std::vector<WrongArgument> wrong_options() {
   return {
       {"ScaleNaN", [](SpoiltCall& f) { f.options.scale = NAN; }, "options.scale", "", "finite"},
       {"ScaleInfinite", [](SpoiltCall& f) { f.options.scale = INFINITY; }, "options.scale", "", "finite"},
-      {"PathThatCannotRun", [](SpoiltCall& f) { f.options.path = Path::neon; }, "options.path", "neon", "can run"},
+      {"PathThatCannotRun", [](SpoiltCall& f) { f.options.path = kForeignPath; }, "options.path",
+       path_name(kForeignPath), "can run"},
       {"PathUnknown", [](SpoiltCall& f) { f.options.path = static_cast<Path>(77); }, "options.path", "", "can run"},
       {"ScratchTooSmall",
        [](SpoiltCall& f) {

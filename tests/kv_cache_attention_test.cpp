@@ -50,7 +50,7 @@ TEST(KvCacheAttention, AllThreeCachesGiveTheSameBits) {
         ASSERT_EQ(position, shape.n_kv);
         How how;
         how.path = path;
-        how.products = path == Path::amx || path == Path::avx512bf16 ? Products::bf16 : Products::as_stored;
+        how.products = has_f32_arithmetic_only(path) ? Products::as_stored : Products::bf16;
         const CausalWindow window{kWindow};
         const Result expected = attend(q.const_view(), contiguous.view(), how, window);
         EXPECT_TRUE(same_bits(expected, attend(q.const_view(), paged.view(), how, window)));

@@ -28,13 +28,13 @@ struct Sequence {
   std::span<float> lse = {};
 };
 
-/// What f32 and f16 numbers are multiplied as on the paths with bf16 products, Path::avx512bf16 and Path::amx. A call whose queries,
+/// What f32 and f16 numbers are multiplied as on the paths with bf16 products, Path::avx512bf16, Path::amx and Path::neon_bf16. A call whose queries,
 /// keys and values are all bf16 takes those products whatever is asked for here; the other paths have the f32 arithmetic alone.
 ///
 /// bf16 products are exact, and so are bf16 queries, keys and values; sums are f32, and the scale multiplies the sum. What is rounded are
 /// the weights of the softmax, to the nearest bf16: each is off by up to 2⁻⁸ of itself. Outputs are divided by the sum of the rounded
 /// weights, so that the error of an output is at most Σ w·|v − o| · 2⁻⁸, to first order: it does not grow with what all values have in
-/// common. A caller who wants none of it sets Options::path to Path::avx512, whose arithmetic is f32 for every type.
+/// common. A caller who wants none of it sets Options::path to Path::avx512 or Path::neon, whose arithmetic is f32 for every type.
 ///
 /// Denormal numbers, those below 2⁻¹²⁶, are zero for these products: in queries, in keys, in values, and where a sum becomes one. The f32
 /// arithmetic takes them as they are.
@@ -44,7 +44,7 @@ enum class Products : std::uint8_t {
   /// Rounded to bf16: an input is off by up to 2⁻⁸ of itself, and so is a weight of the softmax, see above.
   bf16,
   /// On Path::amx as sums of two bf16 numbers, with three tile products for one: for ordinary inputs errors of about ten times those
-  /// of the f32 arithmetic, and a five-hundredth of those of bf16. How fast that is has not been measured. On Path::avx512bf16 as stored.
+  /// of the f32 arithmetic, and a five-hundredth of those of bf16. How fast that is has not been measured. On the others as stored.
   ///
   /// A number x is taken as x₁ + x₂, the nearest bf16 and the bf16 nearest to what is left, so that |x₂| ≤ 2⁻⁸ |x| and x₁ + x₂ is off
   /// by at most 2⁻¹⁷ |x| (2⁻¹⁶ where x rounds to infinity); a bf16 and an f16 are exactly such sums. Of a product x·y everything but

@@ -153,6 +153,27 @@ struct ModelState {
   }
 };
 
+/// The state of a range of tokens: add_block(state, begin) for each block, spans and super-spans merged in order. `width` outputs.
+template <class AddBlock>
+ModelState merged_spans(const PositionRange& range, Index width, const AddBlock& add_block) {
+  ModelState nothing;
+  nothing.o.assign(static_cast<std::size_t>(width), 0.0f);
+  ModelState total = nothing;
+  ModelState sum = nothing;  // of the super-span
+  for (Index span = range.begin / detail::kSpan; span * detail::kSpan < range.end; ++span) {
+    if (span % (detail::kSuperSpan / detail::kSpan) == 0) {
+      total.merge(sum);
+      sum = nothing;
+    }
+    ModelState state = nothing;
+    for (Index block = 0; block < detail::kSpan; block += detail::kBlock)
+      add_block(state, span * detail::kSpan + block);
+    sum.merge(state);
+  }
+  total.merge(sum);
+  return total;
+}
+
 /// One call: its inputs, rounded to bf16 where they are something else, or sums of two terms.
 template <Variant V, int Terms>
 class AmxModel {
@@ -251,22 +272,8 @@ class AmxModel {
     PositionRange range = variant_.visible_range(position, kv_.length);
     range.begin = std::max<Index>(range.begin, 0);
     range.end = std::min(range.end, kv_.length);
-    ModelState total;
-    total.o.assign(static_cast<std::size_t>(kv_.value_dim), 0.0f);
-    const ModelState nothing = total;
-    ModelState sum = nothing;  // of the super-span
-    for (Index span = range.begin / detail::kSpan; span * detail::kSpan < range.end; ++span) {
-      if (span % (detail::kSuperSpan / detail::kSpan) == 0) {
-        total.merge(sum);
-        sum = nothing;
-      }
-      ModelState state = nothing;
-      for (Index block = 0; block < detail::kSpan; block += detail::kBlock)
-        add_block(state, q, span * detail::kSpan + block, range, position, head);
-      sum.merge(state);
-    }
-    total.merge(sum);
-    return total;
+    return merged_spans(range, kv_.value_dim,
+                        [&](ModelState& state, Index begin) { add_block(state, q, begin, range, position, head); });
   }
 
   bool is_visible(Index position, Index at, Index head) const {

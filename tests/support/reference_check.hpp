@@ -42,7 +42,7 @@
 //   and the product with it: an element is off by r = γ(log2 b + 2)·Σ_block |x|/√b, and a product q·k_t by Σ_i r_i·|k_ti|. Where products are
 //   bf16 the rotated query is rounded to that, where they are of terms it is a sum of them. Outputs are bounded as they are before they are turned
 //   back; then an element is off by Σ_block of its block's bounds over √b, and by r.
-//   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding; on Path::avx512bf16 it has the weights before they are rounded.
+//   lse = ln Σ exp(s_t) is off by at most −ln(1 − η) and its own rounding; on Path::avx512bf16 and Path::neon_bf16 it has the weights before they are rounded.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -231,7 +231,7 @@ ErrorReport compare_with_reference(const ConstTensorView& q, const KvCacheView& 
                           : std::exp2(e + u * (below + 2.0 * e)) * std::pow(1.0 + exponential + u, 1.0 + rescalings);
         const double delta = weight == 0.0 ? 0.0 : unrounded * (1.0 + weight_rounding) - 1.0;
         eta += weight * delta;
-        eta_of_lse += std::exp(score - lse) * (how.path == Path::avx512bf16 ? unrounded - 1.0 : delta);
+        eta_of_lse += std::exp(score - lse) * (how.path == Path::amx ? delta : unrounded - 1.0);
         if (are_integers(false, t)) {
           float of_row;
           std::memcpy(&of_row, row_at(how.integers->part(how.integers->part_of(t)), false, t, head / group).scale,

@@ -225,7 +225,7 @@ template <class Codec, int Terms>
 constexpr CodecKernels codec_kernels() {
   CodecKernels kernels{.scores = scores<Codec, Terms>, .accumulate = accumulate<Codec, Terms>};
   // 3.4e38 rounds to infinity; as a sum of two terms it is like any other number.
-  if constexpr (Terms == 1 && avx512::kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
+  if constexpr (Terms == 1 && kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
   else kernels.nonfinite = avx512::nonfinite<Codec>;
   return kernels;
 }

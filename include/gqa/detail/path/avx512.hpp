@@ -276,9 +276,6 @@ inline bool nonfinite_as_bf16(const Block& block, std::uint64_t tokens, Index va
   }
   return false;
 }
-// Codecs whose numbers may be larger than any bf16: not those of 16 bits.
-template <class Codec>
-inline constexpr bool kRoundsToInfinity = !std::is_same_v<Codec, Bf16> && !std::is_same_v<Codec, F16>;
 
 }  // namespace gqa::detail::inline GQA_ABI::avx512
 

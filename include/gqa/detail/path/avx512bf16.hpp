@@ -27,6 +27,8 @@ GQA_BEGIN_REGION("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 
 
 namespace gqa::detail::inline GQA_ABI::avx512bf16 {
 
+namespace f32_path = avx512;
+
 using avx512::add;
 using avx512::begin_stretches;
 using avx512::end_stretch;
@@ -68,6 +70,11 @@ GQA_OP __m512i load_pairs_part(const std::byte* p, Index count) {
   return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((std::uint64_t{1} << count) - 1u), p);
 }
 
+using Pairs = __m512i;
+inline constexpr Index kNarrowed = kLanes2;
+GQA_OP __m512i no_pairs() { return _mm512_setzero_si512(); }
+GQA_OP void store_pairs(std::byte* p, __m512i pairs) { _mm512_storeu_si512(p, pairs); }
+
 // Elements d … d + count − 1 of a row of any codec as bf16, up to 32 of them; zeros behind them.
 template <class Codec>
 GQA_OP __m512i narrow_pairs(RowOf<Codec> row, Index d, Index count) {
@@ -85,7 +92,11 @@ GQA_OP __m512i narrow_pairs(RowOf<Codec> row, Index d, Index count) {
 #include "gqa/detail/path/qk.inl"
 #undef GQA_STRIP_LOOP
 
+#include "gqa/detail/path/bf16_rows.inl"
+
 #include "gqa/detail/path/bf16_products.inl"
+
+#include "gqa/detail/path/bf16_values.inl"
 
 #include "gqa/detail/path/bf16_softmax.inl"
 
@@ -100,7 +111,7 @@ inline Index staging_bytes(Index, Index head_dim, Index value_dim) {
 template <class Codec, int HeadDim, int ValueDim>
 constexpr CodecKernels codec_kernels() {
   CodecKernels kernels{.scores = scores<Codec, HeadDim>, .accumulate = accumulate<Codec, ValueDim>};
-  if constexpr (avx512::kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
+  if constexpr (kRoundsToInfinity<Codec>) kernels.nonfinite = avx512::nonfinite_as_bf16<Codec>;
   else kernels.nonfinite = avx512::nonfinite<Codec>;
   kernels.stream_rows = kReadable<Codec> ? StreamRows{8, 4} : avx512::kStreamRows<Codec>;
   return kernels;

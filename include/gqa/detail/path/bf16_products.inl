@@ -1,31 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Queries packed, and what a lane adds up with bf16 products: pairs of dims in scores, pairs of tokens in outputs. Part of
+// Queries in panels, and what a lane adds up with bf16 products: pairs of dims in scores, pairs of tokens in outputs. Part of
 // avx512bf16.hpp.
-
-// to[0 … dim) ← elements as bf16, zeros up to a whole register.
-template <class Codec>
-GQA_OP void pack_pairs(const std::byte* from, Index dim_stride, Index dim, std::byte* to) {
-  for (Index d = 0; d < dim; d += kLanes2) {
-    const Index count = dim - d < kLanes2 ? dim - d : kLanes2;
-    const std::byte* p = from + d * dim_stride * Codec::bytes;
-    alignas(64) std::byte gathered[kLanes2 * Codec::bytes];
-    if (dim_stride != 1) {
-      for (Index i = 0; i < count; ++i)
-        __builtin_memcpy(gathered + i * Codec::bytes, p + i * dim_stride * Codec::bytes, Codec::bytes);
-      p = gathered;
-    }
-    _mm512_storeu_si512(to + d * 2, narrow_pairs<Codec>(p, 0, count));
-  }
-}
-
-inline void pack_query(const QueryTile& tile, const QuerySource& source, Index row, std::byte* to) {
-  const std::byte* from = source.row(row);
-  switch (source.type) {
-    case ElementType::f32: pack_pairs<F32>(from, source.dim_stride, tile.head_dim, to); break;
-    case ElementType::bf16: pack_pairs<Bf16>(from, source.dim_stride, tile.head_dim, to); break;
-    case ElementType::f16: pack_pairs<F16>(from, source.dim_stride, tile.head_dim, to); break;
-  }
-}
 
 // tile.q ← queries as bf16, unscaled: panels of 16 rows as transpose_panel leaves pairs of dims, then the other rows one by one. A row takes
 // 2 · q_stride bytes either way.
@@ -42,30 +17,6 @@ inline void pack(const QueryTile& tile, const QuerySource& source) {
                             typed<float>(q + row * row_bytes));
   }
   for (Index row = in_panels; row < tile.rows; ++row) pack_query(tile, source, row, q + row * row_bytes);
-}
-
-// K of a block as bf16 rows in staging, zeros up to a whole register.
-template <class Codec>
-GQA_OP Block narrow_keys(const QueryTile& tile, const Block& block, Index (&offset)[kBlock]) {
-  const Index stride = round_up(tile.head_dim, kLanes2) * 2;
-  const BlockRows<Codec> rows = block_keys<Codec>(block);
-  for (Index t = block.first; t < block.last; ++t) {
-    offset[t] = t * stride;
-    if constexpr (KvType(Codec::type).is_element()) {
-      pack_pairs<Codec>(rows(t), 1, tile.head_dim, tile.staging + offset[t]);
-    } else {
-      const RowOf<Codec> row = rows(t);
-      for (Index d = 0; d < tile.head_dim; d += kLanes2) {
-        const Index count = tile.head_dim - d < kLanes2 ? tile.head_dim - d : kLanes2;
-        _mm512_storeu_si512(tile.staging + offset[t] + d * 2, narrow_pairs<Codec>(row, d, count));
-      }
-    }
-  }
-  Block narrow = block;
-  narrow.k = tile.staging;
-  narrow.k_offset = offset;
-  narrow.k_stride = stride;
-  return narrow;
 }
 
 struct Dot {
@@ -97,7 +48,11 @@ struct Dot {
 
 struct Product {
   using Operand = __m512bh;
+  template <int R, int Held>
+  using Sums = Vec[R * Held];
+  static constexpr Index kRows = 1;
   static constexpr Index kTokens = 2;
+  static constexpr Index kWeightFloats = 1;
   static constexpr Index kDims = kLanes2;
   static constexpr int kVectors = 2;
   // Weights are pairs of bf16 by now, see softmax.
@@ -111,12 +66,6 @@ struct Product {
   static GQA_OP Vec add(__m512bh weight, __m512bh value, Vec acc) { return _mm512_dpbf16_ps(acc, weight, value); }
 };
 
-template <class Codec>
-inline constexpr bool kReadable = Codec::type == ElementType::bf16;
-template <class Codec>
-inline constexpr bool kStaged = true;
-template <class Codec>
-inline constexpr bool kCopied = kReadable<Codec>;
 // Rows that take values straight from the cache, up to one panel; more share a staged copy, in the first-level cache.
 template <class Codec>
 inline constexpr Index kDirectRows = kReadable<Codec> ? 2 * kLanes - 1 : kPanelRows - 1;
@@ -193,55 +142,64 @@ GQA_OP void keep(std::byte* pairs, Index column, const __m512bh* value) {
   _mm512_storeu_si512(pairs + column * 4, reinterpret_cast<__m512i>(value[0]));
   _mm512_storeu_si512(pairs + column * 4 + 64, reinterpret_cast<__m512i>(value[1]));
 }
-
-// 32 values of token t, or zeros if the block has none or it is hidden.
-template <class Codec>
-GQA_OP __m512i value_pairs(const Block& block, std::uint64_t seen, Index t, Index column, Index count) {
-  if (t < block.first || t >= block.last || ((seen >> t) & 1u) == 0) return _mm512_setzero_si512();
-  const RowOf<Codec> row = block_values<Codec>(block)(t);
-  if constexpr (KvType(Codec::type).is_element()) return narrow_pairs<Codec>(row + column * Codec::bytes, 0, count);
-  else return narrow_pairs<Codec>(row, column, count);
+GQA_OP void stage_rows(const __m512i (&rows)[2], std::byte* pairs, Index column) {
+  __m512bh value[2];
+  interleave(rows[0], rows[1], value);
+  keep(pairs, column, value);
 }
 
-// Pairs of tokens from the one that `from` belongs to.
-template <class Codec>
-GQA_KERNEL Staged stage_values(const QueryTile& tile, const Block& block, std::uint64_t seen, Index from, Index to) {
-  const Index stride = staged_stride(tile);
-  std::byte* out = tile.staging;
-  for (Index t = from / 2 * 2; t < to; t += 2, out += stride) {
-    const bool both = t >= block.first && t + 1 < block.last && ((seen >> t) & 3u) == 3u;
-    for (Index column = 0; column < tile.value_dim; column += kLanes2) {
-      const Index rest = tile.value_dim - column;
-      const Index count = rest < kLanes2 ? rest : kLanes2;
-      __m512bh value[2];
-      if (Codec::type == ElementType::bf16 && both && count == kLanes2)
-        interleave(load_pairs(block.v + block.v_offset[t] + column * 2),
-                   load_pairs(block.v + block.v_offset[t + 1] + column * 2), value);
-      else
-        interleave(value_pairs<Codec>(block, seen, t, column, count),
-                   value_pairs<Codec>(block, seen, t + 1, column, count), value);
-      keep(out, column, value);
-    }
+// Weights rounded, see bf16_softmax.inl.
+GQA_OP __m512bh ones() { return as_pairs(_mm512_set1_epi32(0x3f803f80)); }
+// sums + the pairs of each lane.
+GQA_OP Vec add_pairs(Vec sums, __m512bh pairs) { return _mm512_dpbf16_ps(sums, pairs, ones()); }
+
+// Weights of sixteen rows, [token][row] → [pair of tokens][row] in the first half of the room. Returns the rows' sums.
+GQA_OP Vec round_panel(float* w) {
+  const __m512i by_row = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  Vec sum[kLanes];
+  GQA_UNROLL
+  for (int pair = 0; pair < kBlock / 2; ++pair) {
+    const Vec even = load(w + 2 * pair * kLanes);
+    const Vec odd = load(w + (2 * pair + 1) * kLanes);
+    const auto rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+    const __m512i pairs = _mm512_permutexvar_epi16(by_row, rounded);
+    _mm512_storeu_si512(w + pair * kLanes, pairs);
+    sum[pair % kLanes] = add_pairs(pair < kLanes ? zero() : sum[pair % kLanes], as_pairs(pairs));
   }
-  return {tile.staging, stride};
-}
-
-template <int HeadDim>
-inline void score_pairs(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
-  score_stage<Dot, HeadDim>(tile, stage, prefetcher);
-}
-
-// weights[row][t] ← scale · q[row] · k[t]. Keys that are not bf16 are rounded first, unit by unit.
-template <class Codec>
-struct Narrowed {
-  static GQA_OP Block block(const QueryTile& tile, const Block& block, Index (&offset)[kBlock]) {
-    return narrow_keys<Codec>(tile, block, offset);
+  GQA_UNROLL
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    GQA_UNROLL
+    for (int i = 0; i < half; ++i) sum[i] = add(sum[i], sum[i + half]);
   }
-};
-template <class Codec, int HeadDim>
-inline void scores(const QueryTile& tile, const Stage& stage, Prefetcher& prefetcher) {
-  if constexpr (Codec::type == ElementType::bf16) score_pairs<HeadDim>(tile, stage, prefetcher);
-  else score_staged<Narrowed<Codec>, score_pairs<HeadDim>>(tile, stage, prefetcher);
+  return sum[0];
+}
+
+// As avx512::softmax_panel.
+template <class Score>
+GQA_OP void softmax_panel(const QueryTile& tile, const Block& block, Index row) {
+  avx512::softmax_panel<Score>(tile, block, row);
+  const Vec sum = round_panel(tile.weights + row * kBlock);
+  store(tile.divisor + row, avx512::fma(load(tile.divisor + row), load(tile.alpha + row), sum));
+}
+// reduce_add of a and of b: in lane 0, in lane 8.
+GQA_OP void reduce_two(Vec a, Vec b, float (&two)[2]) {
+  Vec sums = avx512::reduce_pair(a, b);
+  sums = add(sums, _mm512_shuffle_f32x4(sums, sums, 0xb1));
+  sums = add(sums, _mm512_shuffle_ps(sums, sums, 0x4e));
+  sums = add(sums, _mm512_shuffle_ps(sums, sums, 0xb1));
+  two[0] = _mm512_cvtss_f32(sums);
+  two[1] = _mm_cvtss_f32(_mm512_extractf32x4_ps(sums, 2));
+}
+
+// 64 weights of a row → 32 pairs in the first half of its room. Returns the lanes' sums of them.
+GQA_OP Vec round_row(const QueryTile& tile, Index row, const Vec (&s)[kBlock / kLanes]) {
+  float* const w = tile.weights + row * kBlock;
+  const __m512bh first = _mm512_cvtne2ps_pbh(s[1], s[0]);
+  const __m512bh second = _mm512_cvtne2ps_pbh(s[3], s[2]);
+  _mm512_storeu_si512(w, reinterpret_cast<__m512i>(first));
+  _mm512_storeu_si512(w + kLanes, reinterpret_cast<__m512i>(second));
+  return add_pairs(add_pairs(zero(), first), second);
 }
 
 // Outputs in their natural order, then as on the AVX-512 path.

@@ -55,7 +55,11 @@ struct Dot {
 
 struct Product {
   using Operand = Vec;
+  template <int R, int Held>
+  using Sums = Vec[R * Held];
+  static constexpr Index kRows = 1;
   static constexpr Index kTokens = 1;
+  static constexpr Index kWeightFloats = 1;
   static constexpr Index kDims = kLanes;
   static constexpr int kVectors = 1;
   static GQA_OP Vec weight(const float* p) { return set1(*p); }

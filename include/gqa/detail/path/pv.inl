@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Output accumulation of a stage. Part of every kernel without tiles; the path says what is added at a time (Product):
 //
-//   kTokens        tokens of a step: 1, or 2 where products are added in pairs
+//   kTokens        tokens of a step: 1, or 2 or 4 where so many products are added at a time
 //   kDims          dims of a step, kVectors accumulators
+//   kRows          rows that share an operand of weights: 1, or 2 where products are of matrices
+//   kWeightFloats  from the weights of a step to those of the next, in floats
+//   Sums           what a strip of R rows and Held vectors of each holds: those vectors; or a type of the path's, which has load_sums,
+//                  rescale_sums, add_step and store_sums of its own for it
 //   weight         the weights of a step of a row, in every lane
 //   add            acc + weight · values, lane by lane
 //
@@ -23,9 +27,9 @@ inline constexpr Index kBlockRows = kPlainRows<Codec> ? kPanelRows : 6;
 
 // Steps of dims of a strip of R rows: as many accumulators as registers allow, a power of two for each row.
 template <int R>
-inline constexpr int kStripVectors = kPvSums / R >= 8   ? 8
-                                     : kPvSums / R >= 4 ? 4
-                                                        : kPvSums / R;
+inline constexpr int kStripVectors = kPvSums / kHeldRows<R> >= 8   ? 8
+                                     : kPvSums / kHeldRows<R> >= 4 ? 4
+                                                                   : kPvSums / kHeldRows<R>;
 template <int R>
 inline constexpr int kStripSteps = kStripVectors<R> < Product::kVectors ? 1 : kStripVectors<R> / Product::kVectors;
 
@@ -35,6 +39,9 @@ inline constexpr Index kRunDims = 128;
 template <int ValueDim>
 inline constexpr bool kEndsAnywhere = ValueDim <= 0 || ValueDim % kRunDims != 0;
 
+// Whether the last step of a row, which may be part of one, is code of its own: where loads of a part need many instructions.
+inline constexpr bool kWholeStepsApart = Product::kRows > 1;
+
 // All columns of R rows, `few` tokens at a time: strips of kStripSteps steps, then one step after the other, if any are left.
 template <int R, class Values, bool EndsAnywhere>
 GQA_KERNEL void output_columns(const QueryTile& tile, Index row, Values values, const Part& part) {
@@ -43,14 +50,17 @@ GQA_KERNEL void output_columns(const QueryTile& tile, Index row, Values values, 
   constexpr Index wide = C * Product::kDims;
   static_assert(kRunDims % wide == 0);
   constexpr bool no_panels = kRowTokens == 0 || Values::kFewRows;
-  const Weights<R> weights = no_panels ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.in_panels);
+  const StripWeights<R> weights = no_panels ? strip_weights<R>(tile, row) : weights_of<R>(tile, row, part.in_panels);
   for (Index from = part.from, end; from < part.to; from = end, values.skip(few)) {
     end = from + few < part.to ? from + few : part.to;
     Index column = 0;
     if constexpr (C > 1)
       for (; column + wide <= tile.value_dim; column += wide)
         output_strip<R, C>(tile, row, weights, column, Product::kDims, values, from, end, part);
-    if constexpr (C == 1 || EndsAnywhere) {
+    if constexpr (kWholeStepsApart)
+      for (; column + Product::kDims <= tile.value_dim; column += Product::kDims)
+        output_strip<R, 1>(tile, row, weights, column, Product::kDims, values, from, end, part);
+    if constexpr ((C == 1 && !kWholeStepsApart) || EndsAnywhere) {
       for (; column < tile.value_dim; column += Product::kDims) {
         const Index rest = tile.value_dim - column;
         const Index width = rest < Product::kDims ? rest : Product::kDims;

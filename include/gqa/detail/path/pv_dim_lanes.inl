@@ -14,21 +14,32 @@ struct Weights {
     for (int i = 0; i < R / kEven; ++i) first[i] += floats;
   }
 };
+// Operands of weights that R rows have, and the rows that accumulators are held for.
 template <int R>
-GQA_OP Weights<R> strip_weights(const QueryTile& tile, Index row) {
-  Weights<R> weights{{}, kBlock, 1};
+inline constexpr int kWeightRows = (R + int{Product::kRows} - 1) / int{Product::kRows};
+template <int R>
+inline constexpr int kHeldRows = kWeightRows<R>* int{Product::kRows};
+template <int R>
+using StripWeights = Weights<kWeightRows<R>>;
+// Rows that share an operand lie in the room of the first, `row` being the first or the only one that is asked for.
+template <int R>
+GQA_OP StripWeights<R> strip_weights(const QueryTile& tile, Index row) {
+  constexpr Index rows = Product::kRows;
+  constexpr int even = StripWeights<R>::kEven;
+  StripWeights<R> weights{{}, rows * kBlock, Product::kWeightFloats};
+  const Index within = row % rows * (Product::kWeightFloats / rows);
   GQA_UNROLL
-  for (int r = 0; r < R; r += Weights<R>::kEven)
-    weights.first[r / Weights<R>::kEven] = tile.weights + (row + r) * kBlock;
+  for (int r = 0; r < kWeightRows<R>; r += even)
+    weights.first[r / even] = tile.weights + (row / rows + r) * rows * kBlock + within;
   return weights;
 }
 // The same where the first `in_panels` rows are in panels, those of one strip all or none.
 template <int R>
-GQA_OP Weights<R> weights_of(const QueryTile& tile, Index row, Index in_panels) {
-  Weights<R> weights{{}, row < in_panels ? 1 : kBlock, weight_step(row, in_panels)};
+GQA_OP StripWeights<R> weights_of(const QueryTile& tile, Index row, Index in_panels) {
+  constexpr int even = StripWeights<R>::kEven;
+  StripWeights<R> weights{{}, row < in_panels ? 1 : kBlock, weight_step(row, in_panels)};
   GQA_UNROLL
-  for (int r = 0; r < R; r += Weights<R>::kEven)
-    weights.first[r / Weights<R>::kEven] = weights_at(tile, row + r, in_panels);
+  for (int r = 0; r < kWeightRows<R>; r += even) weights.first[r / even] = weights_at(tile, row + r, in_panels);
   return weights;
 }
 
@@ -38,7 +49,7 @@ inline constexpr Index kFetchedBytes = 1024;
 inline constexpr Index kEvenBytes = 512;
 inline constexpr Index kMostFetched = 16;  // rows
 
-inline constexpr int kStepShift = Product::kTokens == 2 ? 1 : 0;
+inline constexpr int kStepShift = Product::kTokens == 4 ? 2 : Product::kTokens == 2 ? 1 : 0;
 
 // Tokens [from, to) of a block or of a run of blocks, for one head.
 struct Part {
@@ -64,6 +75,23 @@ struct Part {
   }
 };
 
+// The outputs that a strip holds, from o and back.
+template <int R, int Held>
+GQA_OP void load_sums(Vec (&acc)[R * Held], float* const (&o)[R]) {
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o[r] + n * kLanes);
+  }
+}
+template <int R, int Held>
+GQA_OP void store_sums(const Vec (&acc)[R * Held], float* const (&o)[R]) {
+  GQA_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GQA_UNROLL
+    for (int n = 0; n < Held; ++n) store(o[r] + n * kLanes, acc[r * Held + n]);
+  }
+}
 // R rows of N vectors of outputs, of which `Held` are held in registers and those behind them lie at o: times alpha.
 template <int R, int N, int Held>
 GQA_OP void rescale_sums(Vec (&acc)[R * Held], float* const (&o)[R], const float* alpha) {
@@ -81,25 +109,25 @@ GQA_OP void rescale_sums(Vec (&acc)[R * Held], float* const (&o)[R], const float
 }
 
 // The inner loop: R rows × C steps of dims += weights · values of a step of tokens, S steps of dims loaded at once.
-template <int R, int C, int S, int Held, class Values>
-GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const Weights<R>& weights, const Values& values,
+template <int R, int C, int S, int Held, class Values, class P = Product>
+GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const StripWeights<R>& weights, const Values& values,
                      Index column, Index width) {
-  constexpr int N = C * Product::kVectors;
+  constexpr int N = C * P::kVectors;
   GQA_UNROLL
-  for (int c = 0; c < N; c += S * Product::kVectors) {
-    Product::Operand value[S * Product::kVectors];
-    if constexpr (C > 1) values.template whole<S>(column + c / Product::kVectors * Product::kDims, value);
+  for (int c = 0; c < N; c += S * P::kVectors) {
+    typename P::Operand value[S * P::kVectors];
+    if constexpr (C > 1) values.template whole<S>(column + c / P::kVectors * P::kDims, value);
     else values(column, width, value);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
-      const auto weight = Product::weight(weights.of(r));
+      const auto weight = P::weight(weights.of(r));
       GQA_UNROLL
-      for (int i = 0; i < S * Product::kVectors; ++i) {
+      for (int i = 0; i < S * P::kVectors; ++i) {
         if (c + i < Held) {
-          acc[r * Held + c + i] = Product::add(weight, value[i], acc[r * Held + c + i]);
+          acc[r * Held + c + i] = P::add(weight, value[i], acc[r * Held + c + i]);
         } else {
           float* const sum = o[r] + (c + i) * kLanes;
-          store(sum, Product::add(weight, value[i], load(sum)));
+          store(sum, P::add(weight, value[i], load(sum)));
         }
       }
     }
@@ -110,8 +138,8 @@ GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const Weights<R
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
 // touches rows, unless its loads are followed: a handful, whole rows of several.
 template <int R, int C, class Values, int Held = C* Product::kVectors, bool Run = false>
-GQA_OP void output_strip(const QueryTile& tile, Index row, Weights<R> weights, Index column, Index width, Values values,
-                         Index from, Index to, const Part& part) {
+GQA_OP void output_strip(const QueryTile& tile, Index row, StripWeights<R> weights, Index column, Index width,
+                         Values values, Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
@@ -133,12 +161,8 @@ GQA_OP void output_strip(const QueryTile& tile, Index row, Weights<R> weights, I
     weights.skip(from / kBlock * part.stage.weight_floats);
   }
   weights.skip(((from & (kBlock - 1)) >> kStepShift) * weights.step);
-  Vec acc[R * Held];
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GQA_UNROLL
-    for (int n = 0; n < Held; ++n) acc[r * Held + n] = load(o[r] + n * kLanes);
-  }
+  typename Product::template Sums<R, Held> acc;
+  load_sums<R, Held>(acc, o);
   for (Index end; from < to; from = end) {
     end = (from | (stretch - 1)) + 1;
     if (end > to) end = to;
@@ -165,9 +189,5 @@ GQA_OP void output_strip(const QueryTile& tile, Index row, Weights<R> weights, I
       weights.skip(part.stage.weight_floats - kBlock / Product::kTokens * weights.step);
     }
   }
-  GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GQA_UNROLL
-    for (int n = 0; n < Held; ++n) store(o[r] + n * kLanes, acc[r * Held + n]);
-  }
+  store_sums<R, Held>(acc, o);
 }

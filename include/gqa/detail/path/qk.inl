@@ -12,6 +12,10 @@
 //   ForPanels, panel_block           a Dot and a block whose rows `pieces` can read
 //   kPlainKeys                       that is this Dot and the block itself, for whole numbers of `pieces` at least
 //
+// or, where products are of matrices (kMatrices), instead of all that is added up and finished:
+//
+//   kStripTokens<R>, strip<R, T>     tokens that a strip of R rows takes at a time; the scores of so many, stored
+//
 // Two micro-kernels, with the same additions in the same order:
 //
 //   strips (few rows)   qk_dim_lanes.inl, for other dims score_strip below: a lane sums dims i, i + 16, … of one row and token; lanes are then
@@ -95,8 +99,9 @@ GQA_OP Index tokens_of(const Block& block, Index from, Index to) {
 // The strips of `rows`, of R of them, then of fewer: powers of two.
 template <int R>
 GQA_OP Index count_strips(Index rows) {
-  static_assert(R == 1 || R == 2 || R == 4);
-  return rows / R + (rows % R + 1) / 2;
+  static_assert(R == 1 || R == 2 || R == 4 || R == 8);
+  if constexpr (R == 8) return rows / R + count_strips<R / 2>(rows % R);
+  else return rows / R + (rows % R + 1) / 2;
 }
 
 // Sums of R rows × T tokens from t0 on, finished and stored.
@@ -164,12 +169,11 @@ GQA_OP void strip_sums(const std::byte* q, Index q_bytes, Index head_dim, const 
 
 // R rows × kQkTokens tokens, T tokens at a time: R · T accumulators, reduced together.
 template <class Dot, int R>
-GQA_KERNEL void score_strip(const QueryTile& tile, Index row, const ScatteredRows& keys, Index t0,
-                            const Prefetcher& prefetcher, Index strip) {
+GQA_OP void score_strip_lanes(const QueryTile& tile, Index row, const ScatteredRows& keys, Index t0,
+                              PrefetchCursor& ahead) {
   using Strip = typename StripOf<Dot, R>::Type;
   constexpr int parts = StripOf<Dot, R>::kParts;
   constexpr int T = kQkSums * parts / kStripParts / R;
-  PrefetchCursor ahead = prefetcher.cursor(strip, kQkTokens);
   const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
   const Index q_bytes = tile.q_stride * Dot::kQueryBytes;
   for (int s = 0; s < kQkTokens; s += T) {
@@ -193,6 +197,31 @@ GQA_KERNEL void score_strip(const QueryTile& tile, Index row, const ScatteredRow
     reduce_sums(acc, sums);
     store_scores<Dot, R, T>(tile, row, t0 + s, sums);
   }
+}
+
+// The same by products of matrices.
+template <class Dot>
+inline constexpr bool kMatrices = requires {
+  Dot::kMatrices;
+};
+template <class Dot, int R>
+GQA_OP void score_strip_matrices(const QueryTile& tile, Index row, const ScatteredRows& keys, Index t0,
+                                 PrefetchCursor& ahead) {
+  constexpr int T = Dot::template kStripTokens<R>;
+  const auto* q = static_cast<const std::byte*>(tile.q) + row * tile.q_stride * Dot::kQueryBytes;
+  for (int s = 0; s < kQkTokens; s += T) {
+    prefetch_rows(ahead, s, s + T);
+    Dot::template strip<R, T>(tile, q, keys, s, tile.weights + row * kBlock + t0 + s);
+  }
+}
+
+// R rows × kQkTokens tokens.
+template <class Dot, int R>
+GQA_KERNEL void score_strip(const QueryTile& tile, Index row, const ScatteredRows& keys, Index t0,
+                            const Prefetcher& prefetcher, Index strip) {
+  PrefetchCursor ahead = prefetcher.cursor(strip, kQkTokens);
+  if constexpr (kMatrices<Dot>) score_strip_matrices<Dot, R>(tile, row, keys, t0, ahead);
+  else score_strip_lanes<Dot, R>(tile, row, keys, t0, ahead);
 }
 
 #include "gqa/detail/path/qk_dim_lanes.inl"
@@ -270,7 +299,8 @@ GQA_OP void score_stage(const QueryTile& tile, const Stage& stage, Prefetcher& p
     for (Index j = 0; j < stage.heads && (in_panels > 0 || widened); ++j) {
       if constexpr (kRowTokens > 0)
         score_in_panels<Dot>(unit_tile(tile, stage, b, j), unit_of(j), in_panels, prefetcher);
-      else score_widened<Dot, HeadDim>(unit_tile(tile, stage, b, j), unit_of(j), prefetcher);
+      else if constexpr (!Dot::kPlainKeys)
+        score_widened<Dot, HeadDim>(unit_tile(tile, stage, b, j), unit_of(j), prefetcher);
     }
     if (in_panels >= tile.rows || widened) continue;
     const bool at_once = stage.heads == 1 && evenly_spaced(any, 0, kBlock);

@@ -66,6 +66,20 @@
   GQA_END_PLAIN_REGION() \
   GQA_DETAIL_END_QUIET()
 #endif
+// What an AArch64 processor may have beside NEON, by the names that GCC and Clang have for it: "+bf16" and "bf16".
+#if defined(__clang__)
+#define GQA_BEGIN_ARM_REGION(gcc_feature, clang_feature) \
+  GQA_BEGIN_PLAIN_REGION()                               \
+  GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(clang_feature))), apply_to = function))
+#define GQA_END_ARM_REGION()             \
+  GQA_DETAIL_PRAGMA(clang attribute pop) \
+  GQA_END_PLAIN_REGION()
+#else
+#define GQA_BEGIN_ARM_REGION(gcc_feature, clang_feature) \
+  GQA_BEGIN_PLAIN_REGION()                               \
+  GQA_DETAIL_PRAGMA(GCC target(gcc_feature))
+#define GQA_END_ARM_REGION() GQA_END_PLAIN_REGION()
+#endif
 #if GQA_DETAIL_X86 && !defined(__clang__)
 #define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_FEWER_PASSES()
 #else  // elsewhere than on x86 this is the path in use, and what it loses by fewer passes is not known
@@ -122,6 +136,9 @@ namespace gqa::detail {
 /// Whether the rows of a codec are what f32 arithmetic computes with, as they lie.
 template <class Codec>
 inline constexpr bool kPlainRows = std::is_same_v<Codec, F32>;
+/// Whether a codec's numbers may be larger than any bf16: not those of 16 bits.
+template <class Codec>
+inline constexpr bool kRoundsToInfinity = !std::is_same_v<Codec, Bf16> && !std::is_same_v<Codec, F16>;
 /// Whether rows are integers, and one scale each: Codec::integer_bits of them, 8 or 4, as Int8 and Int4 have them.
 template <class Codec>
 inline constexpr bool kIntegers = requires {
