@@ -116,6 +116,18 @@ TEST(ChooseStreaming, KnowsProcessorsThatFollowLoads) {
 }
 #endif
 
+#if GQA_DETAIL_NEON
+TEST(Features, AreReadFromLinuxsBits) {
+  EXPECT_FALSE(detail::features_of_hwcaps(~(std::uint64_t{1} << 20), 0).neon_dot);
+  EXPECT_TRUE(detail::features_of_hwcaps(std::uint64_t{1} << 20, 0).neon_dot) << "HWCAP_ASIMDDP";
+  EXPECT_TRUE(detail::features_of_hwcaps(std::uint64_t{1} << 22, 0).sve) << "HWCAP_SVE";
+  EXPECT_TRUE(detail::features_of_hwcaps(0, std::uint64_t{1} << 13).neon_i8mm) << "HWCAP2_I8MM";
+  EXPECT_TRUE(detail::features_of_hwcaps(0, std::uint64_t{1} << 14).neon_bf16) << "HWCAP2_BF16";
+  EXPECT_FALSE(detail::features_of_hwcaps(~std::uint64_t{0}, ~(std::uint64_t{1} << 14)).neon_bf16);
+  EXPECT_TRUE(detail::features_of_hwcaps(0, 0).neon) << "every AArch64 has it";
+}
+#endif
+
 TEST(Paths, HaveTheirNames) {
   EXPECT_STREQ(path_name(Path::portable), "portable");
   EXPECT_STREQ(path_name(Path::neon), "neon");

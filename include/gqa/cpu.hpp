@@ -16,6 +16,13 @@
 #include <unistd.h>
 #endif
 #endif
+#if GQA_DETAIL_NEON
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
 
 namespace gqa {
 
@@ -109,6 +116,10 @@ struct CpuFeatures {
   bool amx = false;
   bool follows_loads = false;  ///< see Streaming::followed
   bool avx512vnni = false;     ///< beside avx512: sums of products of bytes
+  bool neon_dot = false;       ///< beside neon: sums of products of bytes (FEAT_DotProd)
+  bool neon_i8mm = false;      ///< beside neon: 2 × 8 by 8 × 2 matrices of bytes (FEAT_I8MM)
+  bool neon_bf16 = false;      ///< beside neon: products of bf16, and of matrices of it (FEAT_BF16)
+  bool sve = false;            ///< told for whoever asks: no path uses it
 };
 
 /// How keys and values come out of memory in time. It decides what is prefetched, and how long stages are; it changes no bit of a result.
@@ -173,6 +184,34 @@ inline CpuFeatures detect_features() noexcept {
 #endif
   return has;
 }
+#elif GQA_DETAIL_NEON
+/// What Linux says of an AArch64 processor, by the bits of its uapi/asm/hwcap.h: AT_HWCAP and AT_HWCAP2.
+inline CpuFeatures features_of_hwcaps(std::uint64_t hwcap, std::uint64_t hwcap2) noexcept {
+  CpuFeatures has;
+  has.neon_dot = (hwcap >> 20) & 1u;
+  has.sve = (hwcap >> 22) & 1u;
+  has.neon_i8mm = (hwcap2 >> 13) & 1u;
+  has.neon_bf16 = (hwcap2 >> 14) & 1u;
+  return has;
+}
+#if defined(__linux__)
+inline CpuFeatures detect_features() noexcept { return features_of_hwcaps(::getauxval(16), ::getauxval(26)); }
+#elif defined(__APPLE__)
+inline bool system_says(const char* name) noexcept {
+  int value = 0;
+  std::size_t bytes = sizeof value;
+  return ::sysctlbyname(name, &value, &bytes, nullptr, 0) == 0 && value != 0;
+}
+inline CpuFeatures detect_features() noexcept {
+  CpuFeatures has;
+  has.neon_dot = system_says("hw.optional.arm.FEAT_DotProd");
+  has.neon_i8mm = system_says("hw.optional.arm.FEAT_I8MM");
+  has.neon_bf16 = system_says("hw.optional.arm.FEAT_BF16");
+  return has;
+}
+#else
+inline CpuFeatures detect_features() noexcept { return {}; }
+#endif
 #else
 inline CpuFeatures detect_features() noexcept { return {}; }
 #endif
