@@ -44,23 +44,25 @@ template <int P>
 struct RowSums {
   int32x4_t quarter[P];
   static GQA_OP RowSums none() {
-    const int32x4_t zeros = vdupq_n_s32(0);
-    return {{zeros, zeros, zeros, zeros}};
+    RowSums r;
+    GQA_UNROLL
+    for (int i = 0; i < P; ++i) r.quarter[i] = vdupq_n_s32(0);
+    return r;
   }
   GQA_OP int32x4_t part(int i) const { return quarter[i]; }
 };
 template <int R, int P, int Element = 0>
 GQA_OP void add_group(const uint8x16_t (&a)[R], const std::byte* from, Index stride, RowSums<P> (&sums)[R]) {
-  const int16x8_t low = vreinterpretq_s16_u8(load_bytes(from));
-  const int16x8_t high = vreinterpretq_s16_u8(load_bytes(from + 16));
   GQA_UNROLL
-  for (int r = 0; r < R; ++r) {
-    int32x4_t(&to)[P] = sums[r].quarter;
-    const int16x8_t row = vreinterpretq_s16_u8(a[r]);
-    to[0] = vmlal_laneq_s16(to[0], vget_low_s16(low), row, Element);
-    to[1] = vmlal_high_laneq_s16(to[1], low, row, Element);
-    to[2] = vmlal_laneq_s16(to[2], vget_low_s16(high), row, Element);
-    to[3] = vmlal_high_laneq_s16(to[3], high, row, Element);
+  for (int i = 0; i < P; i += 2) {
+    const int16x8_t lanes = vreinterpretq_s16_u8(load_bytes(from + i * 4 * kLaneBytes));
+    GQA_UNROLL
+    for (int r = 0; r < R; ++r) {
+      int32x4_t(&to)[P] = sums[r].quarter;
+      const int16x8_t row = vreinterpretq_s16_u8(a[r]);
+      to[i] = vmlal_laneq_s16(to[i], vget_low_s16(lanes), row, Element);
+      to[i + 1] = vmlal_high_laneq_s16(to[i + 1], lanes, row, Element);
+    }
   }
   if constexpr (Element + 1 < kGroup) add_group<R, P, Element + 1>(a, from + stride / kGroup, stride, sums);
 }
