@@ -108,6 +108,113 @@ std::vector<std::byte> result(const Shape& s, const Inputs& in, gqa::Path path, 
   return out;
 }
 
+// Caches of integers with one scale a row, in any storage; a NaN in every eighth.
+struct IntegerCall {
+  Index query_heads, kv_heads, head_dim, value_dim, queries, length;
+  gqa::KvType k_type, v_type;
+  gqa::Storage storage;
+  Index slots, page, window;
+  std::vector<float> q, k_scales, v_scales;
+  std::vector<std::byte> k, v;
+  std::vector<std::int32_t> pages;
+};
+std::vector<float> floats(Index count) {
+  std::vector<float> made(static_cast<std::size_t>(count));
+  for (float& x : made) x = static_cast<float>(below(1 << 24) - (1 << 23)) * 0x1p-22f;
+  return made;
+}
+std::vector<std::byte> bytes(Index count) {
+  std::vector<std::byte> made(static_cast<std::size_t>(count));
+  for (std::byte& x : made) x = static_cast<std::byte>(below(256));
+  return made;
+}
+IntegerCall integer_call(Index call) {
+  constexpr gqa::KvType types[] = {gqa::Int8::type, gqa::Int4::type};
+  IntegerCall c{};
+  c.kv_heads = 1 + below(3);
+  c.query_heads = c.kv_heads * one_of({1, 2, 3, 4, 5, 7, 8, 16, 29});
+  c.head_dim = one_of({1, 3, 8, 33, 40, 64, 80, 100, 128, 256, 576});
+  c.value_dim = below(2) == 0 ? c.head_dim : one_of({1, 3, 24, 33, 64, 128, 512});
+  c.queries = below(2) == 0 ? 1 : 1 + below(9);
+  c.length = c.queries + below(call % 8 == 0 ? 700 : 150);
+  c.k_type = types[below(2)], c.v_type = types[below(2)];
+  c.storage = gqa::Storage{static_cast<unsigned char>(below(3))};
+  c.window = c.length;
+  c.slots = c.length;
+  if (c.storage == gqa::Storage::ring) {
+    c.slots = c.queries + below(c.length - c.queries + 1);
+    c.window = c.slots - c.queries + 1;
+  } else if (c.storage == gqa::Storage::paged) {
+    c.page = one_of({1, 7, 16, 64});
+    c.slots = (c.length + c.page - 1) / c.page * c.page;
+    for (Index page = 0; page < c.slots / c.page; ++page)
+      c.pages.push_back(static_cast<std::int32_t>(c.slots / c.page - 1 - page));
+  }
+  c.q = floats(c.queries * c.query_heads * c.head_dim);
+  c.k = bytes(c.slots * c.kv_heads * c.k_type.row_bytes(c.head_dim));
+  c.v = bytes(c.slots * c.kv_heads * c.v_type.row_bytes(c.value_dim));
+  c.k_scales = floats(c.slots * c.kv_heads);
+  c.v_scales = floats(c.slots * c.kv_heads);
+  for (float& scale : c.k_scales) scale *= 0x1p-7f;
+  if (call % 8 == 3) {
+    std::vector<float>& spoilt = below(3) == 0 ? c.q : below(2) == 0 ? c.k_scales : c.v_scales;
+    spoilt[static_cast<std::size_t>(below(static_cast<Index>(spoilt.size())))] = __builtin_nanf("");
+  }
+  return c;
+}
+// The output, then the log-sum-exp.
+std::vector<float> result(const IntegerCall& c, gqa::Path path) {
+  const Index outputs = c.queries * c.query_heads * c.value_dim;
+  const Index rows = c.queries * c.query_heads;
+  std::vector<float> out(static_cast<std::size_t>(outputs + rows));
+  gqa::KvCacheView kv = gqa::KvCacheView::contiguous(
+      c.k.data(), c.k_type, c.v.data(), c.v_type,
+      {.length = c.length, .kv_heads = c.kv_heads, .head_dim = c.head_dim, .value_dim = c.value_dim});
+  const gqa::KvStrides scale_strides{.token = c.kv_heads, .head = 1, .page = c.page * c.kv_heads};
+  kv.storage = c.storage;
+  if (c.storage == gqa::Storage::ring) kv.capacity = c.slots;
+  if (c.storage == gqa::Storage::paged) {
+    kv.page_size = c.page;
+    kv.pool_pages = kv.page_table_size = static_cast<Index>(c.pages.size());
+    kv.page_table = c.pages.data();
+    kv.k_strides.page = c.page * kv.k_strides.token;
+    kv.v_strides.page = c.page * kv.v_strides.token;
+  }
+  kv.k_scales = {c.k_scales.data(), scale_strides};
+  kv.v_scales = {c.v_scales.data(), scale_strides};
+  const gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic,
+                                   gqa::CacheOf<gqa::Int8, gqa::Int4>>
+      attention;
+  gqa::Options options;
+  options.path = path;
+  const gqa::Sequence sequence{
+      .q = gqa::ConstTensorView(c.q.data(), c.queries, c.query_heads, c.head_dim),
+      .kv = kv,
+      .out = gqa::TensorView(out.data(), c.queries, c.query_heads, c.value_dim),
+      .lse = std::span(out).subspan(static_cast<std::size_t>(outputs), static_cast<std::size_t>(rows))};
+  attention(sequence, gqa::CausalWindow{c.window}, options);
+  return out;
+}
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (!(a[i] == b[i]) && !(a[i] != a[i] && b[i] != b[i])) return false;
+  return true;
+}
+
+// Path by path: whether `differs`(path) is to be told.
+template <class Differs>
+bool every_path_agrees(const char* what, Index call, Index& compared, const Differs& differs) {
+  for (const gqa::Path path : gqa::detail::kEveryPath) {
+    if (path == gqa::Path::portable || !gqa::path_available(path)) continue;
+    if (gqa::detail::path_arithmetic(path) != gqa::detail::Arithmetic::f32) continue;
+    ++compared;
+    if (!differs(path)) continue;
+    std::printf("%s differs from portable: %s %td\n", gqa::path_name(path), what, call);
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -133,14 +240,16 @@ int main() {
       in.pages.push_back(static_cast<std::int32_t>(slots / s.page - 1 - page));
     const Index variant = below(3);
     const std::vector<std::byte> expected = result(s, in, gqa::Path::portable, variant);
-    for (const gqa::Path path : gqa::detail::kEveryPath) {
-      if (path == gqa::Path::portable || !gqa::path_available(path)) continue;
-      if (gqa::detail::path_arithmetic(path) != gqa::detail::Arithmetic::f32) continue;
-      ++compared;
-      if (result(s, in, path, variant) == expected) continue;
-      std::printf("%s differs from portable: call %td\n", gqa::path_name(path), call);
+    if (!every_path_agrees("call", call, compared,
+                           [&](gqa::Path path) { return result(s, in, path, variant) != expected; }))
       return 1;
-    }
+  }
+  for (Index call = 0; call < 2 * calls; ++call) {
+    const IntegerCall c = integer_call(call);
+    const std::vector<float> expected = result(c, gqa::Path::portable);
+    if (!every_path_agrees("call over integers", call, compared,
+                           [&](gqa::Path path) { return !same(result(c, path), expected); }))
+      return 1;
   }
   std::printf("%td comparisons; calls take %s: %s\n", compared, gqa::path_name(gqa::active_path().path),
               gqa::active_path().reason);

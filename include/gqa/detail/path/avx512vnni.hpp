@@ -25,9 +25,10 @@ using namespace avx512;
 using IntegerSums = __m512i;
 inline constexpr int kIntegerRows = 4;
 inline constexpr int kIntegerVectors = 4;
-inline constexpr Index kQuadBytes = 4;
+inline constexpr int kGroup = 4;
+inline constexpr Index kGroupBytes = 4;
 inline constexpr Index kLaneBytes = 4;
-inline constexpr Index kQuadStep = 4;
+inline constexpr Index kGroupStep = 4;
 inline constexpr Index kPanelRowBytes = 4;
 // From a row's upper bytes to its lower ones.
 GQA_OP Index other_half(Index elements) { return elements; }
@@ -136,7 +137,7 @@ GQA_OP void stage_value_bytes(const std::byte* const (&rows)[4], Index from, Ind
   }
 }
 template <class Codec>
-GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index) {
+GQA_OP void stage_value_group(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index) {
   const Index bytes = KvType(Codec::type).row_bytes(dim);
   constexpr Index step = kBytesDims<Codec> * kLaneBytes;
   Index from = 0;

@@ -13,20 +13,21 @@
 //   score[t]  = float(Σ_d q[d] · k[t][d]) · (q.scale · k_scale[t])
 //   o[d]      = fma(o[d], alpha, float(Σ_t p[t] · v[t][d]) · p.scale)     p: weight[t] · v_scale[t] of the block's visible tokens, else 0
 //
-// Products are added in quads of elements: of dims in scores, where a lane is a token, of tokens in outputs, where a lane is a dim. So one
-// inner loop, integer_sums, serves both: rows × vectors of 16 lanes. Keys and values are put in that order in staging, a block at a time.
+// Products are added in groups of 4 or 8 elements: of dims in scores, where a lane is a token, of tokens in outputs, where a lane is a dim. So
+// one inner loop, integer_sums, serves both: rows × vectors of 16 lanes. Keys and values are put in that order in staging, a block at a time.
 //
 //   IntegerSums, integer_none               sums of 16 lanes, and such of nothing
 //   kIntegerRows, kIntegerVectors           rows and vectors that integer_sums takes at a time
-//   kQuadBytes, kLaneBytes                  bytes of a lane's quad in staging, and from a lane to the next
+//   kGroup                                  elements of a group
+//   kGroupBytes, kLaneBytes                 bytes of a lane's group in staging, and from a lane to the next
 //   kSpread<Codec>                          from a vector of outputs to the next of those that natural_order leaves
 //   kExcess<Codec>                          by how much staged numbers are too large
 //   put_integers                            16 lanes of 1.5 · 2^23 + n of a row → the path's order
-//   put_panel_integers                      of four tokens, a lane a row → the same rows' quads side by side
-//   kQuadStep, other_half, kPanelRowBytes   where those are: of a row by itself, and in a panel
+//   put_panel_integers                      of kGroup tokens, a lane a row → the same rows' groups side by side
+//   kGroupStep, other_half, kPanelRowBytes  where those are: of a row by itself, and in a panel
 //   larger_bits                             the larger of the lanes' bits, as signed integers
-//   stage_key_tokens, stage_value_quad      16 tokens' keys, four tokens' values → staging, keys to staged_keys
-//   integer_sums                            acc of R rows and C vectors, over some quads of values
+//   stage_key_tokens, stage_value_group     16 tokens' keys, kGroup tokens' values → staging, keys to staged_keys
+//   integer_sums                            acc of R rows and C vectors, over some groups of values
 //   key_sums                                sums of R rows and 16 tokens
 //   natural_order                           kIntegerVectors vectors of outputs, as they lie in staging → as dims follow each other
 //   integers_as_floats                      sums + a constant, as floats
@@ -55,8 +56,8 @@ GQA_OP std::int32_t excess_of(Index excess, std::int32_t sum) {
   return static_cast<std::int32_t>(0u - static_cast<std::uint32_t>(excess) * static_cast<std::uint32_t>(sum));
 }
 
-// R rows of integers: their first quads, and how far it is from a quad to the next, and from what a quad begins with to what the path takes
-// next of it.
+// R rows of integers: their first groups, and how far it is from a group to the next, and from what a group begins with to what the path
+// takes next of it.
 template <int R>
 struct IntegerRows {
   const std::byte* first[R];
@@ -127,7 +128,7 @@ GQA_OP void gather_scales(const RowSpan& scales, Index first, Index last, float 
 template <class Codec>
 inline constexpr Index kUsualBytes = KvType(Codec::type).row_bytes(128);
 
-// Rows of keys and values that are fetched while sums are added, one for each quad.
+// Rows of keys and values that are fetched while sums are added, one for each group.
 struct RowsAhead {
   PrefetchCursor cursor;
   Index due;
@@ -161,7 +162,7 @@ GQA_OP void turn_to_panel(const float (&rows)[kLanes][kBlock], float* panel) {
 template <int R>
 GQA_KERNEL void score_integers(const QueryTile& tile, Index row, Index excess, const float* scales, Index begin,
                                Index end, float* to, RowsAhead& ahead) {
-  IntegerRows<R> q{{}, kQuadStep, other_half(tile.q_stride)};
+  IntegerRows<R> q{{}, kGroupStep, other_half(tile.q_stride)};
   IntegerRow tail[R];
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {

@@ -8,9 +8,10 @@ struct IntegerSums {
 };
 inline constexpr int kIntegerRows = 4;
 inline constexpr int kIntegerVectors = 1;
-inline constexpr Index kQuadBytes = 8;
+inline constexpr int kGroup = 4;
+inline constexpr Index kGroupBytes = 8;
 inline constexpr Index kLaneBytes = 4;
-inline constexpr Index kQuadStep = 8;
+inline constexpr Index kGroupStep = 8;
 inline constexpr Index kPanelRowBytes = 4;
 // From a quad's first pair to its second.
 GQA_OP Index other_half(Index) { return 4; }
@@ -101,7 +102,7 @@ GQA_OP void stage_value_dims(const std::byte* const (&rows)[4], Index d, Index d
   }
 }
 template <class Codec>
-GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index stride) {
+GQA_OP void stage_value_group(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index stride) {
   const Index whole = dim / 32 * 32;
   for (Index d = 0; d < whole; d += 32) stage_value_dims<Codec, true>(rows, d, dim, to, stride);
   if (whole < dim) stage_value_dims<Codec, false>(rows, whole, dim, to, stride);

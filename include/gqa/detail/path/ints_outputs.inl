@@ -17,9 +17,9 @@ GQA_OP void round_weights(const float* weights, const float (&scales)[kBlock], s
   for (int i = 0; i < N; ++i) round_integers(x[i], set1(rounding.factor), to, kBlock, i * kLanes, sum);
   finish_row(to, kBlock, rounding.scale, sum);
 }
-// A panel of rows, a lane a row: [token][row] of floats → [quad][row], kPanelQuad bytes a quad; behind them scales, and sums + kRounding.
-inline constexpr Index kPanelQuad = 128;
-inline constexpr Index kPanelTail = kBlock / 4 * kPanelQuad;
+// A panel of rows, a lane a row: [token][row] of floats → [group][row], kPanelGroup bytes a group; behind them scales, and sums + kRounding.
+inline constexpr Index kPanelGroup = kGroup * kLanes * 2;
+inline constexpr Index kPanelTail = kBlock / kGroup * kPanelGroup;
 GQA_KERNEL void round_panel(const QueryTile& tile, const Block& block, Index row, const float (&scales)[kBlock]) {
   float* const weights = tile.weights + row * kBlock;
   auto* const to = reinterpret_cast<std::byte*>(weights);
@@ -45,14 +45,14 @@ GQA_KERNEL void round_panel(const QueryTile& tile, const Block& block, Index row
   const Vec scale =
       add(zero_below(largest, least, div(largest, most)), sub(largest, largest));  // NaN if it is not finite
   Vec sum = zero();
-  for (Index t = 0; t < kBlock; t += 4) {
-    Vec rounded[4];
+  for (Index t = 0; t < kBlock; t += kGroup) {
+    Vec rounded[kGroup];
     GQA_UNROLL
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kGroup; ++i) {
       rounded[i] = fma(load(weights + (t + i) * kLanes), factor, set1(kRounding));
       sum = add(sum, sub(rounded[i], set1(kRounding)));
     }
-    put_panel_integers(to + t / 4 * kPanelQuad, rounded);
+    put_panel_integers(to + t / kGroup * kPanelGroup, rounded);
   }
   store(typed<float>(to + kPanelTail), scale);
   store(typed<float>(to + kPanelTail) + kLanes, add(sum, set1(kRounding)));
@@ -70,7 +70,7 @@ GQA_OP void round_block_weights(const QueryTile& tile, const Block& block, const
 template <int R>
 GQA_OP IntegerRows<R> integer_weights(const QueryTile& tile, Index row, IntegerRow (&tail)[R]) {
   if (row >= rows_in_panels(tile.rows)) {
-    IntegerRows<R> rows{{}, kQuadStep, other_half(kBlock)};
+    IntegerRows<R> rows{{}, kGroupStep, other_half(kBlock)};
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
       rows.first[r] = reinterpret_cast<const std::byte*>(tile.weights + (row + r) * kBlock);
@@ -78,7 +78,7 @@ GQA_OP IntegerRows<R> integer_weights(const QueryTile& tile, Index row, IntegerR
     }
     return rows;
   }
-  IntegerRows<R> rows{{}, kPanelQuad, kPanelQuad / 2};
+  IntegerRows<R> rows{{}, kPanelGroup, kPanelGroup / 2};
   const auto* const panel = reinterpret_cast<const std::byte*>(tile.weights + row / kLanes * kLanes * kBlock);
   GQA_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -108,13 +108,13 @@ struct StagedValues {
     return lane / (together * 2) * (together * 2) + lane / together % 2 * kLanes;
   }
 };
-// Outputs of R rows, over quads [first, last) of tokens, values in staging.
+// Outputs of R rows, over groups [first, last) of tokens, values in staging.
 template <int R>
 GQA_KERNEL void add_integers(const QueryTile& tile, Index row, StagedValues values, Index first, Index last,
                              RowsAhead& ahead) {
   constexpr int C = kIntegerVectors;
   const Index dims = values.dims(tile.value_dim);
-  const Index stride = dims * kQuadBytes;
+  const Index stride = dims * kGroupBytes;
   IntegerRow tail[R];
   const IntegerRows<R> p = integer_weights<R>(tile, row, tail);
   for (Index lane = 0; lane < dims; lane += C * kLanes) {
@@ -158,13 +158,13 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   alignas(64) float scales[kBlock];
   gather_scales(block.scales->v, block.first, block.last, scales);
   round_block_weights(tile, block, scales);
-  const Index first = block.first / 4;
-  const Index last = (block.last + 3) / 4;
-  const Index tokens = round_up(last * 4, kLanes) - first * 4 / kLanes * kLanes;
+  const Index first = block.first / kGroup;
+  const Index last = (block.last + kGroup - 1) / kGroup;
+  const Index tokens = round_up(last * kGroup, kLanes) - first * kGroup / kLanes * kLanes;
   if (prefetcher.on()) prefetcher.share(1 + integer_strips(tile.rows), tokens);
   PrefetchCursor ahead = prefetcher.cursor(0, tokens);
   constexpr StagedValues values{kExcess<Codec>, kSpread<Codec>};
-  const Index stride = values.dims(tile.value_dim) * kQuadBytes;
+  const Index stride = values.dims(tile.value_dim) * kGroupBytes;
   const Index row_bytes = KvType(Codec::type).row_bytes(tile.value_dim);
   const bool touch = prefetcher.policy().touch;
   // In locals: what is written to staging might be any of them.
@@ -174,23 +174,23 @@ GQA_KERNEL void add_integer_block(const QueryTile& tile, const Block& block, Pre
   const Index from = v_stride == 0 ? kBlock : block.first;
   const Index to = block.last;
   std::byte* staged = tile.staging + first * stride;
-  for (Index t = first * 4; t < last * 4; t += 4, staged += stride) {
-    prefetch_rows<kUsualBytes<Codec>>(ahead, t - first * 4, t - first * 4 + 4);
-    const std::byte* rows[4];
-    if (t >= from && t + 4 <= to) {
+  for (Index t = first * kGroup; t < last * kGroup; t += kGroup, staged += stride) {
+    prefetch_rows<kUsualBytes<Codec>>(ahead, t - first * kGroup, t - first * kGroup + kGroup);
+    const std::byte* rows[kGroup];
+    if (t >= from && t + kGroup <= to) {
       rows[0] = v + t * v_stride;
       GQA_UNROLL
-      for (int i = 1; i < 4; ++i) rows[i] = rows[i - 1] + v_stride;
+      for (int i = 1; i < kGroup; ++i) rows[i] = rows[i - 1] + v_stride;
     } else {
       GQA_NO_UNROLL
-      for (Index i = 0; i < 4; ++i) {
+      for (Index i = 0; i < kGroup; ++i) {
         const Index token = t + i < block.first ? block.first : t + i < to ? t + i : to - 1;
         rows[i] = v + block.v_offset[token];
       }
     }
     if (touch)
       for (const std::byte* const row : rows) touch_row(row, row_bytes);
-    stage_value_quad<Codec>(rows, dim, staged, stride);
+    stage_value_group<Codec>(rows, dim, staged, stride);
   }
   add_integer_rows<kIntegerRows>(tile, 0, values, first, last, tokens, prefetcher, 0);
   if (prefetcher.on()) end_stretch(prefetcher, tokens, block.last - block.first);

@@ -6,9 +6,10 @@ struct IntegerSums {
 };
 inline constexpr int kIntegerRows = 1;
 inline constexpr int kIntegerVectors = 1;
-inline constexpr Index kQuadBytes = 8;
+inline constexpr int kGroup = 4;
+inline constexpr Index kGroupBytes = 8;
 inline constexpr Index kLaneBytes = 2;
-inline constexpr Index kQuadStep = 8;
+inline constexpr Index kGroupStep = 8;
 inline constexpr Index kPanelRowBytes = 8;
 GQA_OP Index other_half(Index) { return 0; }
 template <class Codec>
@@ -59,7 +60,7 @@ GQA_OP void stage_key_tokens(const RowAt& rows, Index dim, std::byte* to) {
   }
 }
 template <class Codec>
-GQA_OP void stage_value_quad(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index stride) {
+GQA_OP void stage_value_group(const std::byte* const (&rows)[4], Index dim, std::byte* to, Index stride) {
   for (int i = 0; i < 4; ++i, to += stride / 4) {
     for (Index d = 0; d < round_up(dim, kLanes); ++d) {
       const std::int16_t v = d < dim ? integer_at<Codec>(rows[i], d) : std::int16_t{0};
@@ -91,7 +92,7 @@ GQA_OP Vec integers_as_floats(const IntegerSums& sums, std::int32_t constant) {
 }
 template <int R, class Rows, class Ahead>
 GQA_OP void key_sums(const Rows& rows, const std::byte* staged, Index dim, Ahead& ahead, IntegerSums (&sums)[R]) {
-  integer_sums<R, 1>(rows, 0, staged, (dim + 3) / 4, kBlock * kQuadBytes, ahead, sums);
+  integer_sums<R, 1>(rows, 0, staged, (dim + 3) / 4, kBlock * kGroupBytes, ahead, sums);
 }
 #include "gqa/detail/path/ints.inl"
 

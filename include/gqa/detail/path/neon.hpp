@@ -205,6 +205,7 @@ GQA_OP uint8x16_t load_bytes_part(const std::byte* p, Index count) {
   for (Index i = 0; i < count; ++i) lanes[i] = p[i];
   return load_bytes(lanes);
 }
+GQA_OP void store_bytes(void* p, uint8x16_t a) { vst1q_u8(static_cast<std::uint8_t*>(p), a); }
 // The lower or the upper four bits of each.
 template <bool Upper>
 GQA_OP uint8x16_t nibbles(uint8x16_t a) {
@@ -214,6 +215,39 @@ GQA_OP uint8x16_t nibbles(uint8x16_t a) {
 // table[index], indices below 16.
 GQA_OP uint8x16_t look_up(uint8x16_t table, uint8x16_t index) { return vqtbl1q_u8(table, index); }
 inline constexpr bool kLooksUpFloats = false;  // by the bits of a lane, among 16
+// Lanes of a and b in turn, of the lower or of the upper halves.
+template <bool Upper>
+GQA_OP int8x16_t zip(int8x16_t a, int8x16_t b) {
+  return Upper ? vzip2q_s8(a, b) : vzip1q_s8(a, b);
+}
+template <bool Upper>
+GQA_OP int16x8_t zip(int16x8_t a, int16x8_t b) {
+  return Upper ? vzip2q_s16(a, b) : vzip1q_s16(a, b);
+}
+template <bool Upper>
+GQA_OP int32x4_t zip(int32x4_t a, int32x4_t b) {
+  return Upper ? vzip2q_s32(a, b) : vzip1q_s32(a, b);
+}
+template <bool Upper>
+GQA_OP int64x2_t zip(int64x2_t a, int64x2_t b) {
+  return Upper ? vzip2q_s64(a, b) : vzip1q_s64(a, b);
+}
+// 2^Bits registers of lanes → in the order of lanes first, then of registers: lane j of register i is number j · 2^Bits + i of all.
+template <int Bits, class Lanes>
+GQA_OP void interleave(Lanes (&a)[1 << Bits]) {
+  constexpr int half = 1 << Bits >> 1;
+  GQA_UNROLL
+  for (int round = 0; round < Bits; ++round) {
+    Lanes b[2 * half];
+    GQA_UNROLL
+    for (int i = 0; i < half; ++i) {
+      b[2 * i] = zip<false>(a[i], a[i + half]);
+      b[2 * i + 1] = zip<true>(a[i], a[i + half]);
+    }
+    GQA_UNROLL
+    for (int i = 0; i < 2 * half; ++i) a[i] = b[i];
+  }
+}
 // Signed bytes as floats.
 GQA_OP Vec widen_i8(uint8x16_t a) {
   const int8x16_t bytes = vreinterpretq_s8_u8(a);
@@ -303,7 +337,6 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
-#include "gqa/detail/path/ints_plain.inl"
 
 }  // namespace gqa::detail::inline GQA_ABI::neon
 

@@ -30,7 +30,7 @@
 
 #if GQA_DETAIL_NEON
 
-GQA_BEGIN_ARM_REGION("+bf16", "bf16")
+GQA_BEGIN_ARM_REGION("bf16")
 
 namespace gqa::detail::inline GQA_ABI::neon_bf16 {
 

@@ -66,19 +66,42 @@
   GQA_END_PLAIN_REGION() \
   GQA_DETAIL_END_QUIET()
 #endif
-// What an AArch64 processor may have beside NEON, by the names that GCC and Clang have for it: "+bf16" and "bf16".
+#if GQA_DETAIL_NEON
+// Regions for what an AArch64 processor may have beside NEON: `feature`, as "dotprod", in addition to all that the unit is compiled for, else
+// GCC refuses to inline the unit's functions. It wants Armv8.2 for them, and where a unit is compiled for less, or might be, it is told what
+// such units have.
 #if defined(__clang__)
-#define GQA_BEGIN_ARM_REGION(gcc_feature, clang_feature) \
-  GQA_BEGIN_PLAIN_REGION()                               \
-  GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(clang_feature))), apply_to = function))
+#define GQA_BEGIN_ARM_REGION(feature) \
+  GQA_BEGIN_PLAIN_REGION()            \
+  GQA_DETAIL_PRAGMA(clang attribute push(__attribute__((target(feature))), apply_to = function))
 #define GQA_END_ARM_REGION()             \
   GQA_DETAIL_PRAGMA(clang attribute pop) \
   GQA_END_PLAIN_REGION()
 #else
-#define GQA_BEGIN_ARM_REGION(gcc_feature, clang_feature) \
-  GQA_BEGIN_PLAIN_REGION()                               \
-  GQA_DETAIL_PRAGMA(GCC target(gcc_feature))
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_COMPLEX)  // Armv8.3, or 8.2 with these
+#define GQA_DETAIL_ARM_UNIT ""
+#else
+#if defined(__ARM_FEATURE_AES)
+#define GQA_DETAIL_ARM_CRYPTO "+crypto"
+#else
+#define GQA_DETAIL_ARM_CRYPTO ""
+#endif
+#if defined(__ARM_FEATURE_SVE)
+#define GQA_DETAIL_ARM_SVE "+sve"
+#else
+#define GQA_DETAIL_ARM_SVE ""
+#endif
+#if defined(__ARM_FEATURE_FP16_SCALAR_ARITHMETIC)
+#define GQA_DETAIL_ARM_FP16 "+fp16"
+#else
+#define GQA_DETAIL_ARM_FP16 ""
+#endif
+#define GQA_DETAIL_ARM_UNIT "arch=armv8.2-a" GQA_DETAIL_ARM_CRYPTO GQA_DETAIL_ARM_SVE GQA_DETAIL_ARM_FP16
+#endif
+#define GQA_DETAIL_ARM_TARGET(unit, feature) GQA_DETAIL_PRAGMA(GCC target(unit "+" feature))
+#define GQA_BEGIN_ARM_REGION(feature) GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_ARM_TARGET(GQA_DETAIL_ARM_UNIT, feature)
 #define GQA_END_ARM_REGION() GQA_END_PLAIN_REGION()
+#endif
 #endif
 #if GQA_DETAIL_X86 && !defined(__clang__)
 #define GQA_BEGIN_PORTABLE_REGION() GQA_BEGIN_PLAIN_REGION() GQA_DETAIL_FEWER_PASSES()
