@@ -34,6 +34,7 @@ void expect_refused(const Call& call, const char* variable, const char* wish, co
   }
 }
 
+#if GQA_DETAIL_X86
 TEST(ChoosePath, TakesTheBestWithoutAWish) {
   for (const char* wish : {static_cast<const char*>(nullptr), ""}) {
     EXPECT_EQ(detail::choose_path(kNothing, wish).path, Path::portable);
@@ -65,6 +66,17 @@ TEST(ChoosePath, AWishThatCannotRunGivesTheBestBelowIt) {
   constexpr CpuFeatures odd{.avx2 = true, .avx512 = true, .avx512bf16 = false, .amx = true};
   EXPECT_EQ(detail::choose_path(odd, "avx512bf16").path, Path::avx512);
 }
+#elif GQA_DETAIL_NEON
+TEST(ChoosePath, TakesTheBestOfAnAArch64AndAWishLowersIt) {
+  constexpr CpuFeatures products{.neon_bf16 = true};
+  EXPECT_EQ(detail::choose_path(kNothing, nullptr).path, Path::neon) << "every AArch64 has it";
+  EXPECT_EQ(detail::choose_path(products, "").path, Path::neon_bf16);
+  EXPECT_EQ(detail::choose_path(products, "neon").path, Path::neon);
+  EXPECT_EQ(detail::choose_path(products, "portable").path, Path::portable);
+  EXPECT_EQ(detail::choose_path(kNothing, "neon_bf16").path, Path::neon) << "never raised";
+  EXPECT_EQ(detail::choose_path(products, "amx").path, Path::neon_bf16) << "another architecture's";
+}
+#endif
 
 TEST(ChoosePath, SaysWhy) {
   for (const CpuFeatures& has : {kNothing, kAvx2, kAvx512, kBf16, kAmx})
@@ -140,7 +152,7 @@ TEST(Paths, HaveTheirNames) {
 
 TEST(Paths, ThisMachineAgreesWithTheCompilersOwnDetection) {
   EXPECT_TRUE(path_available(Path::portable));
-  EXPECT_EQ(path_available(Path::neon), bool{GQA_DETAIL_NEON});
+  EXPECT_EQ(path_available(Path::neon), GQA_DETAIL_NEON == 1);
 #if GQA_DETAIL_NEON
   EXPECT_EQ(path_available(Path::neon_bf16), detail::features().neon_bf16);
 #else
