@@ -20,7 +20,7 @@
 namespace gqa {
 
 /// One instruction set's kernels, in rising order within an architecture:
-/// portable (plain C++, any processor); neon (AArch64); avx2 (AVX2, FMA, F16C), avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16
+/// portable (plain C++, any processor); neon (AArch64); wasm (WebAssembly with SIMD128); avx2 (AVX2, FMA, F16C), avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16
 /// products; f32 arithmetic as avx512), amx (AMX-BF16 tile products; f32 arithmetic as avx512). The last two are the ones whose results differ
 /// from those of the others, where inputs are bf16.
 enum class Path : std::uint8_t {
@@ -70,16 +70,23 @@ GQA_ALWAYS_INLINE constexpr Arithmetic path_arithmetic(Path path) noexcept {
 #else
 #define GQA_DETAIL_FOR_ARM(...)
 #endif
+#if GQA_DETAIL_WASM
+#define GQA_DETAIL_FOR_WASM(...) __VA_ARGS__
+#else
+#define GQA_DETAIL_FOR_WASM(...)
+#endif
 #if defined(__x86_64__) && !GQA_DETAIL_X86
 #define GQA_DETAIL_WHY_PORTABLE \
   "GCC for Windows, which does not align the stack for wide registers, compiles no other path"
+#elif defined(__wasm__)
+#define GQA_DETAIL_WHY_PORTABLE "the WebAssembly module was compiled without -msimd128, which the other path needs"
 #else
 #define GQA_DETAIL_WHY_PORTABLE "the processor has none of the instruction sets that other paths need"
 #endif
 
 }  // namespace detail
 
-/// "portable", "neon", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
+/// "portable", "neon", "wasm", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
 GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
   switch (path) {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
@@ -103,6 +110,7 @@ namespace detail {
 /// What the processor and the operating system allow.
 struct CpuFeatures {
   bool neon = GQA_DETAIL_NEON;
+  bool wasm = GQA_DETAIL_WASM;  ///< a module cannot ask what runs it
   bool avx2 = false;
   bool avx512 = false;
   bool avx512bf16 = false;

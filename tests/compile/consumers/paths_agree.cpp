@@ -138,11 +138,11 @@ int main() {
       if (gqa::detail::path_arithmetic(path) != gqa::detail::Arithmetic::f32) continue;
       ++compared;
       if (result(s, in, path, variant) == expected) continue;
-      std::printf("%s differs from portable: call %td\n", gqa::path_name(path), call);
+      std::printf("%s differs from portable: call %lld\n", gqa::path_name(path), static_cast<long long>(call));
       return 1;
     }
   }
-  std::printf("%td comparisons; calls take %s: %s\n", compared, gqa::path_name(gqa::active_path().path),
+  std::printf("%lld comparisons; calls take %s: %s\n", static_cast<long long>(compared), gqa::path_name(gqa::active_path().path),
               gqa::active_path().reason);
   return 0;
 }
