@@ -12,6 +12,10 @@ namespace gqa::detail {
 /// What stands for a sum or product that does not fit: no argument may be as large, so whatever is given it refuses it.
 inline constexpr Index kTooLarge = (std::numeric_limits<Index>::max)();
 
+/// No object, and no distance within one, has more bytes: less than an Index can say where addresses have 32 bits.
+inline constexpr Index kMostBytes = PTRDIFF_MAX;
+inline constexpr bool kShortAddresses = kMostBytes < kTooLarge;
+
 /// An Index, or the knowledge that it does not fit in one. The library's only arithmetic on numbers that have not been checked.
 class Checked {
  public:

@@ -227,8 +227,10 @@ GQA_OP Vec widen_f16(const Words& bits) {
   GQA_UNROLL
   for (int i = 0; i < kLanes; i += 8) {
     const __m128i eight = load_eight(bits, i);
-    _mm_storeu_ps(r.lane + i, floats_of_upper_halves(__builtin_bit_cast(Ints, _mm_unpacklo_epi16(_mm_setzero_si128(), eight))));
-    _mm_storeu_ps(r.lane + i + 4, floats_of_upper_halves(__builtin_bit_cast(Ints, _mm_unpackhi_epi16(_mm_setzero_si128(), eight))));
+    _mm_storeu_ps(r.lane + i,
+                  floats_of_upper_halves(__builtin_bit_cast(Ints, _mm_unpacklo_epi16(_mm_setzero_si128(), eight))));
+    _mm_storeu_ps(r.lane + i + 4,
+                  floats_of_upper_halves(__builtin_bit_cast(Ints, _mm_unpackhi_epi16(_mm_setzero_si128(), eight))));
   }
   return r;
 }

@@ -19,22 +19,17 @@ struct Vec {
   Floats part[4];  // lanes 0 … 3, 4 … 7, 8 … 11, 12 … 15
 };
 
-inline constexpr int kQkSums = 4;  // accumulators of a score tile: rows × tokens
+inline constexpr int kQkSums = 8;  // accumulators of a score tile: rows × tokens
 inline constexpr int kQkRows = 4;  // the most rows of a score tile
 inline constexpr int kStripParts = 1;
 template <class Codec, class Whole>
 using StripDot = Whole;
 inline constexpr int kHeldQueries = 0;  // queries are not held
-#ifndef RT
-#define RT 4
-#endif
-#ifndef PVS
-#define PVS 4
-#endif
-inline constexpr int kRowTokens = RT;    // tokens at a time where lanes are rows
-inline constexpr int kRowPanels = 1;    // panels of 16 rows that take them in turn
+inline constexpr int kRowTokens =
+    0;  // no lanes that are rows: that is no faster where a multiply-add is arithmetic in double
+inline constexpr int kRowPanels = 1;
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kPvSums = PVS;  // accumulators of an output tile: rows × vectors
+inline constexpr int kPvSums = 4;  // accumulators of an output tile: rows × vectors
 inline constexpr int kPvRows = 4;  // the most rows of an output tile
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {1, 1};
@@ -115,17 +110,22 @@ GQA_OP Vec shift_right(const Vec& a) {
 // Lanes of ones where it holds, else of zeros; it does not where a lane is NaN.
 GQA_OP Vec less(const Vec& a, const Vec& b) { GQA_WASM_PARTS(of_bits(a.part[i] < b.part[i])); }
 GQA_OP Vec less_equal(const Vec& a, const Vec& b) { GQA_WASM_PARTS(of_bits(a.part[i] <= b.part[i])); }
-GQA_OP Vec bit_and(const Vec& a, const Vec& b) { GQA_WASM_PARTS(of_bits(float_bits(a.part[i]) & float_bits(b.part[i]))); }
-GQA_OP Vec bit_or(const Vec& a, const Vec& b) { GQA_WASM_PARTS(of_bits(float_bits(a.part[i]) | float_bits(b.part[i]))); }
-GQA_OP Vec bit_xor(const Vec& a, const Vec& b) { GQA_WASM_PARTS(of_bits(float_bits(a.part[i]) ^ float_bits(b.part[i]))); }
+GQA_OP Vec bit_and(const Vec& a, const Vec& b) {
+  GQA_WASM_PARTS(of_bits(float_bits(a.part[i]) & float_bits(b.part[i])));
+}
+GQA_OP Vec bit_or(const Vec& a, const Vec& b) {
+  GQA_WASM_PARTS(of_bits(float_bits(a.part[i]) | float_bits(b.part[i])));
+}
+GQA_OP Vec bit_xor(const Vec& a, const Vec& b) {
+  GQA_WASM_PARTS(of_bits(float_bits(a.part[i]) ^ float_bits(b.part[i])));
+}
 // value, but 0 where x < floor. NaN in x keeps value.
 GQA_OP Vec zero_below(const Vec& x, const Vec& floor, const Vec& value) {
   GQA_WASM_PARTS(of_bits(float_bits(value.part[i]) & ~(x.part[i] < floor.part[i])));
 }
 // a where the lane's highest bit is set, else b.
 GQA_OP Vec select_negative(const Vec& bits, const Vec& a, const Vec& b) {
-  GQA_WASM_PARTS(
-      of(wasm_v128_bitselect(v128(a.part[i]), v128(b.part[i]), v128(float_bits(bits.part[i]) < Ints{}))));
+  GQA_WASM_PARTS(of(wasm_v128_bitselect(v128(a.part[i]), v128(b.part[i]), v128(float_bits(bits.part[i]) < Ints{}))));
 }
 // a where the lane's bit is set, else b.
 GQA_OP Vec select(std::uint64_t bits, const Vec& a, const Vec& b) {
@@ -212,7 +212,9 @@ GQA_OP v128_t upper_halves(const Words& words, int i) {
 }
 #include "gqa/detail/path/f16_in_integers.inl"
 GQA_OP Vec widen_bf16(const Words& bits) { GQA_WASM_PARTS(of(upper_halves(bits, i))); }
-GQA_OP Vec widen_f16(const Words& bits) { GQA_WASM_PARTS(whole(floats_of_upper_halves(of<Ints>(upper_halves(bits, i))))); }
+GQA_OP Vec widen_f16(const Words& bits) {
+  GQA_WASM_PARTS(whole(floats_of_upper_halves(of<Ints>(upper_halves(bits, i)))));
+}
 // 16 bytes, all or the first `count`; zeros behind them, nothing read there.
 GQA_OP v128_t load_bytes(const void* p) { return wasm_v128_load(p); }
 GQA_OP v128_t load_bytes_part(const std::byte* p, Index count) {
