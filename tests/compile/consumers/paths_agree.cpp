@@ -142,7 +142,7 @@ int main() {
       return 1;
     }
   }
-  std::printf("%lld comparisons; calls take %s: %s\n", static_cast<long long>(compared), gqa::path_name(gqa::active_path().path),
-              gqa::active_path().reason);
+  std::printf("%lld comparisons; calls take %s: %s\n", static_cast<long long>(compared),
+              gqa::path_name(gqa::active_path().path), gqa::active_path().reason);
   return 0;
 }
