@@ -31,6 +31,14 @@ GQA_KERNEL Vec one_by_one_in_double(const Vec& a, const Vec& b, const Vec& c) {
 GQA_KERNEL Vec lanes_as_chosen(const Vec& a, const Vec& b, const Vec& c) { return detail::portable::fma(a, b, c); }
 GQA_KERNEL Vec widened_f16(const detail::portable::Words& bits) { return detail::portable::widen_f16(bits); }
 GQA_KERNEL Vec widened_bf16(const detail::portable::Words& bits) { return detail::portable::widen_bf16(bits); }
+#if GQA_DETAIL_WASM  // the path that takes the same arithmetic, and its own registers
+GQA_KERNEL Vec lanes_in_registers(const Vec& a, const Vec& b, const Vec& c) {
+  namespace wasm = detail::wasm;
+  Vec r;
+  wasm::store(r.lane, wasm::fma(wasm::load(a.lane), wasm::load(b.lane), wasm::load(c.lane)));
+  return r;
+}
+#endif
 GQA_END_PLAIN_REGION()
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -66,6 +74,9 @@ void expect_exact(const std::array<Terms, kLanes>& terms) {
   expect_lanes(lanes_in_double, "lanes in double", terms);
   expect_lanes(one_by_one_in_double, "one by one in double", terms);
   expect_lanes(lanes_as_chosen, "the path's own", terms);
+#if GQA_DETAIL_WASM
+  expect_lanes(lanes_in_registers, "the WebAssembly path's own", terms);
+#endif
 }
 
 /// `count` draws, sixteen at a time.
