@@ -63,8 +63,7 @@ inline Index part_offset(const char* extent_name, Index extent, Index first, Ind
          "0 to " + Text(extent_name) + " - first = " + to_text(extent - first) + ", those that are left");
   const Checked bytes = Checked(first) * stride * element;
   if (!bytes.fits()) fail(stride_name, stride, "a stride whose offsets fit in 63 bits");
-  if (kShortAddresses && (bytes.value() < -kMostBytes || bytes.value() > kMostBytes))
-    fail(stride_name, stride, "a stride whose offsets lie within the address space");
+  if (!is_distance(bytes.value())) fail(stride_name, stride, "a stride whose offsets lie within the address space");
   return bytes.value();
 }
 

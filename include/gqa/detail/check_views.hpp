@@ -176,8 +176,7 @@ struct Reach {
     const auto at = reinterpret_cast<std::uintptr_t>(data);
     const Index back = type.stride_bytes(before), on = type.stride_bytes(behind) + type.row_bytes(width);
     const ByteRange range{at + static_cast<std::uintptr_t>(back), at + static_cast<std::uintptr_t>(on)};
-    if (range.begin > at || range.end < at || (kShortAddresses && on - back > kMostBytes))
-      fail_range(name, names, strides);
+    if (range.begin > at || range.end < at || !is_distance(on - back)) fail_range(name, names, strides);
     return range;
   }
 };
