@@ -81,7 +81,7 @@ TEST(ChoosePath, TakesTheBestOfAnAArch64AndAWishLowersIt) {
 TEST(ChoosePath, SaysWhy) {
   for (const CpuFeatures& has : {kNothing, kAvx2, kAvx512, kBf16, kAmx})
     for (const char* wish :
-         {static_cast<const char*>(nullptr), "portable", "neon", "neon_bf16", "avx2", "avx512", "avx512bf16", "amx"}) {
+         {static_cast<const char*>(nullptr), "portable", "neon", "neon_bf16", "wasm", "avx2", "avx512", "avx512bf16", "amx"}) {
       const ActivePath chosen = detail::choose_path(has, wish);
       ASSERT_NE(chosen.reason, nullptr);
       EXPECT_GT(std::string(chosen.reason).size(), 10u);

@@ -31,6 +31,19 @@ GQA_KERNEL Vec one_by_one_in_double(const Vec& a, const Vec& b, const Vec& c) {
 GQA_KERNEL Vec lanes_as_chosen(const Vec& a, const Vec& b, const Vec& c) { return detail::portable::fma(a, b, c); }
 GQA_KERNEL Vec widened_f16(const detail::portable::Words& bits) { return detail::portable::widen_f16(bits); }
 GQA_KERNEL Vec widened_bf16(const detail::portable::Words& bits) { return detail::portable::widen_bf16(bits); }
+#if defined(__wasm__)
+// Emscripten 3.1.6's fmaf rounds 0x1.000006p30 * -0x1.fffff4p30 - 0x1.06248p85 the wrong way, so vectors are held to this, and this to fmaf
+// elsewhere.
+GQA_KERNEL float exact_fma(float a, float b, float c) { return detail::portable::fma_in_double(a, b, c); }
+#endif
+#if GQA_DETAIL_WASM  // the path that takes the same arithmetic, and its own registers
+GQA_KERNEL Vec lanes_in_registers(const Vec& a, const Vec& b, const Vec& c) {
+  namespace wasm = detail::wasm;
+  Vec r;
+  wasm::store(r.lane, wasm::fma(wasm::load(a.lane), wasm::load(b.lane), wasm::load(c.lane)));
+  return r;
+}
+#endif
 GQA_END_PLAIN_REGION()
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -43,7 +56,11 @@ struct Terms {
 
 float from_bits(std::uint64_t bits) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits)); }
 /// The C library's, and not what a compiler takes for it.
+#if defined(__wasm__)
+float (*volatile library_fma)(float, float, float) = exact_fma;
+#else
 float (*volatile library_fma)(float, float, float) = ::fmaf;
+#endif
 
 bool is_nan(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7fffffffu) > 0x7f800000u; }
 /// Zeros keep their signs; one NaN is like another.
@@ -66,6 +83,9 @@ void expect_exact(const std::array<Terms, kLanes>& terms) {
   expect_lanes(lanes_in_double, "lanes in double", terms);
   expect_lanes(one_by_one_in_double, "one by one in double", terms);
   expect_lanes(lanes_as_chosen, "the path's own", terms);
+#if GQA_DETAIL_WASM
+  expect_lanes(lanes_in_registers, "the WebAssembly path's own", terms);
+#endif
 }
 
 /// `count` draws, sixteen at a time.

@@ -27,9 +27,10 @@
 namespace gqa {
 
 /// One instruction set's kernels, in rising order within an architecture:
-/// portable (plain C++, any processor); neon (AArch64), neon_bf16 (the same with bf16 products; f32 arithmetic as neon); avx2 (AVX2, FMA, F16C),
-/// avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16 products; f32 arithmetic as avx512), amx (AMX-BF16 tile products; f32
-/// arithmetic as avx512). Those with bf16 products are the ones whose results differ from those of the others, where inputs are bf16.
+/// portable (plain C++, any processor); neon (AArch64), neon_bf16 (the same with bf16 products; f32 arithmetic as neon); wasm (WebAssembly with
+/// SIMD128); avx2 (AVX2, FMA, F16C), avx512 (AVX-512 F, BW, DQ, VL), avx512bf16 (the same with bf16 products; f32 arithmetic as avx512), amx
+/// (AMX-BF16 tile products; f32 arithmetic as avx512). Those with bf16 products are the ones whose results differ from those of the others,
+/// where inputs are bf16.
 enum class Path : std::uint8_t {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) name,
 #include "gqa/detail/path/paths.def"
@@ -77,16 +78,23 @@ GQA_ALWAYS_INLINE constexpr Arithmetic path_arithmetic(Path path) noexcept {
 #else
 #define GQA_DETAIL_FOR_ARM(...)
 #endif
+#if GQA_DETAIL_WASM
+#define GQA_DETAIL_FOR_WASM(...) __VA_ARGS__
+#else
+#define GQA_DETAIL_FOR_WASM(...)
+#endif
 #if defined(__x86_64__) && !GQA_DETAIL_X86
 #define GQA_DETAIL_WHY_PORTABLE \
   "GCC for Windows, which does not align the stack for wide registers, compiles no other path"
+#elif defined(__wasm__)
+#define GQA_DETAIL_WHY_PORTABLE "the WebAssembly module was compiled without -msimd128, which the other path needs"
 #else
 #define GQA_DETAIL_WHY_PORTABLE "the processor has none of the instruction sets that other paths need"
 #endif
 
 }  // namespace detail
 
-/// "portable", "neon", "neon_bf16", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
+/// "portable", "neon", "neon_bf16", "wasm", "avx2", "avx512", "avx512bf16" or "amx": the words that GQA_PATH takes. "unknown" for any other number.
 GQA_ALWAYS_INLINE constexpr const char* path_name(Path path) noexcept {
   switch (path) {
 #define GQA_DETAIL_PATH(name, architecture, test, arithmetic, reason) \
@@ -110,6 +118,7 @@ namespace detail {
 /// What the processor and the operating system allow.
 struct CpuFeatures {
   bool neon = GQA_DETAIL_NEON;
+  bool wasm = GQA_DETAIL_WASM;  ///< a module cannot ask what runs it
   bool avx2 = false;
   bool avx512 = false;
   bool avx512bf16 = false;

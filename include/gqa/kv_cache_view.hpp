@@ -76,7 +76,7 @@ inline void check_kv_span(const char* rows, std::size_t given, Index tokens, Ind
   const Text what = Text("length * kv_heads * ") + width;
   const Checked needed = Checked(tokens) * heads * dim;
   if (!needed.fits()) fail("kv.length", tokens, what + " that fits in 63 bits");
-  if (given < static_cast<std::size_t>(needed.value()))
+  if (given < static_cast<std::uint64_t>(needed.value()))
     fail(Text(rows) + ".size()", to_text(given), "at least " + what + " = " + to_text(needed.value()));
 }
 

@@ -47,7 +47,7 @@ inline void check_span_extent(const char* what, std::size_t given, Index tokens,
   if (dim < 0) fail(Text(what) + ".dim", dim, "0 or more");
   const Checked needed = Checked(tokens) * heads * dim;
   if (!needed.fits()) fail(Text(what) + ".tokens", tokens, "tokens * heads * dim that fits in 63 bits");
-  if (given < static_cast<std::size_t>(needed.value()))
+  if (given < static_cast<std::uint64_t>(needed.value()))
     fail(Text(what) + ".size()", to_text(given),
          "at least tokens * heads * dim = " + to_text(needed.value()) + ", for a tensor of " + to_text(tokens) + " * " +
              to_text(heads) + " * " + to_text(dim));
@@ -63,6 +63,7 @@ inline Index part_offset(const char* extent_name, Index extent, Index first, Ind
          "0 to " + Text(extent_name) + " - first = " + to_text(extent - first) + ", those that are left");
   const Checked bytes = Checked(first) * stride * element;
   if (!bytes.fits()) fail(stride_name, stride, "a stride whose offsets fit in 63 bits");
+  if (!is_distance(bytes.value())) fail(stride_name, stride, "a stride whose offsets lie within the address space");
   return bytes.value();
 }
 

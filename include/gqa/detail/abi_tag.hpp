@@ -105,6 +105,11 @@
 #define GQA_DETAIL_ISA                                                                                          \
   GQA_DETAIL_PASTE4(GQA_DETAIL_PASTE2(__ARM_ARCH, GQA_DETAIL_ISA_V8), GQA_DETAIL_ISA_V9, GQA_DETAIL_ISA_CRYPTO, \
                     GQA_DETAIL_PASTE2_LATER(GQA_DETAIL_RCPC, GQA_DETAIL_SVE_BITS))
+#elif defined(__wasm__)
+#define GQA_DETAIL_ISA                                                                                          \
+  GQA_DETAIL_PASTE2(                                                                                            \
+      GQA_DETAIL_HEX(__wasm_simd128__, __wasm_relaxed_simd__, __wasm_nontrapping_fptoint__, __wasm_sign_ext__), \
+      GQA_DETAIL_HEX(__wasm_bulk_memory__, __wasm_atomics__, __wasm_multivalue__, __wasm_tail_call__))
 #else
 #define GQA_DETAIL_ISA other
 #endif

@@ -174,9 +174,9 @@ struct Reach {
   GQA_ALWAYS_INLINE ByteRange around(const ArgumentName& name, const TensorNames& names, const void* data, KvType type,
                                      Index width, const TensorStrides& strides) const {
     const auto at = reinterpret_cast<std::uintptr_t>(data);
-    const ByteRange range{at + static_cast<std::uintptr_t>(type.stride_bytes(before)),
-                          at + static_cast<std::uintptr_t>(type.stride_bytes(behind) + type.row_bytes(width))};
-    if (range.begin > at || range.end < at) fail_range(name, names, strides);
+    const Index back = type.stride_bytes(before), on = type.stride_bytes(behind) + type.row_bytes(width);
+    const ByteRange range{at + static_cast<std::uintptr_t>(back), at + static_cast<std::uintptr_t>(on)};
+    if (range.begin > at || range.end < at || !is_distance(on - back)) fail_range(name, names, strides);
     return range;
   }
 };
@@ -281,6 +281,8 @@ inline CacheRanges check_cache(const ArgumentName& name, const KvCacheView& kv) 
       if (kv.page_table_size < (kv.length - 1) / kv.page_size + 1)
         fail(name("kv.page_table_size"), kv.page_table_size,
              "at least ceil(length / page_size) = " + to_text((kv.length - 1) / kv.page_size + 1));
+      if (kShortAddresses && kv.page_table_size > kMostBytes / Index{sizeof(std::int32_t)})
+        fail(name("kv.page_table_size"), kv.page_table_size, "a table within the address space");
       break;
     default: fail(name("kv.storage"), static_cast<Index>(kv.storage), "Storage::contiguous, ring or paged");
   }

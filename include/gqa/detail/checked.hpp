@@ -12,6 +12,18 @@ namespace gqa::detail {
 /// What stands for a sum or product that does not fit: no argument may be as large, so whatever is given it refuses it.
 inline constexpr Index kTooLarge = (std::numeric_limits<Index>::max)();
 
+/// No object, and no distance within one, has more bytes: less than an Index can say where addresses have 32 bits.
+inline constexpr Index kMostBytes = PTRDIFF_MAX;
+inline constexpr bool kShortAddresses = kMostBytes < kTooLarge;
+/// Whether an address can lie so many bytes from another, in either direction.
+GQA_ALWAYS_INLINE constexpr bool is_distance([[maybe_unused]] Index bytes) noexcept {
+#if PTRDIFF_MAX < 0x7fffffffffffffff  // compilers say of the other case that it is always true
+  return bytes <= kMostBytes && bytes >= -kMostBytes;
+#else
+  return true;
+#endif
+}
+
 /// An Index, or the knowledge that it does not fit in one. The library's only arithmetic on numbers that have not been checked.
 class Checked {
  public:

@@ -27,8 +27,8 @@
 #elif defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "gqa needs a little-endian target: rows of caches are stored as other programs have them"
 #include "gqa/see_the_error_above"
-#elif PTRDIFF_MAX < 0x7fffffffffffffff
-#error "gqa needs a 64-bit target: extents, strides and positions of caches are 64-bit numbers"
+#elif PTRDIFF_MAX < 0x7fffffffffffffff && !defined(__wasm__)
+#error "gqa needs a 64-bit target or WebAssembly: extents, strides and positions of caches are 64-bit numbers"
 #include "gqa/see_the_error_above"
 #endif
 
@@ -65,9 +65,20 @@
 #define GQA_DETAIL_NEON 0
 #endif
 
+#if defined(__wasm_simd128__)
+#define GQA_DETAIL_WASM 1
+#else
+#define GQA_DETAIL_WASM 0
+#endif
+
 namespace gqa {
 
-/// Counts, positions and strides. Signed, so that differences and reversed strides are ordinary values.
+/// Counts, positions and strides. Signed, so that differences and reversed strides are ordinary values. 64 bits also where addresses have 32,
+/// as in WebAssembly: what is worked out from arguments then fits there as it does elsewhere, and what lies beyond the addresses is refused.
+#if PTRDIFF_MAX < 0x7fffffffffffffff
+using Index = std::int64_t;
+#else
 using Index = std::ptrdiff_t;
+#endif
 
 }  // namespace gqa

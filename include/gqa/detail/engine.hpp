@@ -228,6 +228,9 @@ void with_scratch(std::span<std::byte> given, std::size_t needed, ScratchCache& 
     Carver carver(misalignment == 0 ? memory : memory + (kScratchAlignment - misalignment));
     run(carver);
   };
+  if (kShortAddresses && needed > static_cast<std::size_t>(kMostScratch))
+    raise<StorageExhausted>("gqa: no memory for the scratch of this call: more than " + to_text(kMostScratch) +
+                            " bytes");
   if (!given.empty()) {
     if (given.size() < needed)
       fail("options.scratch.size()", static_cast<Index>(given.size()), "at least scratch_bytes() = " + to_text(needed));

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "gqa/detail/checked.hpp"
 #include "gqa/error.hpp"
 
 #if defined(__linux__)
@@ -28,10 +29,11 @@ inline void* allocate_bytes(Index bytes, const char* what) {
   const auto wanted = static_cast<std::size_t>(bytes);
   const std::size_t alignment = wanted >= kHugePageThreshold ? kHugePageBytes : kCacheLineBytes;
   const std::size_t rounded = (wanted + alignment - 1) / alignment * alignment;
+  const bool possible = !kShortAddresses || bytes <= kMostBytes / 2;
 #if defined(_WIN32)  // there free() cannot take back what was aligned
-  void* memory = ::_aligned_malloc(rounded, alignment);
+  void* const memory = possible ? ::_aligned_malloc(rounded, alignment) : nullptr;
 #else
-  void* memory = std::aligned_alloc(alignment, rounded);
+  void* const memory = possible ? std::aligned_alloc(alignment, rounded) : nullptr;
 #endif
   if (memory == nullptr) raise<StorageExhausted>("gqa: no memory for " + to_text(bytes) + " bytes of " + what);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

@@ -3,7 +3,6 @@
 /// From what a user asks of an owning cache to its memory and the view of it.
 #pragma once
 
-#include <limits>
 #include <optional>
 #include <utility>
 
@@ -103,8 +102,7 @@ struct RoomBytes {
   Index all;
 };
 inline RoomBytes room_bytes(const char* argument, Index slots, Index kv_heads, Index dim, KvType type) {
-  constexpr Index most =
-      (std::numeric_limits<Index>::max)() / 2;  // so that neither rounding up nor an offset within overflows
+  constexpr Index most = kMostBytes / 2;  // so that neither rounding up nor an offset within overflows
   if ((Checked(dim) * type.block_bytes()).at_most(most)) {
     const Checked rows = Checked(kv_heads) * type.stride_bytes(type.row_stride(dim)) * slots;
     if (type.scale_bytes() == 0 && rows.at_most(most)) return {rows.value(), rows.value()};

@@ -7,10 +7,14 @@
 #include <new>
 
 #include "gqa/detail/atomic.hpp"
+#include "gqa/detail/checked.hpp"
 
 namespace gqa::detail {
 
 inline constexpr std::size_t kScratchAlignment = 64;
+
+/// No call has more bytes where addresses are short: what its pieces add up to may be more than a size can say there.
+inline constexpr Index kMostScratch = kMostBytes / 2 / Index{kScratchAlignment} * Index{kScratchAlignment};
 
 /// Hands out aligned pieces of a buffer in order; with a null base it only adds up how much they take.
 class Carver {
@@ -20,6 +24,10 @@ class Carver {
   template <class T>
   GQA_ALWAYS_INLINE T* take(Index count) noexcept {
     const std::size_t at = used_;
+    if (kShortAddresses && !(Checked(count) * Index{sizeof(T)} + static_cast<Index>(used_)).at_most(kMostScratch)) {
+      used_ = static_cast<std::size_t>(kMostScratch) + kScratchAlignment;  // with_scratch refuses that
+      return nullptr;
+    }
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     used_ += (bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
     return base_ == nullptr ? nullptr : static_cast<T*>(static_cast<void*>(base_ + at));

@@ -209,7 +209,7 @@ bool every_path_agrees(const char* what, Index call, Index& compared, const Diff
     if (gqa::detail::path_arithmetic(path) != gqa::detail::Arithmetic::f32) continue;
     ++compared;
     if (!differs(path)) continue;
-    std::printf("%s differs from portable: %s %td\n", gqa::path_name(path), what, call);
+    std::printf("%s differs from portable: %s %lld\n", gqa::path_name(path), what, static_cast<long long>(call));
     return false;
   }
   return true;
@@ -251,7 +251,7 @@ int main() {
                            [&](gqa::Path path) { return !same(result(c, path), expected); }))
       return 1;
   }
-  std::printf("%td comparisons; calls take %s: %s\n", compared, gqa::path_name(gqa::active_path().path),
-              gqa::active_path().reason);
+  std::printf("%lld comparisons; calls take %s: %s\n", static_cast<long long>(compared),
+              gqa::path_name(gqa::active_path().path), gqa::active_path().reason);
   return 0;
 }

@@ -23,6 +23,14 @@ inline constexpr int kGradientVectors = 1;
 #include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::neon
 #endif
+#if GQA_DETAIL_WASM
+namespace gqa::detail::inline GQA_ABI::wasm {
+inline constexpr int kGradientRows = 4;
+inline constexpr int kGradientVectors = 1;
+#include "gqa/detail/path/backward_scores.inl"
+#include "gqa/detail/path/backward.inl"
+}  // namespace gqa::detail::inline GQA_ABI::wasm
+#endif
 GQA_END_PLAIN_REGION()
 
 #if GQA_DETAIL_X86
@@ -88,7 +96,7 @@ namespace gqa::detail::inline GQA_ABI {
 /// Calls use(kind) with the Backward of a path, with bf16 products if they are asked for and the path has them. AMX has those of the
 /// AVX-512 path: no tiles are used here. NEON's bf16 products are for the forward pass alone.
 template <class Use>
-auto on_backward_path(Path path, [[maybe_unused]] bool bf16, const Use& use) {
+auto on_backward_path([[maybe_unused]] Path path, [[maybe_unused]] bool bf16, const Use& use) {
 #if GQA_DETAIL_X86
   const bool has_bf16 = path == Path::avx512bf16 || path == Path::amx;
   if (bf16 && has_bf16) return use(avx512bf16_backward::Backward<avx512bf16_backward::PairWord>{});
@@ -96,6 +104,8 @@ auto on_backward_path(Path path, [[maybe_unused]] bool bf16, const Use& use) {
   if (path == Path::avx2) return use(avx2::Backward<avx2::FloatWord>{});
 #elif GQA_DETAIL_NEON
   if (path == Path::neon || path == Path::neon_bf16) return use(neon::Backward<neon::FloatWord>{});
+#elif GQA_DETAIL_WASM
+  if (path == Path::wasm) return use(wasm::Backward<wasm::FloatWord>{});
 #endif
   return use(portable::Backward<portable::FloatWord>{});
 }

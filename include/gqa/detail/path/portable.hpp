@@ -221,23 +221,16 @@ GQA_OP Vec widen_bf16(const Words& bits) {
   }
   return r;
 }
-// Four f16, in the upper halves of lanes. As a float, exponent and mantissa are 2⁻¹¹² times what they are, denormal or not; infinities and NaNs
-// lack the upper bits of their exponents.
-GQA_OP __m128 floats_of_upper_halves(__m128i halves) {
-  const __m128i sign = _mm_and_si128(halves, _mm_set1_epi32(static_cast<int>(0x80000000u)));
-  const __m128i magnitude = _mm_srli_epi32(_mm_xor_si128(halves, sign), 3);
-  const __m128 scaled = _mm_castsi128_ps(magnitude) * _mm_set1_ps(0x1p112f);
-  const __m128i nonfinite = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32((0x7c00 << 13) - 1));
-  const __m128i exponent = _mm_and_si128(nonfinite, _mm_set1_epi32(0x7f800000));
-  return _mm_castsi128_ps(_mm_or_si128(_mm_or_si128(_mm_castps_si128(scaled), exponent), sign));
-}
+#include "gqa/detail/path/f16_in_integers.inl"
 GQA_OP Vec widen_f16(const Words& bits) {
   Vec r;
   GQA_UNROLL
   for (int i = 0; i < kLanes; i += 8) {
     const __m128i eight = load_eight(bits, i);
-    _mm_storeu_ps(r.lane + i, floats_of_upper_halves(_mm_unpacklo_epi16(_mm_setzero_si128(), eight)));
-    _mm_storeu_ps(r.lane + i + 4, floats_of_upper_halves(_mm_unpackhi_epi16(_mm_setzero_si128(), eight)));
+    _mm_storeu_ps(r.lane + i,
+                  floats_of_upper_halves(__builtin_bit_cast(Ints, _mm_unpacklo_epi16(_mm_setzero_si128(), eight))));
+    _mm_storeu_ps(r.lane + i + 4,
+                  floats_of_upper_halves(__builtin_bit_cast(Ints, _mm_unpackhi_epi16(_mm_setzero_si128(), eight))));
   }
   return r;
 }

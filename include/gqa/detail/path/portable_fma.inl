@@ -32,79 +32,21 @@ GQA_OP float fma_in_double(float a, float b, float c) {
 
 #if defined(__SSE2__)
 
-GQA_OP __m128d lower_doubles(__m128 a) { return _mm_cvtps_pd(a); }
-GQA_OP __m128d upper_doubles(__m128 a) { return _mm_cvtps_pd(_mm_movehl_ps(a, a)); }
-GQA_OP __m128 as_floats(__m128d lower, __m128d upper) {
+using Floats = __m128;
+using Doubles = __m128d;
+GQA_OP Floats four(const Vec& a, int lane) { return _mm_loadu_ps(a.lane + lane); }
+GQA_OP void put_four(Vec& a, int lane, Floats of) { _mm_storeu_ps(a.lane + lane, of); }
+GQA_OP Doubles lower_doubles(Floats a) { return _mm_cvtps_pd(a); }
+GQA_OP Doubles upper_doubles(Floats a) { return _mm_cvtps_pd(_mm_movehl_ps(a, a)); }
+GQA_OP Floats as_floats(Doubles lower, Doubles upper) {
   return _mm_movelh_ps(_mm_cvtpd_ps(lower), _mm_cvtpd_ps(upper));
 }
-
-// Of two lanes: product + addend, rounded to odd.
-GQA_OP __m128d sum_to_odd(__m128d product, __m128d addend) {
-  const __m128d sum = product + addend;
-  const __m128d added = sum - product;
-  const __m128d lost = (product - (sum - added)) + (addend - added);
-  const __m128i bits = _mm_castpd_si128(sum);
-  const __m128i infinite = _mm_set1_epi32(0x7ff00000);
-  const __m128i nonfinite = _mm_cmpeq_epi32(_mm_and_si128(bits, infinite), infinite);  // upper halves
-  const __m128i inexact =
-      _mm_andnot_si128(_mm_shuffle_epi32(nonfinite, 0xf5), _mm_castpd_si128(_mm_cmpneq_pd(lost, _mm_setzero_pd())));
-  const __m128i opposite = _mm_srai_epi32(_mm_xor_si128(bits, _mm_castpd_si128(lost)), 31);
-  const __m128i too_large = _mm_and_si128(_mm_shuffle_epi32(opposite, 0xf5), inexact);
-  return _mm_castsi128_pd(_mm_or_si128(_mm_add_epi64(bits, too_large), _mm_srli_epi64(inexact, 63)));
+GQA_OP __m128i lower_halves(Doubles lower, Doubles upper) {
+  return _mm_castps_si128(_mm_shuffle_ps(_mm_castpd_ps(lower), _mm_castpd_ps(upper), 0x88));
 }
-GQA_KERNEL Vec fma_to_odd(Vec a, Vec b, Vec c) {
-  Vec r;
-  for (int i = 0; i < kLanes; i += 4) {
-    const __m128 x = _mm_loadu_ps(a.lane + i), y = _mm_loadu_ps(b.lane + i), z = _mm_loadu_ps(c.lane + i);
-    const __m128d lower = sum_to_odd(lower_doubles(x) * lower_doubles(y), lower_doubles(z));
-    const __m128d upper = sum_to_odd(upper_doubles(x) * upper_doubles(y), upper_doubles(z));
-    _mm_storeu_ps(r.lane + i, as_floats(lower, upper));
-  }
-  return r;
-}
-
-// Whether some finite sum is no double: then one of these differences, the one from the larger, is exact and not the other number.
-GQA_OP __m128d inexact_lanes(__m128d product, __m128d addend) {
-  const __m128d sum = product + addend;
-  return _mm_or_pd(_mm_cmpneq_pd(sum - product, addend), _mm_cmpneq_pd(sum - addend, product));
-}
-GQA_KERNEL bool any_inexact(Vec a, Vec b, Vec c) {
-  __m128d inexact = _mm_setzero_pd();
-  for (int i = 0; i < kLanes; i += 4) {
-    const __m128 x = _mm_loadu_ps(a.lane + i), y = _mm_loadu_ps(b.lane + i), z = _mm_loadu_ps(c.lane + i);
-    const __m128d lower = inexact_lanes(lower_doubles(x) * lower_doubles(y), lower_doubles(z));
-    const __m128d upper = inexact_lanes(upper_doubles(x) * upper_doubles(y), upper_doubles(z));
-    inexact = _mm_or_pd(inexact, _mm_or_pd(lower, upper));
-  }
-  return _mm_movemask_pd(inexact) != 0;
-}
-
-// Rounded to nearest twice, which takes less than half the time, unless a lane may be a middle. Of normal floats that is a double whose last 29 bits
-// are 100…0; the first 16 of them are looked at. Of others it is whatever becomes denormal, zero or the least normal float. Both are gathered
-// as the least of the signed upper halves of lanes of 32 bits: none is less than a tail that begins with 1000…. Sums of short numbers (bf16,
-// say) often are a middle, exactly: that is found out before they are computed again.
-GQA_OP Vec fma_in_double(const Vec& a, const Vec& b, const Vec& c) {
-  Vec r;
-  __m128i tails = _mm_setzero_si128();
-  __m128i magnitudes = _mm_set1_epi32(0x7fffffff);
-  GQA_UNROLL
-  for (int i = 0; i < kLanes; i += 4) {
-    const __m128 x = _mm_loadu_ps(a.lane + i), y = _mm_loadu_ps(b.lane + i), z = _mm_loadu_ps(c.lane + i);
-    const __m128d lower = lower_doubles(x) * lower_doubles(y) + lower_doubles(z);
-    const __m128d upper = upper_doubles(x) * upper_doubles(y) + upper_doubles(z);
-    const __m128 result = as_floats(lower, upper);
-    const __m128 low_halves = _mm_shuffle_ps(_mm_castpd_ps(lower), _mm_castpd_ps(upper), 0x88);
-    tails = _mm_min_epi16(tails, _mm_slli_epi32(_mm_castps_si128(low_halves), 3));
-    magnitudes = _mm_min_epi16(magnitudes, _mm_and_si128(_mm_castps_si128(result), _mm_set1_epi32(0x7fffffff)));
-    _mm_storeu_ps(r.lane + i, result);
-  }
-  const __m128i middle = _mm_cmpeq_epi16(tails, _mm_set1_epi16(-0x8000));
-  const __m128i tiny = _mm_cmpgt_epi16(_mm_set1_epi16(0x0081), magnitudes);
-  constexpr int upper_halves = 0x8888;
-  if (__builtin_expect((_mm_movemask_epi8(_mm_or_si128(middle, tiny)) & upper_halves) != 0, false))
-    if (__builtin_expect(any_inexact(a, b, c), false)) r = fma_to_odd(a, b, c);
-  return r;
-}
+GQA_OP __m128i smaller_words(__m128i a, __m128i b) { return _mm_min_epi16(a, b); }
+GQA_OP bool any_upper_word(__m128i a) { return (_mm_movemask_epi8(a) & 0x8888) != 0; }
+#include "gqa/detail/path/fma_in_double.inl"
 
 #else
 

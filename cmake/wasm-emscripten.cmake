@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# Cross-builds for WebAssembly by Emscripten (Debian: emscripten), 32-bit addresses and SIMD128, and runs programs by Node.js.
+find_program(GQA_EMCXX em++ REQUIRED)
+find_program(GQA_EMCC emcc REQUIRED)
+find_program(GQA_EMAR emar REQUIRED)
+find_program(GQA_EMRANLIB emranlib REQUIRED)
+find_program(GQA_NODE node)
+set(CMAKE_SYSTEM_NAME Generic)
+set(CMAKE_SYSTEM_PROCESSOR wasm32)
+set(CMAKE_C_COMPILER "${GQA_EMCC}")
+set(CMAKE_CXX_COMPILER "${GQA_EMCXX}")
+set(CMAKE_AR "${GQA_EMAR}" CACHE FILEPATH "")
+set(CMAKE_RANLIB "${GQA_EMRANLIB}" CACHE FILEPATH "")
+set(CMAKE_C_FLAGS_INIT "-fexceptions -msimd128")
+set(CMAKE_CXX_FLAGS_INIT "-fexceptions -msimd128")
+set(CMAKE_EXE_LINKER_FLAGS_INIT "-sALLOW_MEMORY_GROWTH=1 -sENVIRONMENT=node -sEXIT_RUNTIME=1")
+set(CMAKE_EXECUTABLE_SUFFIX .js)
+set(CMAKE_EXECUTABLE_SUFFIX_CXX .js)
+if(GQA_NODE)  # Emscripten 3.1.6 takes Node's fetch for a browser's
+  set(CMAKE_CROSSCOMPILING_EMULATOR "${GQA_NODE};--no-experimental-fetch")
+endif()
