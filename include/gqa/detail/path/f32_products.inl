@@ -66,6 +66,10 @@ struct Product {
   static GQA_OP auto load_weights(const Float* p) {
     return load_lanes(p);
   }
+  template <class Sum>
+  static GQA_OP void load_after(const std::byte*& p, Sum& sum) {
+    values_after(p, sum);
+  }
   template <class Loaded>
   static GQA_OP Vec weight(const Loaded& loaded, int lane) {
     return set1_lane(loaded, lane);
@@ -86,6 +90,7 @@ inline constexpr Index kDirectRows = kPanelRows - 1;
 template <class Codec, bool OfCache = (kHeldQueries > 0)>
 struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no panels
+  static constexpr bool kPlain = kPlainRows<Codec>;
   static constexpr bool kWaits = OfCache;
   static constexpr bool kAnyRows = OfCache || kHeldQueries == 0;
   static constexpr bool kWhole = OfCache && kReadable<Codec>;

@@ -37,12 +37,28 @@ GQA_OP Vec set1(float value) {
 // Four floats as they lie; every lane one of them, of which compilers make multiply-adds by element.
 GQA_OP float32x4_t load_lanes(const float* p) { return vld1q_f32(p); }
 GQA_OP Vec set1_lane(float32x4_t lanes, int i) { return set1(lanes[i]); }
+// No compiler loads from p before a is known. No instruction.
+GQA_OP void values_after(const std::byte*& p, Vec& a) { asm("" : "+r"(p), "+w"(a.part[0])); }
 GQA_OP Vec zero() { return set1(0.0f); }
 GQA_OP Vec load(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
 GQA_OP void store(float* p, const Vec& a) {
   GQA_UNROLL
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.part[i]);
 }
+// Sums wait in memory while others take their registers. Left to themselves, compilers move some of either in every iteration.
+template <int N>
+struct ParkedSums {
+  alignas(16) float sums[N][kLanes];
+  GQA_OP explicit ParkedSums(const Vec (&a)[N]) {
+    GQA_UNROLL
+    for (int i = 0; i < N; ++i) store(sums[i], a[i]);
+  }
+  GQA_OP void back(Vec (&a)[N]) const {
+    asm volatile("" : : "r"(sums) : "memory");  // for all that a compiler knows, they have changed
+    GQA_UNROLL
+    for (int i = 0; i < N; ++i) a[i] = load(sums[i]);
+  }
+};
 // Operations part by part.
 #define GQA_NEON_PARTS(expression) \
   Vec r;                           \
@@ -313,6 +329,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)
+#define GQA_PARKS_SUMS
 #define GQA_KERNEL_PATH Path::neon
 #define GQA_KERNELS_NAME "gqa_kernels_neon"
 #include "gqa/detail/path/kernel.inl"
@@ -320,6 +337,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
+#undef GQA_PARKS_SUMS
 #include "gqa/detail/path/ints_plain.inl"
 
 }  // namespace gqa::detail::inline GQA_ABI::neon
