@@ -23,8 +23,9 @@ inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows: 8 registers, 2 for queries, 1 for a key
 inline constexpr int kRowPanels = 1;  // panels of 16 rows that take them in turn
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kPvSums = 4;  // accumulators of an output tile: 8 registers; 12 for the most rows
-inline constexpr int kPvRows = 6;  // the most rows of an output tile
+inline constexpr int kPvSums = 4;     // accumulators of an output tile: 8 registers; 12 for the most rows
+inline constexpr int kPvRows = 6;     // the most rows of an output tile
+inline constexpr int kPvWeights = 1;  // weights that are loaded at once
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {kPlainRows<Codec> ? 1 : 8, 1};
 

@@ -29,6 +29,7 @@ inline constexpr int kPieces = 2;  // lanes of a row there, so that two vectors 
 inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
 inline constexpr int kPvSums = 16;             // accumulators of an output tile: rows × vectors
 inline constexpr int kPvRows = 4;              // the most rows of an output tile
+inline constexpr int kPvWeights = 1;           // weights that are loaded at once
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {8, kPlainRows<Codec> ? 4 : 2};
 

@@ -64,6 +64,20 @@ struct Product {
   static constexpr int kVectors = 1;
   static GQA_OP Vec weight(const float* p) { return set1(*p); }
   static GQA_OP Vec add(const Vec& weight, const Vec& value, const Vec& acc) { return fma(weight, value, acc); }
+  // Several weights, as they lie; one of them.
+  static constexpr int kLoadedWeights = kPvWeights;
+  template <class Float>
+  static GQA_OP auto load_weights(const Float* p) {
+    return load_lanes(p);
+  }
+  template <class Sum>
+  static GQA_OP void load_after(const std::byte*& p, Sum& sum) {
+    values_after(p, sum);
+  }
+  template <class Loaded>
+  static GQA_OP Vec weight(const Loaded& loaded, int lane) {
+    return set1_lane(loaded, lane);
+  }
 };
 
 // Read where they lie. Others are widened to staging first, block by block: those whose scales lie elsewhere, and on paths with few registers
@@ -80,6 +94,7 @@ inline constexpr Index kDirectRows = kPanelRows - 1;
 template <class Codec, bool OfCache = (kHeldQueries > 0)>
 struct Cached {
   static constexpr bool kFewRows = kStaged<Codec>;  // at most kDirectRows, no panels
+  static constexpr bool kPlain = kPlainRows<Codec>;
   static constexpr bool kWaits = OfCache;
   static constexpr bool kAnyRows = OfCache || kHeldQueries == 0;
   static constexpr bool kWhole = OfCache && kReadable<Codec>;

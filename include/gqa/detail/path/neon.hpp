@@ -23,9 +23,10 @@ inline constexpr int kStripParts = 4;   // parts of a vector that a strip adds u
 inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 4;  // tokens at a time where lanes are rows: 16 registers, 4 for queries, 1 for a key
 inline constexpr int kRowPanels = 1;  // panels of 16 rows that take them in turn
-inline constexpr bool kRowsSideBySide = true;  // registers for twice as many accumulators
-inline constexpr int kPvSums = 4;              // accumulators of an output tile: 16 registers; 24 for the most rows
-inline constexpr int kPvRows = 6;              // the most rows of an output tile
+inline constexpr bool kRowsSideBySide = false;
+inline constexpr int kPvSums = 4;     // accumulators of an output tile: 16 registers
+inline constexpr int kPvRows = 4;     // the most rows of an output tile
+inline constexpr int kPvWeights = 4;  // weights that are loaded at once: a register
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {8, 1};
 
@@ -33,12 +34,31 @@ GQA_OP Vec set1(float value) {
   const float32x4_t all = vdupq_n_f32(value);
   return {{all, all, all, all}};
 }
+// Four floats as they lie; every lane one of them, of which compilers make multiply-adds by element.
+GQA_OP float32x4_t load_lanes(const float* p) { return vld1q_f32(p); }
+GQA_OP Vec set1_lane(float32x4_t lanes, int i) { return set1(lanes[i]); }
+// No compiler loads from p before a is known. No instruction.
+GQA_OP void values_after(const std::byte*& p, Vec& a) { asm("" : "+r"(p), "+w"(a.part[0])); }
 GQA_OP Vec zero() { return set1(0.0f); }
 GQA_OP Vec load(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
 GQA_OP void store(float* p, const Vec& a) {
   GQA_UNROLL
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.part[i]);
 }
+// Sums wait in memory while others take their registers. Left to themselves, compilers move some of either in every iteration.
+template <int N>
+struct ParkedSums {
+  alignas(16) float sums[N][kLanes];
+  GQA_OP explicit ParkedSums(const Vec (&a)[N]) {
+    GQA_UNROLL
+    for (int i = 0; i < N; ++i) store(sums[i], a[i]);
+  }
+  GQA_OP void back(Vec (&a)[N]) const {
+    asm volatile("" : : "r"(sums) : "memory");  // for all that a compiler knows, they have changed
+    GQA_UNROLL
+    for (int i = 0; i < N; ++i) a[i] = load(sums[i]);
+  }
+};
 // Operations part by part.
 #define GQA_NEON_PARTS(expression) \
   Vec r;                           \
@@ -125,17 +145,20 @@ GQA_OP float reduce_add(const Vec& a) {
   const float32x2_t two = vadd_f32(vget_low_f32(s), vget_high_f32(s));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
+// Lanes i and i + 2 of a, then of b.
+GQA_OP float32x4_t add_halves(float32x4_t a, float32x4_t b) {
+  const float64x2_t x = vreinterpretq_f64_f32(a);
+  const float64x2_t y = vreinterpretq_f64_f32(b);
+  return vreinterpretq_f32_f64(vzip1q_f64(x, y)) + vreinterpretq_f32_f64(vzip2q_f64(x, y));
+}
 // The same tree for four vectors at once: sums[i] = reduce_add(acc[i]).
 GQA_OP void reduce_four(const Vec* acc, float* sums) {
-  float32x2_t two[4];
+  float32x4_t s[4];
   GQA_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const float32x4_t s = add_quarters(acc[i]);
-    two[i] = vadd_f32(vget_low_f32(s), vget_high_f32(s));
-  }
-  const float32x4_t even = vcombine_f32(vzip1_f32(two[0], two[1]), vzip1_f32(two[2], two[3]));
-  const float32x4_t odd = vcombine_f32(vzip2_f32(two[0], two[1]), vzip2_f32(two[2], two[3]));
-  vst1q_f32(sums, even + odd);
+  for (int i = 0; i < 4; ++i) s[i] = add_quarters(acc[i]);
+  const float32x4_t first = add_halves(s[0], s[1]);
+  const float32x4_t second = add_halves(s[2], s[3]);
+  vst1q_f32(sums, vpaddq_f32(first, second));
 }
 template <int N>
 GQA_OP void reduce_sums(const Vec (&acc)[N], float* sums) {
@@ -183,21 +206,31 @@ GQA_OP Vec load_floats_part(const std::byte* p, Index count) {
 }
 // 16-bit elements, all or the first `count`, zeros behind them.
 struct Words {
-  uint16x4_t part[4];
+  uint16x8_t half[2];
 };
 GQA_OP Words load_words(const std::byte* p) {
   const auto* const words = typed<const std::uint16_t>(p);
-  return {{vld1_u16(words), vld1_u16(words + 4), vld1_u16(words + 8), vld1_u16(words + 12)}};
+  return {{vld1q_u16(words), vld1q_u16(words + 8)}};
 }
 GQA_OP Words load_words_part(const std::byte* p, Index count) {
   alignas(16) std::byte lanes[kLanes * 2] = {};
   for (Index i = 0; i < count; ++i) __builtin_memcpy(lanes + i * 2, p + i * 2, 2);
   return load_words(lanes);
 }
-GQA_OP float32x4_t widen_bf16(uint16x4_t bits) { return of_bits(vshll_n_u16(bits, 16)); }
+// The upper bits of four floats, interleaved with zeros: every pipe of a processor interleaves, and half of them or one shift and lengthen.
+template <int Half>
+GQA_OP float32x4_t widen_bf16(uint16x8_t bits) {
+  const uint16x8_t zeros = vdupq_n_u16(0);
+  return vreinterpretq_f32_u16(Half == 0 ? vzip1q_u16(zeros, bits) : vzip2q_u16(zeros, bits));
+}
 GQA_OP float32x4_t widen_f16(uint16x4_t bits) { return vcvt_f32_f16(vreinterpret_f16_u16(bits)); }
-GQA_OP Vec widen_bf16(const Words& bits) { GQA_NEON_PARTS(widen_bf16(bits.part[i])); }
-GQA_OP Vec widen_f16(const Words& bits) { GQA_NEON_PARTS(widen_f16(bits.part[i])); }
+GQA_OP Vec widen_bf16(const Words& bits) {
+  return {{widen_bf16<0>(bits.half[0]), widen_bf16<1>(bits.half[0]), widen_bf16<0>(bits.half[1]),
+           widen_bf16<1>(bits.half[1])}};
+}
+GQA_OP Vec widen_f16(const Words& bits) {
+  GQA_NEON_PARTS(widen_f16(i % 2 == 0 ? vget_low_u16(bits.half[i / 2]) : vget_high_u16(bits.half[i / 2])));
+}
 // 16 bytes, all or the first `count`; zeros behind them, nothing read there.
 GQA_OP uint8x16_t load_bytes(const void* p) { return vld1q_u8(static_cast<const std::uint8_t*>(p)); }
 GQA_OP uint8x16_t load_bytes_part(const std::byte* p, Index count) {
@@ -277,7 +310,7 @@ GQA_OP float32x4_t load_quarter(F32, const std::byte* row, Index d) {
   return vld1q_f32(typed<const float>(row + d * 4));
 }
 GQA_OP float32x4_t load_quarter(Bf16, const std::byte* row, Index d) {
-  return widen_bf16(vld1_u16(typed<const std::uint16_t>(row + d * 2)));
+  return widen_bf16<0>(vcombine_u16(vld1_u16(typed<const std::uint16_t>(row + d * 2)), vdup_n_u16(0)));
 }
 GQA_OP float32x4_t load_quarter(F16, const std::byte* row, Index d) {
   return widen_f16(vld1_u16(typed<const std::uint16_t>(row + d * 2)));
@@ -330,6 +363,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 
 #define GQA_LONG_OP GQA_OP
 #define GQA_STRIP_LOOP GQA_DETAIL_PRAGMA(GCC unroll 2)
+#define GQA_PARKS_SUMS
 #define GQA_KERNEL_PATH Path::neon
 #define GQA_KERNELS_NAME "gqa_kernels_neon"
 #include "gqa/detail/path/kernel.inl"
@@ -337,6 +371,7 @@ GQA_OP void store_as(std::byte* p, const Vec& a) {
 #undef GQA_KERNELS_NAME
 #undef GQA_LONG_OP
 #undef GQA_STRIP_LOOP
+#undef GQA_PARKS_SUMS
 
 }  // namespace gqa::detail::inline GQA_ABI::neon
 

@@ -100,7 +100,7 @@ GQA_OP void rescale_sums(RowPairs<R, Held>& acc, float* const (&)[R], const floa
 }
 // R rows × C steps of dims += weights · values of four tokens. Denormal sums are flushed, and a denormal sum before is taken as zero: what
 // the scaling by alpha makes denormal is gone after the next step, so that it does not matter how many tokens with weight zero follow.
-template <int R, int C, int S, int Held, class Values, class Weights>
+template <int R, int C, int S, int Held, bool, class Values, class Weights>
 GQA_OP void add_step(RowPairs<R, Held>& acc, float* const (&)[R], const Weights& weights, const Values& values,
                      Index column, Index width) {
   using Sums = RowPairs<R, Held>;

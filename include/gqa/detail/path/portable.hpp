@@ -22,8 +22,9 @@ inline constexpr int kHeldQueries = 0;  // queries are not held
 inline constexpr int kRowTokens = 0;    // no lanes that are rows
 inline constexpr int kRowPanels = 1;
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kPvSums = 1;  // accumulators of an output tile: rows × vectors
-inline constexpr int kPvRows = 1;  // the most rows of an output tile
+inline constexpr int kPvSums = 1;     // accumulators of an output tile: rows × vectors
+inline constexpr int kPvRows = 1;     // the most rows of an output tile
+inline constexpr int kPvWeights = 1;  // weights that are loaded at once
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {1, 1};
 

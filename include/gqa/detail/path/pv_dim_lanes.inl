@@ -108,19 +108,48 @@ GQA_OP void rescale_sums(Vec (&acc)[R * Held], float* const (&o)[R], const float
   }
 }
 
+// How many weights are loaded at once.
+template <class P>
+inline constexpr int kLoadedWeights = 1;
+template <class P>
+requires requires { P::kLoadedWeights; }
+inline constexpr int kLoadedWeights<P> = P::kLoadedWeights;
+// A step's weights of a row, in every lane: loaded one by one;
+template <int R>
+struct SingleWeights {
+  const StripWeights<R>& weights;
+  GQA_OP const float* of(int r) const { return weights.of(r); }
+  template <class P = Product>
+  GQA_OP auto operator()(int r) const {
+    return P::weight(weights.of(r));
+  }
+};
+// or Count at once, as they lie: of as many steps of a row, or of as many rows in a panel and one step.
+template <int R, int Count, bool InPanel, class P = Product>
+struct LoadedWeights {
+  decltype(P::load_weights(std::declval<const float*>())) loaded[InPanel ? Count : R];
+  int step = 0;
+  GQA_OP explicit LoadedWeights(const float* first) {
+    GQA_UNROLL
+    for (int i = 0; i < (InPanel ? Count : R); ++i)
+      loaded[i] = P::load_weights(first + i * (InPanel ? kLanes : kBlock));
+  }
+  GQA_OP auto operator()(int r) const { return InPanel ? P::weight(loaded[step], r) : P::weight(loaded[r], step); }
+};
+
 // The inner loop: R rows × C steps of dims += weights · values of a step of tokens, S steps of dims loaded at once.
-template <int R, int C, int S, int Held, class Values, class P = Product>
-GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const StripWeights<R>& weights, const Values& values,
+template <int R, int C, int S, int Held, bool Whole, class Values, class StepWeights, class P = Product>
+GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const StepWeights& weights, const Values& values,
                      Index column, Index width) {
   constexpr int N = C * P::kVectors;
   GQA_UNROLL
   for (int c = 0; c < N; c += S * P::kVectors) {
     typename P::Operand value[S * P::kVectors];
-    if constexpr (C > 1) values.template whole<S>(column + c / P::kVectors * P::kDims, value);
+    if constexpr (Whole) values.template whole<S>(column + c / P::kVectors * P::kDims, value);
     else values(column, width, value);
     GQA_UNROLL
     for (int r = 0; r < R; ++r) {
-      const auto weight = P::weight(weights.of(r));
+      const auto weight = weights(r);
       GQA_UNROLL
       for (int i = 0; i < S * P::kVectors; ++i) {
         if (c + i < Held) {
@@ -134,6 +163,22 @@ GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const StripWeig
   }
 }
 
+// Steps from `step` on, Count at a time while there are as many; the step after them.
+// Values that are not widened are not loaded before there are sums of the step before theirs: there are no registers for more.
+template <int R, int C, int S, int Held, int Count, bool InPanel, class Values, class P = Product>
+GQA_OP Index add_loaded_steps(Vec (&acc)[R * Held], float* const (&o)[R], Weights<R>& weights, Values& values,
+                              Index column, Index step, Index last) {
+  for (; step + Count <= last; step += Count, weights.skip(Count * (InPanel ? kLanes : 1))) {
+    LoadedWeights<R, Count, InPanel> loaded(weights.first[0]);
+    GQA_UNROLL
+    for (; loaded.step < Count; ++loaded.step, values.next()) {
+      add_step<R, C, S, Held, true>(acc, o, loaded, values, column, P::kDims);
+      if constexpr (Values::kPlain) P::load_after(values.row, acc[0]);
+    }
+  }
+  return step;
+}
+
 // R rows × C steps of dims of outputs while tokens [from, to) go by; alpha comes before the first of a block. `Held` vectors of each
 // row are held in registers, those behind them in the first-level cache. C == 1 may be part of a step. The first strip reads memory: it
 // touches rows, unless its loads are followed: a handful, whole rows of several.
@@ -142,6 +187,7 @@ GQA_OP void output_strip(const QueryTile& tile, Index row, StripWeights<R> weigh
                          Values values, Index from, Index to, const Part& part) {
   constexpr int N = C * Product::kVectors;
   constexpr int S = Run && R > 1 ? 1 : C;  // steps that are loaded at once
+  constexpr bool loads_weights = (kLoadedWeights<Product>) > 1 && Weights<R>::kEven == R;
   const auto steps = [](Index tokens) { return (tokens + Product::kTokens - 1) >> kStepShift; };
   PrefetchCursor ahead = part.prefetcher.cursor(part.strip, to - from);
   Index stretch = ahead.row != nullptr ? part.fetched << ahead.shift : kBlock;  // tokens from fetching to fetching
@@ -177,11 +223,25 @@ GQA_OP void output_strip(const QueryTile& tile, Index row, StripWeights<R> weigh
     if ((from & (kBlock - 1)) == 0 || from == part.begin) {
       rescale_sums<R, N, Held>(acc, o, alpha);
     }
-    for (Index step = from >> kStepShift; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
-      if constexpr (Values::kStreams) {
-        if (touch) values.touch(tile.value_dim);
+    Index step = from >> kStepShift;
+    if constexpr (loads_weights) {
+      constexpr int count = kLoadedWeights<Product>;
+      if (touch) {
+        Values touched = values;
+        for (Index i = step; i < steps(end); ++i, touched.next()) touched.touch(tile.value_dim);
       }
-      add_step<R, C, S, Held>(acc, o, weights, values, column, width);
+      const bool whole = C > 1 || width == Product::kDims;
+      if (whole && weights.step == 1)
+        step = add_loaded_steps<R, C, S, Held, count, false>(acc, o, weights, values, column, step, steps(end));
+      if constexpr (R == count)
+        if (whole && weights.step != 1)
+          step = add_loaded_steps<R, C, S, Held, count, true>(acc, o, weights, values, column, step, steps(end));
+    }
+    for (; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
+      if constexpr (Values::kStreams) {
+        if (touch && !loads_weights) values.touch(tile.value_dim);
+      }
+      add_step<R, C, S, Held, (C > 1)>(acc, o, SingleWeights<R>{weights}, values, column, width);
     }
     if constexpr (Run) {
       if ((end & (kBlock - 1)) != 0) continue;

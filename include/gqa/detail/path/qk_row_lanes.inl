@@ -34,8 +34,14 @@ GQA_OP void lane_sums(const std::byte* q, const std::byte* const (&k)[T], Index 
     add_pieces<Dot, T>(q, k, u, acc);
     if (kRowsSideBySide && u + kPieceLanes / 2 < steps) add_pieces<Dot, T>(q, k, u + kPieceLanes / 2, other);
   }
+#ifdef GQA_PARKS_SUMS
+  const ParkedSums<T * kPieces> parked(acc);
+#endif
   for (Index u = lane + kPieceLanes / 2; !kRowsSideBySide && u < steps; u += kPieceLanes)
     add_pieces<Dot, T>(q, k, u, other);
+#ifdef GQA_PARKS_SUMS
+  parked.back(acc);
+#endif
   add_to(acc, other);
 }
 

@@ -29,8 +29,9 @@ inline constexpr int kRowTokens =
     0;  // no lanes that are rows: that is no faster where a multiply-add is arithmetic in double
 inline constexpr int kRowPanels = 1;
 inline constexpr bool kRowsSideBySide = false;
-inline constexpr int kPvSums = 4;  // accumulators of an output tile: rows × vectors
-inline constexpr int kPvRows = 4;  // the most rows of an output tile
+inline constexpr int kPvSums = 4;     // accumulators of an output tile: rows × vectors
+inline constexpr int kPvRows = 4;     // the most rows of an output tile
+inline constexpr int kPvWeights = 1;  // weights that are loaded at once
 template <class Codec>
 inline constexpr StreamRows kStreamRows = {1, 1};
 
