@@ -31,8 +31,8 @@ GQA_KERNEL Vec one_by_one_in_double(const Vec& a, const Vec& b, const Vec& c) {
 GQA_KERNEL Vec lanes_as_chosen(const Vec& a, const Vec& b, const Vec& c) { return detail::portable::fma(a, b, c); }
 GQA_KERNEL Vec widened_f16(const detail::portable::Words& bits) { return detail::portable::widen_f16(bits); }
 GQA_KERNEL Vec widened_bf16(const detail::portable::Words& bits) { return detail::portable::widen_bf16(bits); }
-#if defined(__wasm__)
-// Emscripten 3.1.6's fmaf rounds 0x1.000006p30 * -0x1.fffff4p30 - 0x1.06248p85 the wrong way, so vectors are held to this, and this to fmaf
+#if defined(__wasm__) || defined(_WIN32)
+// Emscripten 3.1.6's fmaf rounds 0x1.000006p30 * -0x1.fffff4p30 - 0x1.06248p85 the wrong way, MinGW-w64 10's 0x1p-149 * 0x1.001p0 + 0x1p-125, so vectors are held to this, and this to fmaf
 // elsewhere.
 GQA_KERNEL float exact_fma(float a, float b, float c) { return detail::portable::fma_in_double(a, b, c); }
 #endif
@@ -56,7 +56,7 @@ struct Terms {
 
 float from_bits(std::uint64_t bits) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits)); }
 /// The C library's, and not what a compiler takes for it.
-#if defined(__wasm__)
+#if defined(__wasm__) || defined(_WIN32)
 float (*volatile library_fma)(float, float, float) = exact_fma;
 #else
 float (*volatile library_fma)(float, float, float) = ::fmaf;

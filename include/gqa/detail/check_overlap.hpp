@@ -34,6 +34,11 @@ GQA_ALWAYS_INLINE unsigned meet(const ByteRange& a, const ByteRange& b) noexcept
   return static_cast<unsigned>(a.begin < b.end) & static_cast<unsigned>(b.begin < a.end);
 }
 
+/// From one address to another.
+GQA_ALWAYS_INLINE Index steps_between(std::uintptr_t from, std::uintptr_t to) noexcept {
+  return kShortAddresses ? static_cast<Index>(to) - static_cast<Index>(from) : static_cast<Index>(to - from);
+}
+
 inline Index size_of_step(Index stride) noexcept { return stride < 0 ? -stride : stride; }
 
 /// So many steps, of whatever sign.
@@ -140,10 +145,10 @@ inline bool has_element_in(const Elements& tensor, const ByteRange& wanted) noex
     Elements row = tensor;
     row.tokens = row.heads = 1;
     const ByteRange row_range = range_of(row);
-    const auto row_before = static_cast<Index>(reinterpret_cast<std::uintptr_t>(tensor.data) - row_range.begin);
-    const auto width = static_cast<Index>(row_range.end - row_range.begin);
-    const Index begin = static_cast<Index>(range.begin - at) + row_before - width;
-    const Index end = static_cast<Index>(range.end - at) + row_before;
+    const auto row_before = steps_between(row_range.begin, reinterpret_cast<std::uintptr_t>(tensor.data));
+    const auto width = steps_between(row_range.begin, row_range.end);
+    const Index begin = steps_between(at, range.begin) + row_before - width;
+    const Index end = steps_between(at, range.end) + row_before;
     const Index step = tensor.strides.token * bytes;
     Index first = 0, last = tensor.tokens;  // tokens whose rows meet it
     if (step > 0) {
