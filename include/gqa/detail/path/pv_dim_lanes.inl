@@ -133,7 +133,7 @@ GQA_OP void add_step(Vec (&acc)[R * Held], float* const (&o)[R], const StepWeigh
 
 // Steps from `step` on, Count at a time while there are as many; the step after them.
 // Values that are not widened are not loaded before there are sums of the step before theirs: there are no registers for more.
-template <int R, int C, int S, int Held, int Count, bool InPanel, class Values>
+template <int R, int C, int S, int Held, int Count, bool InPanel, class Values, class P = Product>
 GQA_OP Index add_loaded_steps(Vec (&acc)[R * Held], float* const (&o)[R], Weights<R>& weights, Values& values,
                               Index column, Index step, Index last) {
   for (; step + Count <= last; step += Count, weights.skip(Count * (InPanel ? kLanes : 1))) {
@@ -141,7 +141,7 @@ GQA_OP Index add_loaded_steps(Vec (&acc)[R * Held], float* const (&o)[R], Weight
     GQA_UNROLL
     for (; loaded.step < Count; ++loaded.step, values.next()) {
       add_step<R, C, S, Held, true>(acc, o, loaded, values, column, Product::kDims);
-      if constexpr (Values::kPlain) Product::load_after(values.row, acc[0]);
+      if constexpr (Values::kPlain) P::load_after(values.row, acc[0]);
     }
   }
   return step;
