@@ -39,7 +39,7 @@ def instructions(qemu, program, tokens, calls):
         while piece := run.stderr.read(1 << 20):
             piece = rest + piece
             count += piece.count(b"Trace ")
-            rest = piece[-5:] if b"Trace " not in piece[-5:] else b""
+            rest = piece[-5:]  # the word may go on in the next piece; it is longer than this
     if run.returncode != 0 or count == 0:
         fail(f"{' '.join(command)} ended with {run.returncode}; {count} instructions were counted (QEMU 7 logs them so)")
     return count
