@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 cmake_minimum_required(VERSION 3.23)
-# Compiles every header alone, included twice.
-#   -D COMPILE=…   the compiler and its options, as a list      -D HEADERS=…   the headers, as a list
+# Looks at every header alone, included twice, as the compiler does before it makes code; or at programs.
+#   -D COMPILE=…   the compiler and its options, as a list      -D HEADERS=…   the headers, as a list      -D SOURCES=…   likewise
 set(failures 0)
 foreach(header IN LISTS HEADERS)
   execute_process(COMMAND ${COMPILE} -fsyntax-only -include "${header}" -include "${header}" -x c++ /dev/null
@@ -11,7 +11,15 @@ foreach(header IN LISTS HEADERS)
     message("${header} does not compile alone:\n${output}")
   endif()
 endforeach()
+foreach(source IN LISTS SOURCES)
+  execute_process(COMMAND ${COMPILE} -fsyntax-only "${source}" RESULT_VARIABLE result ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    math(EXPR failures "${failures} + 1")
+    message("${source} does not compile:\n${output}")
+  endif()
+endforeach()
+list(APPEND HEADERS ${SOURCES})
 list(LENGTH HEADERS count)
 if(failures OR NOT count)
-  message(FATAL_ERROR "${failures} of ${count} headers failed")
+  message(FATAL_ERROR "${failures} of ${count} failed")
 endif()
