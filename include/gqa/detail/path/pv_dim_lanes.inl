@@ -223,21 +223,21 @@ GQA_OP void output_strip(const QueryTile& tile, Index row, StripWeights<R> weigh
     if ((from & (kBlock - 1)) == 0 || from == part.begin) {
       rescale_sums<R, N, Held>(acc, o, alpha);
     }
-    Index step = from >> kStepShift;
+    Index single = from >> kStepShift;  // the first step whose weights are loaded one by one
     if constexpr (loads_weights) {
       constexpr int count = kLoadedWeights<Product>;
       if (touch) {
         Values touched = values;
-        for (Index i = step; i < steps(end); ++i, touched.next()) touched.touch(tile.value_dim);
+        for (Index i = single; i < steps(end); ++i, touched.next()) touched.touch(tile.value_dim);
       }
       const bool whole = C > 1 || width == Product::kDims;
       if (whole && weights.step == 1)
-        step = add_loaded_steps<R, C, S, Held, count, false>(acc, o, weights, values, column, step, steps(end));
+        single = add_loaded_steps<R, C, S, Held, count, false>(acc, o, weights, values, column, single, steps(end));
       if constexpr (R == count)
         if (whole && weights.step != 1)
-          step = add_loaded_steps<R, C, S, Held, count, true>(acc, o, weights, values, column, step, steps(end));
+          single = add_loaded_steps<R, C, S, Held, count, true>(acc, o, weights, values, column, single, steps(end));
     }
-    for (; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
+    for (Index step = single; step < steps(end); ++step, weights.skip(weights.step), values.next()) {
       if constexpr (Values::kStreams) {
         if (touch && !loads_weights) values.touch(tile.value_dim);
       }
