@@ -39,7 +39,7 @@ class NeonBf16 : public testing::Test {
 
 #if GQA_DETAIL_NEON
 
-GQA_BEGIN_ARM_REGION("+bf16", "bf16")
+GQA_BEGIN_ARM_REGION("bf16")
 // Rows of four bf16; [row][column] of sums.
 __attribute__((noinline)) void one_matrix(float (&c)[4], const std::uint16_t (&a)[8], const std::uint16_t (&b)[8]) {
   float32x4_t sum = vld1q_f32(c);
