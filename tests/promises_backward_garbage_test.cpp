@@ -20,7 +20,7 @@ enum class Spoilt { all, by_keys_and_queries, of_one_dim };
 class BackwardGarbage : public PerPathAndType {
  protected:
   Shape shape() const {
-    return path() == Path::portable ? Shape{kHeads, kKvHeads, kDim, kValueDim, 36, 290}
+    return path() == Path::portable ? Shape{kHeads, kKvHeads, kDim, kValueDim, 20, 290}
                                     : Shape{kHeads, kKvHeads, kDim, kValueDim, 100, 360};
   }
   Index first() const { return shape().n_kv - shape().n_q; }

@@ -168,7 +168,7 @@ class RandomBackward : public PerPath {};
 
 TEST_P(RandomBackward, IsRightAndTheSameInAnyCompany) {
   const auto seed = static_cast<std::uint64_t>(from_environment("GQA_PROPERTY_SEED", 1));
-  const Index cases = from_environment("GQA_PROPERTY_CASES", path() == Path::portable ? 30 : 120);
+  const Index cases = from_environment("GQA_PROPERTY_CASES", path() == Path::portable ? 12 : 50);
   for (Index i = 0; i < cases; ++i) {
     const std::uint64_t drawn = seed * 1'000'003u + static_cast<std::uint64_t>(i);
     SCOPED_TRACE(describe("case", i, "of seed", seed));
