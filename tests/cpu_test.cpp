@@ -34,6 +34,27 @@ void expect_refused(const Call& call, const char* variable, const char* wish, co
   }
 }
 
+#if GQA_DETAIL_NEON
+
+constexpr CpuFeatures kNeonBf16{.neon_bf16 = true};
+
+TEST(ChoosePath, TakesTheBestWithoutAWish) {
+  for (const char* wish : {static_cast<const char*>(nullptr), ""}) {
+    EXPECT_EQ(detail::choose_path(kNothing, wish).path, Path::neon) << "every AArch64 has it";
+    EXPECT_EQ(detail::choose_path(kNeonBf16, wish).path, Path::neon_bf16);
+  }
+}
+
+TEST(ChoosePath, AWishLowersThePathAndNeverRaisesIt) {
+  EXPECT_EQ(detail::choose_path(kNeonBf16, "neon_bf16").path, Path::neon_bf16);
+  EXPECT_EQ(detail::choose_path(kNeonBf16, "neon").path, Path::neon);
+  EXPECT_EQ(detail::choose_path(kNeonBf16, "portable").path, Path::portable);
+  EXPECT_EQ(detail::choose_path(kNothing, "neon_bf16").path, Path::neon);
+  EXPECT_EQ(detail::choose_path(kNothing, "amx").path, Path::neon);
+}
+
+#else
+
 TEST(ChoosePath, TakesTheBestWithoutAWish) {
   for (const char* wish : {static_cast<const char*>(nullptr), ""}) {
     EXPECT_EQ(detail::choose_path(kNothing, wish).path, Path::portable);
@@ -65,6 +86,8 @@ TEST(ChoosePath, AWishThatCannotRunGivesTheBestBelowIt) {
   constexpr CpuFeatures odd{.avx2 = true, .avx512 = true, .avx512bf16 = false, .amx = true};
   EXPECT_EQ(detail::choose_path(odd, "avx512bf16").path, Path::avx512);
 }
+
+#endif
 
 TEST(ChoosePath, SaysWhy) {
   for (const CpuFeatures& has : {kNothing, kAvx2, kAvx512, kBf16, kAmx})
