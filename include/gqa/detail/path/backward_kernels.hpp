@@ -10,15 +10,15 @@ GQA_BEGIN_PORTABLE_REGION()
 namespace gqa::detail::inline GQA_ABI::portable {
 inline constexpr int kGradientRows = 4;
 inline constexpr int kGradientVectors = 1;
-#include "gqa/detail/path/backward.inl"
 #include "gqa/detail/path/backward_scores.inl"
+#include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::portable
 #if GQA_DETAIL_NEON
 namespace gqa::detail::inline GQA_ABI::neon {
 inline constexpr int kGradientRows = 4;  // 16 registers of sums, 4 of words
 inline constexpr int kGradientVectors = 1;
-#include "gqa/detail/path/backward.inl"
 #include "gqa/detail/path/backward_scores.inl"
+#include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::neon
 #endif
 GQA_END_PLAIN_REGION()
@@ -29,8 +29,8 @@ GQA_BEGIN_REGION("avx2,fma,f16c", "tune=haswell")
 namespace gqa::detail::inline GQA_ABI::avx2 {
 inline constexpr int kGradientRows = 6;  // 12 registers of sums, 2 of words, 1 that is spread
 inline constexpr int kGradientVectors = 1;
-#include "gqa/detail/path/backward.inl"
 #include "gqa/detail/path/backward_scores.inl"
+#include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::avx2
 GQA_END_REGION()
 
@@ -38,8 +38,8 @@ GQA_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "tune=icela
 namespace gqa::detail::inline GQA_ABI::avx512 {
 inline constexpr int kGradientRows = 8;
 inline constexpr int kGradientVectors = 2;
-#include "gqa/detail/path/backward.inl"
 #include "gqa/detail/path/backward_scores.inl"
+#include "gqa/detail/path/backward.inl"
 }  // namespace gqa::detail::inline GQA_ABI::avx512
 GQA_END_REGION()
 
@@ -82,7 +82,7 @@ GQA_END_REGION()
 namespace gqa::detail::inline GQA_ABI {
 
 /// Calls use(kind) with the Backward of a path, with bf16 products if they are asked for and the path has them. AMX has those of the
-/// AVX-512 path: no tiles are used here. NEON's bf16 products are for the forward pass alone.
+/// AVX-512 path: no tiles are used here. NEON's are for the forward pass alone.
 template <class Use>
 auto on_backward_path(Path path, [[maybe_unused]] bool bf16, const Use& use) {
 #if GQA_DETAIL_X86
