@@ -56,7 +56,7 @@ BATCHES = {"decode": (2, 5, 16), "prefill": (2, 3)}
 CHUNKS = (512, 100)
 ONE_BY_ONE = 32  # tokens at the end
 PAGES = (16, 32, 256)
-PREFIXES = (64, 700, 1500)
+PREFIXES = (64, 700, 1500, -50)  # tokens; -50: all but 50
 PATH_ROWS = 64  # query tokens that the prefill of `path` is a chunk of
 
 
@@ -166,6 +166,7 @@ def compare(rows, counts):
     in_pages = {"storage": "paged", "page_size": 32}
     paged = rows.prefill(**in_pages)
     for prefix in PREFIXES:
+        prefix %= tokens
         counts.compare("prefix", "prefill", f"{prefix} computed before", rows.of(prefix, tokens), whole[prefix:])
         shared = rows.of(prefix, tokens, batch=2, shared=prefix, **in_pages)
         counts.compare("prefix", "prefill", f"{prefix} in shared pages", shared, None if shared is None else paged[prefix:])
