@@ -39,7 +39,7 @@ parser.add_argument("--tokens", type=int, default=2000, help="of the sequence; 1
 parser.add_argument("--sides", help="of those that are installed, names separated by commas (default: all)")
 parser.add_argument("--cost", action="store_true", help="measure what it costs this library")
 parser.add_argument("--seconds", type=float, default=20, help="of timing for each line of --cost (default: 20)")
-parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
+parser.add_argument("--json", metavar="FILE", help="also write the results to FILE; with --sides, those of other sides in it stay")
 parser.add_argument("--only", help=argparse.SUPPRESS)  # one side, in this process; results go to --json
 parser.add_argument("--path-rows", help=argparse.SUPPRESS)  # with --only: only the rows of `path`, into this file
 options = parser.parse_args()
@@ -209,7 +209,7 @@ def run_side(name):
         np.savez(options.path_rows, **path_rows)
     elif options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": side.machine() if name == Ours.name else None, "rows": results}, file)
+            json.dump({"rows": results}, file)
 
 
 def own_command(*arguments):
@@ -254,24 +254,47 @@ def print_table(rows):
         print(f"| {row['side']} | {row['type']} | " + " | ".join(cells) + " |")
 
 
+def written_before():
+    """Rows of sides that are not asked for, of the same problems, which the file of --json has."""
+    if not (options.sides and options.json and os.path.exists(options.json)):
+        return []
+    with open(options.json, encoding="utf-8") as file:
+        before = json.load(file)
+    same = (before.get("tokens"), before.get("heads")) == (options.tokens, options.heads)
+    return [row for row in before["rows"] if row["side"] not in options.sides.split(",")] if same else []
+
+
 def run_all():
-    wanted = options.sides.split(",") if options.sides else [Ours.name] + [r.name for r in rivals()]
-    rows, machine = [], None
-    with tempfile.TemporaryDirectory() as folder:
-        for name in wanted:
+    """Each side in turn; what there is is written after each."""
+    names = [Ours.name] + [r.name for r in rivals()]
+    rows = written_before()
+    for name in options.sides.split(",") if options.sides else names:
+        with tempfile.TemporaryDirectory() as folder:
             file = os.path.join(folder, "side.json")
             done = subprocess.run(own_command("--only", name, "--types", options.types, "--json", file))
             if done.returncode != 0:
                 print(f"without {name}: its process ended with {done.returncode}", file=sys.stderr)
                 continue
             with open(file, encoding="utf-8") as written:
-                found = json.load(written)
-            machine = machine or found["machine"]
-            rows += found["rows"]
-    print(f"{machine}; {datetime.date.today()}; {options.tokens} tokens, heads {options.heads}, D = 128")
+                rows += json.load(written)["rows"]
+        rows.sort(key=lambda row: names.index(row["side"]))
+        write({"machine": processor(), "tokens": options.tokens, "heads": options.heads, "rows": rows})
+    print(f"{processor()}; {datetime.date.today()}; {options.tokens} tokens, heads {options.heads}, D = 128")
     print("; ".join(sorted({f"{row['side']} {row['version']}" for row in rows})) + "\n")
     print_table(rows)
-    return {"machine": machine, "tokens": options.tokens, "heads": options.heads, "rows": rows}
+
+
+def processor():
+    """Its name."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else "a processor without a name"
+
+
+def write(results):
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"date": str(datetime.date.today()), **results}, file, indent=1)
 
 
 # --- what it costs ---------------------------------------------------------------------------------------------------------
@@ -345,10 +368,9 @@ def main():
             return run_side(options.only)
         except ImportError as missing:
             raise SystemExit(f"{options.only}: {missing}")
-    results = measure_cost() if options.cost else run_all()
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"date": str(datetime.date.today()), **results}, file, indent=1)
+    if options.cost:
+        return write(measure_cost())
+    run_all()
 
 
 if __name__ == "__main__":
