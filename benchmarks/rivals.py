@@ -39,6 +39,14 @@ class Problem:
     n_q: int
     n_kv: int
     head_dim: int = 128
+    batch: int = 1  # sequences of these lengths in one call
+    storage: str = "head-major"  # or "token-major", or "paged"
+    page_size: int = 0
+    shared: int = 0  # tokens at the beginning of all sequences, whose pages are the same memory
+
+    @property
+    def plain_storage(self):
+        return self.storage == "head-major"
 
     @property
     def kv_types(self):
@@ -84,6 +92,34 @@ def nibbles(codes, lower, upper):
     """Two codes of 4 bits a byte, code + 8 in each half, by their places in a row."""
     plus = (codes + 8).astype(np.uint8)
     return np.ascontiguousarray(plus[..., lower] | plus[..., upper] << 4)
+
+
+def token_major(rows):
+    """… × heads × tokens × dim, with the heads of a token side by side in memory."""
+    return np.ascontiguousarray(np.swapaxes(rows, -2, -3))
+
+
+def physical_pages(problem):
+    """Where the pages of a batch lie in one pool: a table of int32, batch × pages of a sequence, in random order. Sequences share the
+    whole pages of what is shared."""
+    each = -(-problem.n_kv // problem.page_size)
+    common = problem.shared // problem.page_size
+    logical = np.arange(problem.batch * each).reshape(problem.batch, each)
+    logical[:, :common] = logical[0, :common]
+    order = np.random.default_rng(problem.page_size).permutation(problem.batch * each)
+    return order[logical].astype(np.int32)
+
+
+def in_pages(rows, problem):
+    """batch × heads × tokens × dim in a pool of pages, each heads × page_size × dim. What no sequence has is all ones, a NaN."""
+    table = physical_pages(problem)
+    pool = np.empty((table.size, problem.kv_heads, problem.page_size, rows.shape[-1]), rows.dtype)
+    pool.view(np.uint8)[:] = 0xFF
+    for sequence, pages in zip(rows, table):
+        for page, at in zip(pages, range(0, problem.n_kv, problem.page_size)):
+            part = sequence[:, at:at + problem.page_size]
+            pool[page, :, :part.shape[1]] = part
+    return pool
 
 
 class Inputs:
@@ -137,6 +173,8 @@ class Ours:
                                  ("read_bandwidth", ctypes.c_double), ("peak", ctypes.c_double)):
             getattr(self.lib, "gqa_driver_" + function).restype = result
         self.driver = ctypes.c_void_p(self.lib.gqa_driver_open(threads))
+        self.path_names = [name for name in ("portable", "avx2", "avx512", "avx512bf16", "amx") if self.take_path(name)]
+        self.take_path(None)
         self.version = self.lib.gqa_driver_path().decode()
 
     def out_of_cache_bytes(self):
@@ -169,15 +207,21 @@ class Ours:
                                    ctypes.c_void_p(rows.ctypes.data))
         return rows
 
+    def take_threads(self, threads):
+        self.lib.gqa_driver_take_threads(self.driver, threads)
+
     def take_path(self, name):
-        """Whether calls can take it; if so, they do from here on."""
-        return bool(self.lib.gqa_driver_take_path(self.driver, name.encode()))
+        """Whether calls can take it; if so, they do from here on. None: the best."""
+        return bool(self.lib.gqa_driver_take_path(self.driver, name and name.encode()))
+
+    def paths(self, problem):
+        return self.path_names
 
     def prepare(self, problem, inputs, lse=None):
         """lse: n_q × query heads of f32, filled too; or None."""
         if problem.backward:
             return self._prepare_backward(problem, inputs)
-        out = np.empty((problem.n_q, problem.query_heads, problem.head_dim), np.float32)
+        out = np.empty(inputs.q.shape, np.float32)
         q_type, (k_type, v_type) = self._type(problem.query_type), map(self._type, problem.kv_types)
         pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
         copies = inputs.copies
@@ -186,13 +230,20 @@ class Ours:
             copies = [tuple(nibbles(x, first, first + 16) if kind == "int4" else x for kind, x in zip(problem.kv_types, copy))
                       for copy in copies]
         scales = [None if scale is None else ctypes.byref(ctypes.c_float(scale)) for scale in inputs.scales]
+        table = None
+        if problem.storage == "token-major":
+            copies = [tuple(map(token_major, copy)) for copy in copies]
+        elif problem.storage == "paged":
+            table = physical_pages(problem)
+            copies = [tuple(in_pages(x, problem) for x in copy) for copy in copies]
 
         def call(copy):
             k, v = copies[copy]
             failed = self.lib.gqa_driver_attend(
                 self.driver, pointer(inputs.q), q_type, pointer(k), k_type, scales[0], pointer(v), v_type, scales[1],
                 problem.query_heads, problem.kv_heads, problem.head_dim, ctypes.c_long(problem.n_q), ctypes.c_long(problem.n_kv),
-                pointer(out), None if lse is None else pointer(lse))
+                problem.batch, int(problem.storage == "token-major"), None if table is None else pointer(table),
+                ctypes.c_long(problem.page_size), pointer(out), None if lse is None else pointer(lse))
             if failed:
                 raise RuntimeError(self.lib.gqa_driver_error(self.driver).decode())
             return out
@@ -225,6 +276,10 @@ class Ours:
 class Torch:
     name = "PyTorch SDPA"
     differentiates = True
+    # What its kernels, and the libraries that it calls, look at as they are loaded.
+    path_environments = {
+        "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}}
 
     def __init__(self, threads):
         import torch
@@ -233,8 +288,11 @@ class Torch:
         self.version = torch.__version__
         torch.set_num_threads(threads)
 
+    def take_threads(self, threads):
+        self.torch.set_num_threads(threads)
+
     def prepare(self, problem, inputs):
-        if problem.quantised:
+        if problem.quantised or problem.storage == "paged":
             return None
         torch = self.torch
 
@@ -243,19 +301,29 @@ class Torch:
                 return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             return torch.from_numpy(array)
 
-        q = tensor(inputs.q).transpose(0, 1).contiguous().unsqueeze(0)  # 1 × heads × tokens × dim
-        copies = [(tensor(k).unsqueeze(0), tensor(v).unsqueeze(0)) for k, v in inputs.copies]
+        def heads_first(array):  # batch × heads × tokens × dim, of keys or values, as they are stored
+            if problem.plain_storage:
+                return tensor(array).view(problem.batch, problem.kv_heads, problem.n_kv, problem.head_dim)
+            return tensor(token_major(array)).view(problem.batch, problem.n_kv, problem.kv_heads, problem.head_dim).transpose(1, 2)
+
+        q = tensor(inputs.q).view(problem.batch, problem.n_q, problem.query_heads, problem.head_dim).transpose(1, 2).contiguous()
+        copies = [tuple(map(heads_first, copy)) for copy in inputs.copies]
         grouped = problem.query_heads != problem.kv_heads
         if problem.backward:
             return self._prepare_backward(q, *copies[0], tensor(inputs.d_out).transpose(0, 1).unsqueeze(0), grouped)
 
+        whole = problem.n_q == problem.n_kv
+        chunk = problem.n_q > 1 and not whole  # is_causal aligns the first query with the first key
+        mask = torch.ones(problem.n_q, problem.n_kv, dtype=torch.bool).tril(problem.n_kv - problem.n_q) if chunk else None
+
         def call(copy):
             k, v = copies[copy]
             with torch.inference_mode():
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=problem.n_q > 1, enable_gqa=grouped)
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=problem.n_q > 1 and whole,
+                                                                        enable_gqa=grouped)
 
         def result(copy):
-            return call(copy)[0].transpose(0, 1).float().numpy()
+            return call(copy).transpose(1, 2).float().numpy().reshape(inputs.q.shape)
 
         call.result = result
         return call
@@ -289,18 +357,24 @@ class OnnxRuntime:
 
         self.onnx, self.ort = onnx, onnxruntime
         self.version = onnxruntime.__version__
+        self.take_threads(threads)
+
+    def take_threads(self, threads):
         self.threads = threads
 
     def prepare(self, problem, inputs):
         coded = problem.type in ("int8", "int4")
-        if problem.type == "bf16" or (problem.quantised and not coded):
+        if problem.type == "bf16" or (problem.quantised and not coded) or not problem.plain_storage:
             return None  # bf16: not on its CPU provider
+        if problem.batch > 1 and 1 < problem.n_q < problem.n_kv:
+            return None  # it takes chunks of one sequence
         onnx, ort = self.onnx, self.ort
         kind = onnx.TensorProto.FLOAT16 if problem.type == "f16" else onnx.TensorProto.FLOAT
         element = np.float16 if problem.type == "f16" else np.float32
         cache_kind = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.UINT8}.get(problem.type, kind)
         info = onnx.helper.make_tensor_value_info
-        cache = [1, problem.kv_heads, problem.n_kv, problem.head_dim // (2 if problem.type == "int4" else 1)]
+        batch = problem.batch
+        cache = [batch, problem.kv_heads, problem.n_kv, problem.head_dim // (2 if problem.type == "int4" else 1)]
         rows, row_kv = problem.query_heads * problem.head_dim, problem.kv_heads * problem.head_dim
         node = onnx.helper.make_node(
             "GroupQueryAttention", ["q", "k", "v", "past_k", "past_v", "seqlens_k", "total"] +
@@ -310,12 +384,12 @@ class OnnxRuntime:
                if coded else {}))
         graph = onnx.helper.make_graph(
             [node], "attention",
-            [info("q", kind, [1, problem.n_q, rows]), info("k", kind, [1, problem.n_q, row_kv]),
-             info("v", kind, [1, problem.n_q, row_kv]), info("past_k", cache_kind, cache),
-             info("past_v", cache_kind, cache), info("seqlens_k", onnx.TensorProto.INT32, [1]),
+            [info("q", kind, [batch, problem.n_q, rows]), info("k", kind, [batch, problem.n_q, row_kv]),
+             info("v", kind, [batch, problem.n_q, row_kv]), info("past_k", cache_kind, cache),
+             info("past_v", cache_kind, cache), info("seqlens_k", onnx.TensorProto.INT32, [batch]),
              info("total", onnx.TensorProto.INT32, [1])] +
             [info(name, onnx.TensorProto.FLOAT, [1]) for name in (("k_scale", "v_scale") if coded else ())],
-            [info("out", kind, [1, problem.n_q, rows]), info("present_k", cache_kind, cache), info("present_v", cache_kind, cache)])
+            [info("out", kind, [batch, problem.n_q, rows]), info("present_k", cache_kind, cache), info("present_v", cache_kind, cache)])
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17),
                                                              onnx.helper.make_opsetid("com.microsoft", 1)])
         model.ir_version = 9
@@ -325,22 +399,21 @@ class OnnxRuntime:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
         value = ort.OrtValue.ortvalue_from_numpy
-        q = value((inputs.q_f32 if coded else inputs.q).reshape(1, problem.n_q, rows))
-        out = value(np.zeros((1, problem.n_q, rows), element))
-        lengths = value(np.array([problem.n_kv - 1], np.int32)), value(np.array([problem.n_kv], np.int32))
+        q = value((inputs.q_f32 if coded else inputs.q).reshape(batch, problem.n_q, rows))
+        out = value(np.zeros((batch, problem.n_q, rows), element))
+        lengths = value(np.full(batch, problem.n_kv - 1, np.int32)), value(np.array([problem.n_kv], np.int32))
         scales = [(name, value(np.array([scale], np.float32)))
                   for name, scale in zip(("k_scale", "v_scale"), inputs.scales if coded else ())]
         bindings = []
         even = np.arange(0, problem.head_dim, 2)
         for k, v in inputs.copies:
-            new = [np.ascontiguousarray(x[:, problem.n_kv - problem.n_q:, :].transpose(1, 0, 2)).reshape(1, problem.n_q, row_kv)
-                   for x in (k, v)]
+            new = [token_major(x[..., problem.n_kv - problem.n_q:, :]).reshape(batch, problem.n_q, row_kv) for x in (k, v)]
             if coded:  # what it makes of the newest tokens is what the cache has already
                 new = [x.astype(np.float32) * scale for x, scale in zip(new, inputs.scales)]
             if problem.type == "int4":
                 k, v = (nibbles(x, even, even + 1) for x in (k, v))
             new_k, new_v = value(new[0]), value(new[1])
-            past_k, past_v = value(k[None]), value(v[None])
+            past_k, past_v = (value(x.reshape(cache)) for x in (k, v))
             binding = session.io_binding()
             for key, bound in (("q", q), ("k", new_k), ("v", new_v), ("past_k", past_k), ("past_v", past_v),
                                ("seqlens_k", lengths[0]), ("total", lengths[1]), *scales):
@@ -354,18 +427,24 @@ class OnnxRuntime:
             return out
 
         def result(copy):
-            return call(copy).numpy().astype(np.float32).reshape(problem.n_q, problem.query_heads, problem.head_dim)
+            return call(copy).numpy().astype(np.float32).reshape(inputs.q.shape)
 
         call.result = result
         return call
 
 
+def rivals():
+    """The classes of all of them."""
+    from rivals_ggml import Ggml, IkLlama
+    from rivals_vllm import Vllm
+
+    return Torch, OnnxRuntime, Ggml, IkLlama, Vllm
+
+
 def installed(threads, codecs=False):
     """This library, for quantised caches too if asked for, and the rivals that are here."""
-    from rivals_ggml import Ggml, IkLlama
-
     sides = [Ours(threads, ["-DGQA_DRIVER_CODECS"] if codecs else [])]
-    for rival in (Torch, OnnxRuntime, Ggml, IkLlama):
+    for rival in rivals():
         try:
             sides.append(rival(threads))
         except ImportError as missing:

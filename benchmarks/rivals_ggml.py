@@ -10,6 +10,8 @@ import os
 
 import numpy as np
 
+from rivals import token_major
+
 
 class Ggml:
     """ggml_flash_attn_ext of llama.cpp, from llama-cpp-python's libraries or from those in the folder GGML_LIB_DIR names."""
@@ -18,6 +20,7 @@ class Ggml:
     TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_0": 2, "iq4_nl": 20}
     CACHES = tuple(TYPES)
     MASK_ALWAYS = False  # a decode step needs none
+    MOST_SEQUENCES = 1 << 20
 
     class InitParams(ctypes.Structure):
         _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
@@ -50,13 +53,16 @@ class Ggml:
             raise ImportError(f"no lib{stem} in {folder}")
         return ctypes.CDLL(files[0], os.RTLD_LOCAL | os.RTLD_DEEPBIND)
 
-    def declare(self, threads):
+    def take_threads(self, threads):
         self.threads = threads
+
+    def declare(self, threads):
+        self.take_threads(threads)
         p, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
         for lib, function, result, arguments in (
                 (self.base, "ggml_init", p, [self.InitParams]), (self.base, "ggml_free", None, [p]),
                 (self.base, "ggml_new_tensor_4d", p, [p, ctypes.c_int, number, number, number, number]),
-                (self.base, "ggml_get_data", p, [p]), (self.base, "ggml_new_graph", p, [p]),
+                (self.base, "ggml_permute", p, [p, p] + 4 * [ctypes.c_int]), (self.base, "ggml_get_data", p, [p]), (self.base, "ggml_new_graph", p, [p]),
                 (self.base, "ggml_build_forward_expand", None, [p, p]), (self.base, "ggml_graph_overhead", size, []),
                 (self.base, "ggml_flash_attn_ext", p, [p, p, p, p, p, ctypes.c_float, ctypes.c_float, ctypes.c_float]),
                 (self.cpu, "ggml_graph_plan", self.Plan, [p, ctypes.c_int, p]),
@@ -64,12 +70,12 @@ class Ggml:
             getattr(lib, function).restype, getattr(lib, function).argtypes = result, arguments
 
     def prepare(self, problem, inputs):
-        if not set(problem.kv_types) <= set(self.CACHES):
+        if not set(problem.kv_types) <= set(self.CACHES) or problem.storage == "paged" or problem.batch > self.MOST_SEQUENCES:
             return None
-        dim, n_q, n_kv = problem.head_dim, problem.n_q, problem.n_kv
+        dim, n_q, n_kv, batch, kv_heads = problem.head_dim, problem.n_q, problem.n_kv, problem.batch, problem.kv_heads
         padded = -(-n_q // 64) * 64
-        rows = problem.query_heads * n_q * dim * 4
-        each = problem.kv_bytes + rows + self.base.ggml_graph_overhead() + (1 << 14)
+        rows = batch * problem.query_heads * n_q * dim * 4
+        each = batch * problem.kv_bytes + rows + self.base.ggml_graph_overhead() + (1 << 14)
         context = self.base.ggml_init(self.InitParams(each * len(inputs.copies) + rows + 2 * padded * n_kv + (1 << 20), None, False))
         if not context:
             raise MemoryError("ggml_init")
@@ -79,8 +85,8 @@ class Ggml:
             array = np.ascontiguousarray(array)
             ctypes.memmove(self.base.ggml_get_data(to), array.ctypes.data, array.nbytes)
 
-        q = tensor(self.TYPES["f32"], dim, n_q, problem.query_heads)
-        fill(q, inputs.q_f32.transpose(1, 0, 2))
+        q = tensor(self.TYPES["f32"], dim, n_q, problem.query_heads, batch)
+        fill(q, np.swapaxes(inputs.q_f32, -2, -3))
         mask = None
         if n_q > 1 or self.MASK_ALWAYS:
             hidden = np.arange(n_kv)[None, :] > np.arange(padded)[:, None] + (n_kv - n_q)
@@ -88,9 +94,12 @@ class Ggml:
             fill(mask, np.where(hidden, -np.inf, 0).astype(np.float16))
         runs = []
         for k, v in inputs.copies:
-            k_tensor, v_tensor = (tensor(self.TYPES[kind], dim, n_kv, problem.kv_heads) for kind in problem.kv_types)
-            fill(k_tensor, k)
-            fill(v_tensor, v)
+            extents = (n_kv, kv_heads) if problem.plain_storage else (kv_heads, n_kv)
+            k_tensor, v_tensor = (tensor(self.TYPES[kind], dim, *extents, batch) for kind in problem.kv_types)
+            for to, array in ((k_tensor, k), (v_tensor, v)):
+                fill(to, array if problem.plain_storage else token_major(array))
+            if not problem.plain_storage:
+                k_tensor, v_tensor = (self.base.ggml_permute(context, x, 0, 2, 1, 3) for x in (k_tensor, v_tensor))
             out = self.base.ggml_flash_attn_ext(context, q, k_tensor, v_tensor, mask, 1 / math.sqrt(dim), 0.0, 0.0)
             graph = self.base.ggml_new_graph(context)
             self.base.ggml_build_forward_expand(graph, out)
@@ -106,8 +115,8 @@ class Ggml:
             return out
 
         def result(copy):
-            values = (ctypes.c_float * (n_q * problem.query_heads * dim)).from_address(self.base.ggml_get_data(call(copy)))
-            return np.array(values, np.float32).reshape(n_q, problem.query_heads, dim)
+            values = (ctypes.c_float * inputs.q.size).from_address(self.base.ggml_get_data(call(copy)))
+            return np.array(values, np.float32).reshape(inputs.q.shape)
 
         call.result = result
         call.close = lambda: self.base.ggml_free(context)
