@@ -150,7 +150,6 @@ BAD = [
     (dict(k=torch.zeros(2, 4, 5, 8), v=torch.zeros(2, 4, 5, 8)), "kv_heads is 4; expected a divisor of batch[0].q.heads = 6"),
     (dict(q=torch.zeros(2, 6, 3, 8, dtype=torch.float64)), "q.dtype is Double; expected float32, bfloat16 or float16"),
     (dict(k=torch.zeros(2, 2, 8, 5).transpose(2, 3)), "keys.strides.dim is 5; expected 1"),
-    (dict(q=torch.zeros(2, 6, 3, 8, device="meta")), None),
     (dict(window=4), "window is 4; expected causal=True"),
     (dict(window=-1, causal=True), "window is -1; expected 0"),
     (dict(soft_cap=-1.0), "soft_cap is -1"),
@@ -169,7 +168,6 @@ BAD = [
 @pytest.mark.parametrize("wrong, message", BAD)
 def test_errors_name_the_argument(wrong, message):
     arguments = dict(q=torch.zeros(2, 6, 3, 8), k=torch.zeros(2, 2, 5, 8), v=torch.zeros(2, 2, 5, 8))
-    with pytest.raises((ValueError, RuntimeError)) as error:
+    with pytest.raises(ValueError) as error:
         attention(**(arguments | wrong))
-    if message is not None:
-        assert error.type is ValueError and str(error.value).startswith("gqa: ") and message in str(error.value)
+    assert str(error.value).startswith("gqa: ") and message in str(error.value)
