@@ -13,7 +13,7 @@ setup(
     ext_modules=[
         CppExtension(
             "gqa_torch._C",
-            sources=["src/gqa_torch.cpp", "src/cache.cpp", "src/kernels.cpp", "src/module.cpp"],
+            sources=["src/gqa_torch.cpp", "src/cache.cpp", "src/kernels.cpp"],
             include_dirs=[str(folder / "../../include"), str(folder / "src")],
             extra_compile_args=flags,
             extra_link_args=["-fopenmp"],
