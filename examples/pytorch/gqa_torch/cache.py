@@ -13,7 +13,7 @@ class EncodedTensor(TensorWithoutData):
     "gqa" reads that layer's storage; any other use is an error, as there are no elements to compute with."""
 
     def materialise(self):
-        raise TypeError(
+        raise RuntimeError(
             "gqa: the keys and values of a GqaCache are encoded and are no tensor; expected a model with attn_implementation='gqa', "
             "or another cache"
         )

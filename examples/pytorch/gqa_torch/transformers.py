@@ -53,9 +53,10 @@ def gqa_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_func
         arguments = dict(others, allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
         return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, **arguments)
 
+    if torch.compiler.is_compiling() or is_tracing(attention_mask) or is_tracing(q_offset):
+        return make()
     rule = rule_of(mask_function)
-    tensors = [x for x in (attention_mask, q_offset) if isinstance(x, torch.Tensor)]
-    if rule is None or torch.compiler.is_compiling() or any(is_tracing(x) for x in tensors):
+    if rule is None:
         return make()
     causal, window = rule
     end = min(int(q_offset) + q_length - kv_offset, kv_length) if causal else kv_length  # behind it a static cache holds nothing yet

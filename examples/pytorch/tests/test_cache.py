@@ -112,10 +112,10 @@ def test_other_uses_of_the_keys_are_refused():
     keys, values = GqaCache(model.config).update(torch.randn(1, 2, 5, 16), torch.randn(1, 2, 5, 16), 0)
     assert keys.shape == (1, 2, 5, 16)
     for use in (lambda: keys + 1, lambda: keys[:, :, 0], lambda: torch.cat([keys, keys]), lambda: keys.sum()):
-        with pytest.raises(TypeError, match="expected a model with attn_implementation='gqa'"):
+        with pytest.raises(RuntimeError, match="expected a model with attn_implementation='gqa'"):
             use()
     model.set_attn_implementation("sdpa")
-    with pytest.raises(TypeError, match="gqa: the keys and values of a GqaCache are encoded"), torch.no_grad():
+    with pytest.raises(RuntimeError, match="gqa: the keys and values of a GqaCache are encoded"), torch.no_grad():
         model(input_ids=tokens(), past_key_values=GqaCache(model.config))
 
 
