@@ -13,8 +13,8 @@ setup(
     ext_modules=[
         CppExtension(
             "gqa_torch._C",
-            sources=["src/gqa_torch.cpp", "src/cache.cpp", "src/kernels.cpp"],
-            include_dirs=[str(folder / "../../include"), str(folder / "src")],
+            sources=["csrc/gqa_torch.cpp", "csrc/cache.cpp", "csrc/kernels.cpp"],
+            include_dirs=[str(folder / "../../include"), str(folder / "csrc")],
             extra_compile_args=flags,
             extra_link_args=["-fopenmp"],
         )

@@ -31,32 +31,39 @@ def text_of(loaded, implementation, prompts=(PROMPT,), new=64, **more):
     return model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id, **more)
 
 
-def test_greedy_text_is_that_of_sdpa(loaded):
-    assert torch.equal(text_of(loaded, "gqa"), text_of(loaded, "sdpa"))
+@pytest.fixture(scope="module")
+def of_sdpa(loaded):
+    return text_of(loaded, "sdpa")
+
+
+def test_greedy_text_is_that_of_sdpa(loaded, of_sdpa):
+    assert torch.equal(text_of(loaded, "gqa"), of_sdpa)
 
 
 def test_batch_with_padding(loaded):
     prompts = (PROMPT, "Once upon a time", "def fibonacci(n):\n")
-    assert torch.equal(text_of(loaded, "gqa", prompts, new=32), text_of(loaded, "sdpa", prompts, new=32))
+    assert torch.equal(text_of(loaded, "gqa", prompts, new=24), text_of(loaded, "sdpa", prompts, new=24))
 
 
 @pytest.mark.parametrize("kind", ["paged", "contiguous"])
-def test_paged_cache(loaded, kind):
+def test_own_cache(loaded, of_sdpa, kind):
     cache = GqaCache(loaded[1].config, codec="float32", kind=kind)
-    assert torch.equal(text_of(loaded, "gqa", past_key_values=cache), text_of(loaded, "sdpa"))
+    assert torch.equal(text_of(loaded, "gqa", past_key_values=cache), of_sdpa)
 
 
-def test_int8_cache(loaded):
+def test_int8_cache(loaded, of_sdpa):
     """Next-token distributions over the prompt and its continuation are those of exact rows to what 8 bits leave, in a quarter of memory."""
     tokenizer, model = loaded
-    ids = text_of(loaded, "gqa")
+    model.set_attn_implementation("gqa")
     found = {}
     with torch.no_grad():
         for codec in ("float32", "int8"):
             cache = GqaCache(model.config, codec=codec)
-            found[codec] = torch.log_softmax(model(input_ids=ids, past_key_values=cache).logits, -1), cache.bytes_used
+            found[codec] = torch.log_softmax(model(input_ids=of_sdpa, past_key_values=cache).logits, -1), cache.bytes_used
     (exact, exact_bytes), (coded, bytes_used) = found["float32"], found["int8"]
     divergence = (exact.exp() * (exact - coded)).sum(-1).mean()
     print(f"KL divergence of int8 from float32: {divergence:.2e}")
     assert 0 < divergence < 0.02 and bytes_used < 0.27 * exact_bytes
-    assert text_of(loaded, "gqa", past_key_values=GqaCache(model.config, codec="int8")).shape == ids.shape
+    text = text_of(loaded, "gqa", past_key_values=GqaCache(model.config, codec="int8"))
+    print(f"tokens that are the same before the first other one: {int((text == of_sdpa).int().cumprod(1).sum())} of {text.numel()}")
+    assert text.shape == of_sdpa.shape

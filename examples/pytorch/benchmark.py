@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens a second of generation, PyTorch's SDPA against gqa, at several lengths of context; and what attention takes of that.
+
+    python benchmark.py --gguf SmolLM2-135M.gguf
+    python benchmark.py --llama-3.2-1b --layers 4
+
+A step is a forward call of the model for one token. Sides take turns, step by step, in an order that changes each round; medians are
+reported. The context is random keys and values in the cache, as what it says does not change what it costs.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import gqa_torch
+import torch
+import transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SIDES = {  # name: attention implementation, codec of a GqaCache or None for transformers' DynamicCache
+    "sdpa": ("sdpa", None),
+    "gqa": ("gqa", None),
+    "gqa, own cache": ("gqa", "same"),
+    "gqa, int8 cache": ("gqa", "int8"),
+}
+
+
+class Stopwatch:
+    """Adds up the time that wrapped functions take."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def around(self, function):
+        def timed(*arguments, **named):
+            begin = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+        return timed
+
+
+def load(arguments, dtype):
+    if arguments.gguf:
+        model = transformers.AutoModelForCausalLM.from_pretrained(arguments.gguf.parent, gguf_file=arguments.gguf.name, dtype=dtype)
+        return arguments.gguf.stem, model.eval()
+    config = transformers.LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=arguments.layers, num_attention_heads=32,
+                                      num_key_value_heads=8, head_dim=64, vocab_size=128256, max_position_embeddings=131072, tie_word_embeddings=True)
+    with torch.device("cpu"):
+        model = transformers.LlamaForCausalLM(config).to(dtype).eval()
+    return f"Llama-3.2-1B's shapes, {arguments.layers} layers", model
+
+
+def filled_cache(model, codec, context, dtype):
+    config = model.config
+    names = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    if codec is None:
+        cache = transformers.DynamicCache(config=config)
+    else:
+        cache = gqa_torch.GqaCache(config, codec=names[dtype] if codec == "same" else codec, max_tokens=context + 256)
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    generator = torch.Generator().manual_seed(0)
+    for layer in range(config.num_hidden_layers):
+        k, v = (torch.randn(1, config.num_key_value_heads, context, dim, generator=generator).to(dtype) for _ in range(2))
+        cache.update(k, v, layer)
+    return cache
+
+
+def measure(model, context, steps, dtype):
+    """{side: (seconds a step, seconds of attention, seconds of the cache's update)}, medians."""
+    attention, update = Stopwatch(), Stopwatch()
+    caches = {side: filled_cache(model, codec, context, dtype) for side, (_, codec) in SIDES.items()}
+    for cache in caches.values():
+        cache.update = update.around(cache.update)
+    found = {side: [] for side in SIDES}
+    token = torch.tensor([[17]])
+    names = list(SIDES)
+    plain = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ("sdpa", "gqa")}
+    for name, function in plain.items():
+        transformers.AttentionInterface.register(name, attention.around(function))
+    try:
+        for step in range(steps + 2):  # two to warm up
+            for i in range(len(names)):
+                side = names[(i + step) % len(names)]
+                model.set_attn_implementation(SIDES[side][0])
+                attention.seconds = update.seconds = 0.0
+                begin = time.perf_counter()
+                with torch.no_grad():
+                    model(input_ids=token, past_key_values=caches[side], use_cache=True)
+                if step >= 2:
+                    found[side].append((time.perf_counter() - begin, attention.seconds, update.seconds))
+    finally:
+        for name, function in plain.items():
+            transformers.AttentionInterface.register(name, function)
+    return {side: [statistics.median(numbers) for numbers in zip(*rows)] for side, rows in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--gguf", type=Path, help="a model's file")
+    which.add_argument("--llama-3.2-1b", action="store_true", dest="llama", help="random weights of those shapes")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 8000])
+    parser.add_argument("--types", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    first = True
+    for type_name in arguments.types:
+        dtype = getattr(torch, type_name)
+        name, model = load(arguments, dtype)
+        if first:
+            print(f"{name}, {arguments.threads} threads, medians of {arguments.steps} steps, torch {torch.__version__}\n")
+            print("| type | context | side | tokens/s | times SDPA's | attention, ms | its share | attention, times SDPA's speed | cache update, ms |")
+            print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+            first = False
+        for context in arguments.contexts:
+            found = measure(model, context, arguments.steps, dtype)
+            whole, part, _ = found["sdpa"]
+            for side, (step, attention, update) in found.items():
+                print(f"| {type_name} | {context} | {side} | {1 / step:.1f} | {whole / step:.2f} | {attention * 1e3:.2f} | {attention / step:.0%} "
+                      f"| {part / attention:.2f} | {update * 1e3:.2f} |", flush=True)
+        del model
+
+
+if __name__ == "__main__":
+    main()
