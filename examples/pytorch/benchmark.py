@@ -4,8 +4,8 @@
     python benchmark.py --gguf SmolLM2-135M.gguf
     python benchmark.py --llama-3.2-1b --layers 4
 
-A step is a forward call of the model for one token. Sides take turns, step by step, in an order that changes each round; medians are
-reported. The context is random keys and values in the cache, as what it says does not change what it costs.
+A step is a forward call of the model for one token, a prefill one for many. Sides take turns, in an order that changes each round; medians
+are reported. The context is random keys and values in the cache, as what it says does not change what it costs.
 """
 
 import argparse
@@ -69,28 +69,29 @@ def filled_cache(model, codec, context, dtype):
     return cache
 
 
-def measure(model, context, steps, dtype):
-    """{side: (seconds a step, seconds of attention, seconds of the cache's update)}, medians."""
+def measure(model, sides, steps, calls):
+    """{side: (seconds a call, of them attention, of them the cache's update)}: medians of `steps` rounds, in which sides take turns.
+
+    calls: {side: (a call without arguments, the cache that it uses or None)}
+    """
     attention, update = Stopwatch(), Stopwatch()
-    caches = {side: filled_cache(model, codec, context, dtype) for side, (_, codec) in SIDES.items()}
-    for cache in caches.values():
-        cache.update = update.around(cache.update)
-    found = {side: [] for side in SIDES}
-    token = torch.tensor([[17]])
-    names = list(SIDES)
+    for _, cache in calls.values():
+        if cache is not None:
+            cache.update = update.around(cache.update)
+    found = {side: [] for side in sides}
     plain = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ("sdpa", "gqa")}
     for name, function in plain.items():
         transformers.AttentionInterface.register(name, attention.around(function))
     try:
-        for step in range(steps + 2):  # two to warm up
-            for i in range(len(names)):
-                side = names[(i + step) % len(names)]
+        for step in range(-1, steps):  # one to warm up
+            for i in range(len(sides)):
+                side = sides[(i + step) % len(sides)]
                 model.set_attn_implementation(SIDES[side][0])
                 attention.seconds = update.seconds = 0.0
                 begin = time.perf_counter()
                 with torch.no_grad():
-                    model(input_ids=token, past_key_values=caches[side], use_cache=True)
-                if step >= 2:
+                    calls[side][0]()
+                if step >= 0:
                     found[side].append((time.perf_counter() - begin, attention.seconds, update.seconds))
     finally:
         for name, function in plain.items():
@@ -98,33 +99,52 @@ def measure(model, context, steps, dtype):
     return {side: [statistics.median(numbers) for numbers in zip(*rows)] for side, rows in found.items()}
 
 
+def measure_decode(model, context, steps, dtype):
+    token = torch.tensor([[17]])
+    calls = {}
+    for side, (_, codec) in SIDES.items():
+        cache = filled_cache(model, codec, context, dtype)
+        calls[side] = (lambda cache=cache: model(input_ids=token, past_key_values=cache, use_cache=True)), cache
+    return measure(model, list(SIDES), steps, calls)
+
+
+def measure_prefill(model, tokens, steps):
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    sides = ["sdpa", "gqa"]
+    return measure(model, sides, steps, {side: (lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1), None) for side in sides})
+
+
+def print_rows(type_name, what, tokens, found):
+    whole, part, _ = found["sdpa"]
+    for side, (step, attention, update) in found.items():
+        print(f"| {type_name} | {what} | {side} | {tokens / step:.1f} | {whole / step:.2f} | {attention * 1e3:.2f} | {attention / step:.0%} "
+              f"| {part / attention:.2f} | {update * 1e3:.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--gguf", type=Path, help="a model's file")
     which.add_argument("--llama-3.2-1b", action="store_true", dest="llama", help="random weights of those shapes")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 8000])
+    parser.add_argument("--layers", type=int, default=4, help="of the random model")
+    parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 4096, 8000], help="tokens in the cache before a step")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], help="tokens of prompts that are computed at once")
     parser.add_argument("--types", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    first = True
-    for type_name in arguments.types:
+    for i, type_name in enumerate(arguments.types):
         dtype = getattr(torch, type_name)
         name, model = load(arguments, dtype)
-        if first:
-            print(f"{name}, {arguments.threads} threads, medians of {arguments.steps} steps, torch {torch.__version__}\n")
+        if i == 0:
+            print(f"{name}, {arguments.threads} threads, medians of {arguments.steps} rounds, torch {torch.__version__}\n")
             print("| type | context | side | tokens/s | times SDPA's | attention, ms | its share | attention, times SDPA's speed | cache update, ms |")
             print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-            first = False
         for context in arguments.contexts:
-            found = measure(model, context, arguments.steps, dtype)
-            whole, part, _ = found["sdpa"]
-            for side, (step, attention, update) in found.items():
-                print(f"| {type_name} | {context} | {side} | {1 / step:.1f} | {whole / step:.2f} | {attention * 1e3:.2f} | {attention / step:.0%} "
-                      f"| {part / attention:.2f} | {update * 1e3:.2f} |", flush=True)
+            print_rows(type_name, context, 1, measure_decode(model, context, arguments.steps, dtype))
+        for tokens in arguments.prefill:
+            print_rows(type_name, f"prefill of {tokens}", tokens, measure_prefill(model, tokens, arguments.steps))
         del model
 
 

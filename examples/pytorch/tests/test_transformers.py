@@ -159,22 +159,6 @@ def test_packed_sequences():
     torch.testing.assert_close(logits(model, "gqa", **inputs), logits(model, "eager", **inputs), **CLOSE)
 
 
-def test_encoder():
-    """Bidirectional, padded on the right."""
-    torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=200, hidden_size=96, num_hidden_layers=2, num_attention_heads=6, intermediate_size=128)
-    model = transformers.BertModel(config).eval()
-    ids = tokens()
-    there = torch.ones_like(ids)
-    there[0, 50:] = 0
-    found = []
-    for implementation in ("gqa", "eager"):
-        model.set_attn_implementation(implementation)
-        with torch.no_grad():
-            found.append(model(input_ids=ids, attention_mask=there).last_hidden_state[there == 1])
-    torch.testing.assert_close(*found, **CLOSE)
-
-
 def test_dropout_is_refused_in_training():
     model = make("llama")
     model.set_attn_implementation("gqa")
