@@ -75,7 +75,7 @@ class KvCache {
     check_tensor(q, "q", 4);
     expect_size(q, "q", 0, sequences(), "the cache's sequences");
     const Settings settings{mask, causal, window, soft_cap, sinks, scale, starts, {}};
-    settings.check(q.size(0), q.size(1));
+    settings.check(q.size(0), q.size(1), q.size(2), length());
     const Tensor out = at::empty({q.size(0), q.size(2), q.size(1), value_dim_}, q.options()).transpose(1, 2);
     std::vector<gqa::Sequence> batch;
     for_each([&](auto& sequence, int64_t b) {

@@ -55,6 +55,13 @@ inline void check_tensor(const at::Tensor& tensor, const char* name, int64_t dim
          std::to_string(dims) + (dims == 4 ? ": (batch, heads, tokens, head dim)" : ""));
 }
 
+/// Keys or values: rows are read where they lie, so their elements must lie side by side.
+inline void check_rows(const at::Tensor& tensor, const char* name) {
+  check_tensor(tensor, name, 4);
+  if (tensor.stride(3) != 1 && tensor.size(3) != 1)
+    fail(std::string(name) + ".stride(3)", std::to_string(tensor.stride(3)), "1: the elements of a row side by side");
+}
+
 /// Row `b` of (batch, heads, tokens, dim) as (token, head, dim) where it lies.
 template <class View = gqa::ConstTensorView>
 View view_of(const at::Tensor& tensor, const char* name, int64_t b) {
@@ -85,7 +92,7 @@ struct Settings {
   OptionalTensor lengths;  ///< (batch), int64: where each sequence ends
 
   /// @throws ArgumentError unless the options fit such a call
-  void check(int64_t batch, int64_t heads) const {
+  void check(int64_t batch, int64_t heads, int64_t n_q, int64_t n_kv) const {
     if (window < 0) fail("window", std::to_string(window), "0 (none), or 1 or more positions");
     if (window > 0 && !causal) fail("window", std::to_string(window), "causal=True with it");
     if (!(soft_cap >= 0)) fail("soft_cap", std::to_string(soft_cap), "0 (none), or more");
@@ -95,11 +102,14 @@ struct Settings {
     }
     check_numbers(starts, "starts", batch);
     check_numbers(lengths, "lengths", batch);
-    if (mask) {
-      check_tensor(*mask, "mask", 4);
-      if (mask->size(0) != 1) expect_size(*mask, "mask", 0, batch, "1, or q.size(0)");
-      if (starts) fail("starts", "given with a mask", "one of the two");
-    }
+    if (!mask) return;
+    check_tensor(*mask, "mask", 4);
+    const int64_t sizes[] = {batch, heads, n_q};
+    const char* const names[] = {"1, or q.size(0)", "1, or q.size(1)", "1, or q.size(2)"};
+    for (int64_t dim = 0; dim < 3; ++dim)
+      if (mask->size(dim) != 1) expect_size(*mask, "mask", dim, sizes[dim], names[dim]);
+    expect_size(*mask, "mask", 3, n_kv, "the tokens of keys");
+    if (starts) fail("starts", "given with a mask", "one of the two");
   }
   Index start_of(int64_t b) const { return starts ? starts->data_ptr<int64_t>()[b] : 0; }
   Index end_of(int64_t b, Index n_kv) const { return lengths ? lengths->data_ptr<int64_t>()[b] : n_kv; }

@@ -66,12 +66,12 @@ struct Call {
 /// @throws ArgumentError unless q, k and v are a batch of one shape; what else is wrong the library's call finds
 void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Settings& settings) {
   check_tensor(q, "q", 4);
-  check_tensor(k, "k", 4);
-  check_tensor(v, "v", 4);
+  check_rows(k, "k");
+  check_rows(v, "v");
   expect_size(k, "k", 0, q.size(0), "q.size(0)");
   expect_size(v, "v", 0, q.size(0), "q.size(0)");
   expect_size(v, "v", 2, k.size(2), "k.size(2)");
-  settings.check(q.size(0), q.size(1));
+  settings.check(q.size(0), q.size(1), q.size(2), k.size(2));
 }
 
 /// → output (batch, Hq, n_q, Dv) of q's type, log-sum-exp (batch, n_q, Hq) in f32.
