@@ -155,8 +155,9 @@ def main():
         name, model = load(arguments, dtype)
         if i == 0:
             print(f"{name}, {arguments.threads} threads, medians of {arguments.steps} rounds, torch {torch.__version__}\n")
-            print("| type | context | side | tokens/s | times SDPA's | attention, ms | its share | attention, times SDPA's speed | cache update, ms |")
-            print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+            print("| type | context | side | tokens/s | times SDPA's | attention, ms | its share "
+                  "| attention, times SDPA's speed | cache update, ms |")
+            print("| --- " * 9 + "|")
         for context in arguments.contexts:
             print_rows(type_name, context, 1, measure_decode(model, context, arguments.steps, dtype))
         for tokens in arguments.prefill:
