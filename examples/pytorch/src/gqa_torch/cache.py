@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cache of transformers whose keys and values lie in the library's own storage: pages, quantised or not."""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from gqa_torch import _C
+from gqa_torch.without_data import TensorWithoutData
+
+
+class EncodedTensor(TensorWithoutData):
+    """What GqaCache.update returns for keys and values: their shape and type, and the layer that holds them. The attention implementation
+    "gqa" reads that layer's storage; any other use is an error, as there are no elements to compute with."""
+
+    def materialise(self):
+        raise RuntimeError(
+            "gqa: the keys and values of a GqaCache are encoded and are no tensor; expected a model with attn_implementation='gqa', "
+            "or another cache"
+        )
+
+
+class GqaCacheLayer(CacheLayerMixin):
+    """One layer's keys and values of all sequences of the batch."""
+
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.storage = _C.KvCache(**config)
+        self.max_tokens = config["max_tokens"]
+
+    def lazy_initialization(self, key_states, value_states):
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *_, **__):
+        """Encodes tokens, (batch, KV heads, tokens, D or Dv), behind those held."""
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            raise RuntimeError("gqa: key_states require a gradient; expected torch.no_grad() with a GqaCache, which has none to give")
+        self.storage.append(key_states, value_states)
+        self.is_initialized = True
+        return self._handle(key_states), self._handle(value_states)
+
+    def _handle(self, states):
+        batch, heads, _, dim = states.shape
+        handle = EncodedTensor((batch, heads, self.storage.length, dim), states.dtype)
+        handle.layer = self
+        return handle
+
+    def attention(self, query, settings):
+        """Attention of the newest tokens over all that are held; settings as those of gqa_torch.attention."""
+        settings = dict(settings)
+        lengths = settings.pop("lengths", None)
+        mask, starts = settings.get("mask"), settings.get("starts")
+        if lengths is not None and bool((lengths != self.storage.length).any()):
+            raise ValueError(f"gqa: lengths is {lengths.tolist()}; expected {self.storage.length}, the tokens of a GqaCache, for all")
+        return self.storage.attention(query, mask, settings.get("causal", False), settings.get("window", 0), settings["soft_cap"],
+                                      settings["sinks"], settings["scale"], starts)
+
+    def get_seq_length(self):
+        return self.storage.length
+
+    def get_mask_sizes(self, query_length):
+        return self.storage.length + query_length, 0
+
+    def get_max_length(self):
+        return self.max_tokens
+
+    def reset(self):
+        self.storage.clear()
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove):
+        if tokens_to_remove > 0:
+            raise ValueError(f"gqa: tokens_to_remove is {tokens_to_remove}; expected 0, or minus the number of tokens to remove")
+        if tokens_to_remove < 0 and self.storage.sequences:
+            self.storage.truncate(max(self.storage.length + tokens_to_remove, 0))
+
+    def reorder_cache(self, beam_idx):
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices):
+        if self.storage.sequences:
+            self.storage.select(torch.arange(self.storage.sequences)[indices.cpu()].tolist())
+
+    def batch_repeat_interleave(self, repeats):
+        self.batch_select_indices(torch.arange(self.storage.sequences).repeat_interleave(repeats))
+
+    def offload(self):
+        raise NotImplementedError("gqa: a GqaCache lies in the processor's memory already")
+
+    prefetch = offload
+
+
+class GqaCache(Cache):
+    """A cache that appends what a model computes to the library's storage, and that attention reads as it is stored.
+
+        model.generate(**inputs, past_key_values=gqa_torch.GqaCache(model.config, codec="int8"))
+
+    config       the model's; all its layers must be layers of attention
+    codec        how keys are stored: "float32", "bfloat16", "float16", "int8", "int4" or "q8_0"
+    value_codec  how values are stored; the same as keys unless given
+    kind         "paged": pages of a pool that the sequences of a batch, beams among them, share; "contiguous": one piece a sequence
+    max_tokens   that a sequence may have; the model's max_position_embeddings unless given. Memory is taken as tokens come
+    page_size    tokens in a page
+    rotation     keys and values are rotated by Hadamard matrices of so many dims, which helps few bits; a power of two that divides the
+                 widths; 0: they are not
+    first_tokens, newest_tokens   so many are kept in bf16 besides, and read as that
+
+    All tokens are kept in layers with a sliding window, too, which read those in the window alone. The model must have
+    attn_implementation="gqa": see EncodedTensor.
+    """
+
+    def __init__(self, config, codec="bfloat16", value_codec=None, kind="paged", max_tokens=None, page_size=64, rotation=0, first_tokens=0,
+                 newest_tokens=0):
+        if kind not in ("paged", "contiguous"):
+            raise ValueError(f"gqa: kind is {kind!r}; expected 'paged' or 'contiguous'")
+        config = config.get_text_config(decoder=True)
+        types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if not types <= {"full_attention", "sliding_attention"}:
+            raise ValueError(f"gqa: config.layer_types has {sorted(types)}; expected full_attention and sliding_attention alone")
+        storage = dict(paged=kind == "paged", codec=codec, value_codec=value_codec or codec,
+                       max_tokens=max_tokens or config.max_position_embeddings, page_size=page_size, rotation=rotation,
+                       first_tokens=first_tokens, newest_tokens=newest_tokens)
+        super().__init__(layers=[GqaCacheLayer(storage) for _ in range(config.num_hidden_layers)])
+
+    @property
+    def bytes_used(self):
+        """Bytes of memory that hold tokens, of all layers: whole pages."""
+        return sum(layer.storage.bytes_used for layer in self.layers)
