@@ -3,6 +3,8 @@
 
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+
 namespace gqa::python {
 
 void fail(const std::string& argument, const std::string& value, const std::string& expected) {
@@ -64,7 +66,8 @@ std::string why_not(nb::handle object) {
 
 Array::Array(nb::handle object, const std::string& name, bool written) : name_(name) {
   const char* const expected = "an array on the CPU: NumPy's, or one that has __dlpack__";
-  if (nb::isinstance<nb::str>(object) || nb::isinstance<nb::bytes>(object) || object.is_none()) fail(name, called(object), expected);
+  if (nb::isinstance<nb::str>(object) || nb::isinstance<nb::bytes>(object) || object.is_none())
+    fail(name, called(object), expected);
   keep_ = as_integers(object, dtype_);
   const nb::handle source = keep_.is_none() ? object : nb::handle(keep_);
   if (written ? !take(source, written_) : !take(source, read_)) {
@@ -85,6 +88,10 @@ Array::Array(nb::handle object, const std::string& name, bool written) : name_(n
   };
   if (written) describe(written_);
   else describe(read_);
+  if (std::find(shape_.begin(), shape_.end(), 0) != shape_.end()) {  // strides say nothing then, and may be anything
+    Index step = 1;
+    for (std::size_t axis = shape_.size(); axis-- > 0; step *= shape_[axis]) strides_[axis] = step;
+  }
 }
 
 std::string Array::shape_text() const {
@@ -111,13 +118,17 @@ void Array::expect_dtype(const std::string& dtype) const {
 ConstTensorView tensor(const Array& array, const char* axes) {
   const ElementType type = array.element();
   array.expect_axes(3, axes);
-  return {array.data(), type, array.extent(0), array.extent(1), array.extent(2), {array.stride(0), array.stride(1), array.stride(2)}};
+  return {array.data(),    type,
+          array.extent(0), array.extent(1),
+          array.extent(2), {array.stride(0), array.stride(1), array.stride(2)}};
 }
 
 TensorView output(const Array& array, const char* axes) {
   const ElementType type = array.element();
   array.expect_axes(3, axes);
-  return {array.data(), type, array.extent(0), array.extent(1), array.extent(2), {array.stride(0), array.stride(1), array.stride(2)}};
+  return {array.data(),    type,
+          array.extent(0), array.extent(1),
+          array.extent(2), {array.stride(0), array.stride(1), array.stride(2)}};
 }
 
 namespace {
@@ -145,7 +156,8 @@ std::vector<T> numbers(nb::handle object, const std::string& name, const char* e
   for (const nb::handle item : nb::borrow<nb::object>(object)) {
     T value{};
     const nb::object plain = nb::hasattr(item, "item") ? item.attr("item")() : nb::borrow<nb::object>(item);
-    if (!nb::try_cast<T>(plain, value)) fail(name + "[" + std::to_string(result.size()) + "]", nb::cast<std::string>(nb::repr(plain)), expected);
+    if (!nb::try_cast<T>(plain, value))
+      fail(name + "[" + std::to_string(result.size()) + "]", nb::cast<std::string>(nb::repr(plain)), expected);
     result.push_back(value);
   }
   return result;
@@ -156,7 +168,11 @@ std::vector<T> numbers(nb::handle object, const std::string& name, const char* e
 nb::object new_array(nb::handle like, const std::vector<Index>& shape) { return make(like, shape, nullptr); }
 nb::object new_float_array(nb::handle like, const std::vector<Index>& shape) { return make(like, shape, "float32"); }
 
-std::vector<float> floats(nb::handle object, const std::string& name) { return numbers<float>(object, name, "a sequence of numbers"); }
-std::vector<Index> indices(nb::handle object, const std::string& name) { return numbers<Index>(object, name, "a sequence of integers"); }
+std::vector<float> floats(nb::handle object, const std::string& name) {
+  return numbers<float>(object, name, "a sequence of numbers");
+}
+std::vector<Index> indices(nb::handle object, const std::string& name) {
+  return numbers<Index>(object, name, "a sequence of integers");
+}
 
 }  // namespace gqa::python

@@ -44,8 +44,8 @@ class Array {
   void expect_dtype(const std::string& dtype) const;
 
  private:
-  nb::object keep_;               // what nb::ndarray was made of, where that is not the object itself
-  nb::ndarray<nb::ro> read_;      // one of the two holds the memory
+  nb::object keep_;           // what nb::ndarray was made of, where that is not the object itself
+  nb::ndarray<nb::ro> read_;  // one of the two holds the memory
   nb::ndarray<> written_;
   void* data_ = nullptr;
   Index bytes_ = 0;

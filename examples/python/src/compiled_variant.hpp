@@ -34,7 +34,8 @@ struct CompiledRanges {
     if (variant.value_factors) ValueScale{*variant.value_factors, bound->group}.check(sequence);
   }
   float sink(const RowContext& row) const {
-    return bound->variant->sinks ? (*bound->variant->sinks)[static_cast<std::size_t>(row.query_head)] : -__builtin_inff();
+    return bound->variant->sinks ? (*bound->variant->sinks)[static_cast<std::size_t>(row.query_head)]
+                                 : -__builtin_inff();
   }
   bool sink_in_lse() const { return bound->variant->sinks_in_lse; }
 };
@@ -88,7 +89,8 @@ using CompiledVariant = CompiledOutput<CompiledScores<CompiledMask<Masked>, Firs
 
 /// The call with that type: instantiated in variants_*.cpp.
 template <ScoreKind First, ScoreKind Second, bool Masked, bool Output>
-void attend_with(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& bound, const Options& options) {
+void attend_with(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& bound,
+                 const Options& options) {
   CompiledVariant<First, Second, Masked, Output> variant{};
   variant.bound = &bound;
   functor(std::span<const Sequence>(batch), variant, options);
@@ -112,7 +114,8 @@ Attend attend_pair(ScoreKind second, bool masked) {
     case scale: return masked ? attend_with<First, scale, true, false> : attend_with<First, scale, false, false>;
     case cap: return masked ? attend_with<First, cap, true, false> : attend_with<First, cap, false, false>;
     case alibi: return masked ? attend_with<First, alibi, true, false> : attend_with<First, alibi, false, false>;
-    case bias_f32: return masked ? attend_with<First, bias_f32, true, false> : attend_with<First, bias_f32, false, false>;
+    case bias_f32:
+      return masked ? attend_with<First, bias_f32, true, false> : attend_with<First, bias_f32, false, false>;
     default: return nullptr;
   }
 }

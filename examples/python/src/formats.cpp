@@ -10,9 +10,12 @@ struct Format {
   KvEncoding encoding;
 };
 const Format kFormats[] = {
-    {"f32", ElementType::f32}, {"bf16", ElementType::bf16}, {"f16", ElementType::f16}, {"int8", Int8{}},
-    {"int4", Int4{}},          {"q8_0", Q8_0{}},            {"q5_1", Q5_1{}},          {"q5_0", Q5_0{}},
-    {"q4_0", Q4_0{}},          {"iq4_nl", Iq4Nl{}},         {"q8_kv", Q8Kv{}},         {"fp8_e4m3", Fp8E4M3{}},
+    {"f32", ElementType::f32}, {"bf16", ElementType::bf16},
+    {"f16", ElementType::f16}, {"int8", Int8{}},
+    {"int4", Int4{}},          {"q8_0", Q8_0{}},
+    {"q5_1", Q5_1{}},          {"q5_0", Q5_0{}},
+    {"q4_0", Q4_0{}},          {"iq4_nl", Iq4Nl{}},
+    {"q8_kv", Q8Kv{}},         {"fp8_e4m3", Fp8E4M3{}},
     {"fp8_e5m2", Fp8E5M2{}},   {"mxfp4", Mxfp4{}},
 };
 

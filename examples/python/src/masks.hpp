@@ -67,11 +67,14 @@ std::shared_ptr<const Mask> mask_over(Kept kept, const Make& make) {
 struct MaskOfEach : Mask {
   std::vector<std::shared_ptr<const Mask>> of_sequence;
 
-  explicit MaskOfEach(std::vector<std::shared_ptr<const Mask>> masks) : of_sequence(std::move(masks)) { has_bits = true; }
+  explicit MaskOfEach(std::vector<std::shared_ptr<const Mask>> masks) : of_sequence(std::move(masks)) {
+    has_bits = true;
+  }
   const Mask& at(const QueryContext& query) const { return *of_sequence[static_cast<std::size_t>(query.sequence)]; }
   void check(const SequenceContext& sequence) const override {
     if (sequence.sequence >= static_cast<Index>(of_sequence.size()))
-      fail("len(masks)", std::to_string(of_sequence.size()), "one for each sequence, " + std::to_string(sequence.sequence + 1) + " at least");
+      fail("len(masks)", std::to_string(of_sequence.size()),
+           "one for each sequence, " + std::to_string(sequence.sequence + 1) + " at least");
     SequenceContext alone = sequence;
     alone.sequence = 0;
     of_sequence[static_cast<std::size_t>(sequence.sequence)]->check(alone);

@@ -14,14 +14,17 @@ namespace gqa::python {
 namespace {
 
 std::string version() {
-  return std::to_string(GQA_VERSION_MAJOR) + "." + std::to_string(GQA_VERSION_MINOR) + "." + std::to_string(GQA_VERSION_PATCH);
+  return std::to_string(GQA_VERSION_MAJOR) + "." + std::to_string(GQA_VERSION_MINOR) + "." +
+         std::to_string(GQA_VERSION_PATCH);
 }
 
 void bind_cpu(nb::module_& module) {
   module.attr("__version__") = version();
-  module.def("active_path", [] { return std::string(path_name(active_path().path)); },
-             "The instruction set that calls take: the best that this processor has, or a lower one that GQA_PATH names.");
-  module.def("active_path_reason", [] { return std::string(active_path().reason); }, "Why it is that one: a sentence.");
+  module.def(
+      "active_path", [] { return std::string(path_name(active_path().path)); },
+      "The instruction set that calls take: the best that this processor has, or a lower one that GQA_PATH names.");
+  module.def(
+      "active_path_reason", [] { return std::string(active_path().reason); }, "Why it is that one: a sentence.");
   module.def(
       "paths",
       [] {
@@ -37,7 +40,8 @@ void bind_cpu(nb::module_& module) {
         const KvType stored = encoding_named(type, "type");
         return stored.row_bytes(width);
       },
-      nb::arg("type"), nb::arg("width"), "Bytes of a row of `width` elements in a storage format, without scales that lie outside of rows.");
+      nb::arg("type"), nb::arg("width"),
+      "Bytes of a row of `width` elements in a storage format, without scales that lie outside of rows.");
 }
 
 }  // namespace

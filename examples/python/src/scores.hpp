@@ -20,14 +20,14 @@ enum class ScoreKind { none, scale, cap, alibi, bias_f32, bias_bf16, bias_f16, a
 struct ScoreChange {
   ScoreKind kind = ScoreKind::none;
   float cap = 0;
-  std::vector<float> of_head{};                       ///< slopes, or scales; empty slopes: the published ones of as many heads as there are
-  std::optional<PositionTemperature> temperature{};   ///< instead of scales
-  std::vector<BroadcastView<float>> f32{};            ///< biases, one for all sequences or one for each
+  std::vector<float> of_head{};  ///< slopes, or scales; empty slopes: the published ones of as many heads as there are
+  std::optional<PositionTemperature> temperature{};  ///< instead of scales
+  std::vector<BroadcastView<float>> f32{};           ///< biases, one for all sequences or one for each
   std::vector<BroadcastView<bf16>> bf16s{};
   std::vector<BroadcastView<f16>> f16s{};
-  std::optional<DistanceBias> distances{};            ///< instead of such biases
-  std::vector<float> table{};                         ///< of these
-  std::vector<std::shared_ptr<const Array>> arrays{}; ///< kept alive
+  std::optional<DistanceBias> distances{};             ///< instead of such biases
+  std::vector<float> table{};                          ///< of these
+  std::vector<std::shared_ptr<const Array>> arrays{};  ///< kept alive
 
   template <class T>
   const std::vector<BroadcastView<T>>& biases() const {
@@ -48,10 +48,12 @@ struct ScoreExpressionOf {
 
   auto score(auto s, const RowContext& row, auto k) const {
     const ScoreChange& of = *change;
-    if constexpr (Kind == ScoreKind::scale) return of.temperature ? of.temperature->score(s, row, k) : HeadScale{of.of_head}.score(s, row, k);
+    if constexpr (Kind == ScoreKind::scale)
+      return of.temperature ? of.temperature->score(s, row, k) : HeadScale{of.of_head}.score(s, row, k);
     else if constexpr (Kind == ScoreKind::cap) return SoftCap{of.cap}.score(s, row, k);
     else if constexpr (Kind == ScoreKind::alibi) return Alibi{of.of_head}.score(s, row, k);
-    else if constexpr (Kind == ScoreKind::bias_f32) return of.distances ? of.distances->score(s, row, k) : biased(of.f32, s, row, k);
+    else if constexpr (Kind == ScoreKind::bias_f32)
+      return of.distances ? of.distances->score(s, row, k) : biased(of.f32, s, row, k);
     else if constexpr (Kind == ScoreKind::bias_bf16) return biased(of.bf16s, s, row, k);
     else return biased(of.f16s, s, row, k);
   }

@@ -33,7 +33,8 @@ Variant composed(const std::vector<Variant>& parts) {
 
 BoundVariant bound(const Variant& variant, Index query_heads, Index kv_heads) {
   BoundVariant call{.variant = &variant};
-  if (variant.masks.empty()) fail("variant", "[" + variant.text + "]", "a part that says what is seen: \"causal\", \"full\" or another mask");
+  if (variant.masks.empty())
+    fail("variant", "[" + variant.text + "]", "a part that says what is seen: \"causal\", \"full\" or another mask");
   for (const std::shared_ptr<const Mask>& mask : variant.masks) {
     call.has_bits = call.has_bits || mask->has_bits;
     if (!mask->two_ranges) continue;
@@ -76,7 +77,8 @@ Attend compiled_for(const BoundVariant& call) {
 
 }  // namespace
 
-void attend(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& variant, const Options& options) {
+void attend(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& variant,
+            const Options& options) {
   compiled_for(variant)(functor, batch, variant, options);
 }
 
@@ -95,7 +97,8 @@ Variant variant_of(nb::handle object) {
   Variant* variant = nullptr;
   if (nb::try_cast<Variant*>(object, variant, false) && variant != nullptr) return *variant;
   if (!nb::isinstance<nb::list>(object) && !nb::isinstance<nb::tuple>(object))
-    fail("variant", "a " + nb::cast<std::string>(nb::str(object.type().attr("__name__"))), "a name, a Variant, or a list of these");
+    fail("variant", "a " + nb::cast<std::string>(nb::str(object.type().attr("__name__"))),
+         "a name, a Variant, or a list of these");
   std::vector<Variant> parts;
   for (const nb::handle part : nb::borrow<nb::object>(object)) parts.push_back(variant_of(part));
   return composed(parts);

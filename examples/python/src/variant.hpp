@@ -41,7 +41,8 @@ BoundVariant bound(const Variant& variant, Index query_heads, Index kv_heads);
 using Functor = GroupedQueryAttention<dynamic, dynamic, dynamic, dynamic, EveryCache>;
 
 /// The call, with the variant's type.
-void attend(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& variant, const Options& options);
+void attend(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& variant,
+            const Options& options);
 
 void bind_variants(nb::module_& module);
 

@@ -22,9 +22,9 @@ struct View {
   /// The library's views of the parts, in ascending order; the last one is the view itself. Its `earlier` is set by whole().
   std::vector<gqa::KvCacheView> parts;
   std::vector<std::shared_ptr<const std::vector<std::int32_t>>> tables{};  ///< page tables that are not an array's
-  std::vector<std::shared_ptr<const Array>> arrays{};  ///< kept alive
-  nb::object owner{};                                  ///< likewise: the cache that it was taken from
-  std::shared_ptr<CacheState> state{};                 ///< of that
+  std::vector<std::shared_ptr<const Array>> arrays{};                      ///< kept alive
+  nb::object owner{};                   ///< likewise: the cache that it was taken from
+  std::shared_ptr<CacheState> state{};  ///< of that
   std::uint64_t version = 0;
 
   const gqa::KvCacheView& last() const { return parts.back(); }
