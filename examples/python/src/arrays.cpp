@@ -50,10 +50,13 @@ bool take(nb::handle object, T& array) {
   return nb::try_cast<T>(object, array, false);
 }
 
-/// Of a tensor that another device has, or that has to be asked for its data.
+/// Whether a tensor is a part of a graph that gradients go through: they would not go through a call.
+bool requires_gradients(nb::handle object) {
+  return nb::hasattr(object, "requires_grad") && nb::cast<bool>(nb::bool_(object.attr("requires_grad")));
+}
+
+/// Of an object that is no array, or one that another device has.
 std::string why_not(nb::handle object) {
-  if (nb::hasattr(object, "requires_grad") && nb::cast<bool>(nb::bool_(object.attr("requires_grad"))))
-    return "a tensor that requires gradients";
   if (nb::hasattr(object, "device") && nb::hasattr(object, "shape")) {
     const std::string device = nb::cast<std::string>(nb::str(object.attr("device")));
     if (device != "cpu") return "an array on " + device;
@@ -68,6 +71,7 @@ Array::Array(nb::handle object, const std::string& name, bool written) : name_(n
   const char* const expected = "an array on the CPU: NumPy's, or one that has __dlpack__";
   if (nb::isinstance<nb::str>(object) || nb::isinstance<nb::bytes>(object) || object.is_none())
     fail(name, called(object), expected);
+  if (requires_gradients(object)) fail(name, "a tensor that requires gradients", "tensor.detach(): calls have no gradients");
   keep_ = as_integers(object, dtype_);
   const nb::handle source = keep_.is_none() ? object : nb::handle(keep_);
   if (written ? !take(source, written_) : !take(source, read_)) {
