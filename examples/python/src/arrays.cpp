@@ -13,8 +13,11 @@ void fail(const std::string& argument, const std::string& value, const std::stri
 
 namespace {
 
+/// str(object), also where that is an attribute that has not been looked up yet.
+std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::steal(PyObject_Str(object.ptr()))); }
+
 std::string called(nb::handle object) {
-  const std::string name = nb::cast<std::string>(nb::str(object.type().attr("__name__")));
+  const std::string name = text_of(nb::object(object.type().attr("__name__")));
   return name == "NoneType" ? "None" : "a " + name;
 }
 
@@ -39,7 +42,7 @@ nb::object as_integers(nb::handle object, std::string& dtype) {
   if (!nb::hasattr(object, "dtype") || !nb::hasattr(object, "view")) return nb::none();
   const nb::object type = object.attr("dtype");
   if (!nb::hasattr(type, "name") || !nb::hasattr(type, "itemsize")) return nb::none();
-  const std::string name = nb::cast<std::string>(nb::str(type.attr("name")));
+  const std::string name = text_of(nb::object(type.attr("name")));
   if (name != "bfloat16" && name.rfind("float8_", 0) != 0) return nb::none();
   dtype = name;
   return object.attr("view")(name == "bfloat16" ? "uint16" : "uint8");
@@ -47,7 +50,9 @@ nb::object as_integers(nb::handle object, std::string& dtype) {
 
 template <class T>
 bool take(nb::handle object, T& array) {
-  return nb::try_cast<T>(object, array, false);
+  const bool taken = nb::try_cast<T>(object, array, false);
+  if (!taken) PyErr_Clear();  // what its __dlpack__ raised, perhaps
+  return taken;
 }
 
 /// Whether a tensor is a part of a graph that gradients go through: they would not go through a call.
@@ -58,10 +63,10 @@ bool requires_gradients(nb::handle object) {
 /// Of an object that is no array, or one that another device has.
 std::string why_not(nb::handle object) {
   if (nb::hasattr(object, "device") && nb::hasattr(object, "shape")) {
-    const std::string device = nb::cast<std::string>(nb::str(object.attr("device")));
+    const std::string device = text_of(nb::object(object.attr("device")));
     if (device != "cpu") return "an array on " + device;
   }
-  if (nb::hasattr(object, "dtype")) return "an array of " + nb::cast<std::string>(nb::str(object.attr("dtype")));
+  if (nb::hasattr(object, "dtype")) return "an array of " + text_of(nb::object(object.attr("dtype")));
   return called(object);
 }
 
@@ -71,7 +76,8 @@ Array::Array(nb::handle object, const std::string& name, bool written) : name_(n
   const char* const expected = "an array on the CPU: NumPy's, or one that has __dlpack__";
   if (nb::isinstance<nb::str>(object) || nb::isinstance<nb::bytes>(object) || object.is_none())
     fail(name, called(object), expected);
-  if (requires_gradients(object)) fail(name, "a tensor that requires gradients", "tensor.detach(): calls have no gradients");
+  if (requires_gradients(object))
+    fail(name, "a tensor that requires gradients", "tensor.detach(): calls have no gradients");
   keep_ = as_integers(object, dtype_);
   const nb::handle source = keep_.is_none() ? object : nb::handle(keep_);
   if (written ? !take(source, written_) : !take(source, read_)) {

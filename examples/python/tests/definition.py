@@ -78,6 +78,7 @@ def defined(call, out_type="float32"):
         raise ValueError("the bound says nothing of such numbers")
     spread = np.einsum("hit,thd->ihd", w * weights, abs(v)) + (w * weights).sum(2).T[..., None] * abs(out)
     bound = spread + 2 * sums * (np.einsum("hit,thd->ihd", w, abs(v)) + abs(out))
+    bound = bound + 2.0**-125 * abs(v).sum(0)  # weights below 2**-126 of the largest are 0
     if call.v_levels and keys:
         bound = bound + rounded_weights(w * (1 + weights), v, call.v_levels)
     bound = bound / (1 - eta.T[..., None]) + 4 * U * abs(out)
