@@ -21,7 +21,7 @@ std::string called(nb::handle object) {
   return name == "NoneType" ? "None" : "a " + name;
 }
 
-std::string dcalled(nb::dlpack::dtype type) {
+std::string dtype_name(nb::dlpack::dtype type) {
   using Code = nb::dlpack::dtype_code;
   const std::string bits = std::to_string(static_cast<int>(type.bits));
   switch (static_cast<Code>(type.code)) {
@@ -55,6 +55,12 @@ bool take(nb::handle object, T& array) {
   return taken;
 }
 
+bool is_numpy(nb::handle object) {
+  static PyObject* const type =
+      nb::module_::import_("numpy").attr("ndarray").ptr();  // which lives as long as Python does
+  return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == type;
+}
+
 /// Whether a tensor is a part of a graph that gradients go through: they would not go through a call.
 bool requires_gradients(nb::handle object) {
   return nb::hasattr(object, "requires_grad") && nb::cast<bool>(nb::bool_(object.attr("requires_grad")));
@@ -76,21 +82,26 @@ Array::Array(nb::handle object, const std::string& name, bool written) : name_(n
   const char* const expected = "an array on the CPU: NumPy's, or one that has __dlpack__";
   if (nb::isinstance<nb::str>(object) || nb::isinstance<nb::bytes>(object) || object.is_none())
     fail(name, called(object), expected);
-  if (requires_gradients(object))
+  // Attributes that are not there take longer to ask for than the array itself: the questions are left out where the answer is known.
+  if (!is_numpy(object) && requires_gradients(object))
     fail(name, "a tensor that requires gradients", "tensor.detach(): calls have no gradients");
-  keep_ = as_integers(object, dtype_);
-  const nb::handle source = keep_.is_none() ? object : nb::handle(keep_);
-  if (written ? !take(source, written_) : !take(source, read_)) {
+  const auto take_from = [&](nb::handle source) { return written ? take(source, written_) : take(source, read_); };
+  if (!take_from(object)) {
     nb::ndarray<nb::ro> readable;
-    if (written && take(source, readable)) fail(name, "read-only", "an array that can be written");
-    fail(name, why_not(object), expected);
+    keep_ = as_integers(object, dtype_);
+    const nb::handle source = keep_.is_none() ? object : nb::handle(keep_);
+    if (keep_.is_none() || !take_from(source)) {
+      if (written && take(source, readable)) fail(name, "read-only", "an array that can be written");
+      fail(name, why_not(object), expected);
+    }
   }
   const auto describe = [&](const auto& array) {
     if (array.device_type() != nb::device::cpu::value) fail(name, "an array on another device", expected);
-    if (array.dtype().lanes != 1 || array.dtype().bits % 8 != 0) fail(name, dcalled(array.dtype()), "whole elements");
+    if (array.dtype().lanes != 1 || array.dtype().bits % 8 != 0)
+      fail(name, dtype_name(array.dtype()), "whole elements");
     data_ = const_cast<void*>(static_cast<const void*>(array.data()));
     bytes_ = array.dtype().bits / 8;
-    if (dtype_.empty()) dtype_ = dcalled(array.dtype());
+    if (dtype_.empty()) dtype_ = dtype_name(array.dtype());
     for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
       shape_.push_back(static_cast<Index>(array.shape(axis)));
       strides_.push_back(static_cast<Index>(array.stride(axis)));

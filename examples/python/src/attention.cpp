@@ -53,9 +53,16 @@ class Attention {
     };
     const nb::object scale = wish(call.scale, wishes_.scale), path = wish(call.path, wishes_.path);
     const nb::object products = wish(call.products, wishes_.products), threads = wish(call.threads, wishes_.threads);
-    if (!scale.is_none()) options.scale = nb::cast<float>(scale);
-    if (!path.is_none()) options.path = path_named(nb::cast<std::string>(path));
-    if (!products.is_none()) options.products = products_named(nb::cast<std::string>(products));
+    float factor = 0;
+    if (!scale.is_none() && !nb::try_cast<float>(scale, factor))
+      fail("scale", nb::cast<std::string>(nb::repr(scale)), "a number, or None");
+    if (!scale.is_none()) options.scale = factor;
+    const auto word = [](const nb::object& given, const char* name) {
+      if (!nb::isinstance<nb::str>(given)) fail(name, nb::cast<std::string>(nb::repr(given)), "a name, or None");
+      return nb::cast<std::string>(given);
+    };
+    if (!path.is_none()) options.path = path_named(word(path, "path"));
+    if (!products.is_none()) options.products = products_named(word(products, "products"));
     Threads* pool = nullptr;
     int count = 0;
     if (threads.is_none()) return options;
