@@ -36,6 +36,9 @@ class Part:
     data: list = field(default_factory=list)
 
 
+SCORES = 6  # kinds of changes that draw_score knows
+
+
 def draw_mask(rng, x):
     back = lambda p, k: p - k  # noqa: E731
     size = int(rng.integers(1, x.longest + 20))
@@ -111,7 +114,7 @@ def draw_mask(rng, x):
     return makers[rng.integers(len(makers))]()
 
 
-def draw_score(rng, x, floats):
+def draw_score(rng, x, floats, which=None):
     def cap():
         c = float(np.float32(rng.uniform(0.5, 30)))
         return Part("soft cap", gqa.soft_cap(c), changes=lambda *_: lambda s, e: (c * np.tanh(s / c), e + 10 * U * abs(s)))
@@ -165,7 +168,7 @@ def draw_score(rng, x, floats):
         return Part("temperature", gqa.position_temperature(floor, strength), changes=change)
 
     makers = [cap, alibi, bias, distances, scale, temperature]
-    return makers[rng.integers(len(makers))]()
+    return makers[rng.integers(SCORES) if which is None else which]()
 
 
 def draw_variant(rng, x, floats):
