@@ -85,7 +85,7 @@ def test_t5_bias():
 
     buckets = np.array([[bucket(p - t) for t in KEY] for p in POSITION[:, 0]])
     part = Part("T5", None, changes=lambda s, p, t: lambda score, e: (score + table.astype(np.float64)[buckets].transpose(2, 0, 1), e + 1e-6))
-    check(rng, ["causal", gqa.t5_bias(table, 100, False, KEYS)], KEY <= POSITION, [part])
+    check(rng, ["causal", gqa.t5_bias(table, 100, False, KEYS + QUERIES, -QUERIES)], KEY <= POSITION, [part])
 
 
 def test_an_array_of_a_mask_is_kept_alive():
