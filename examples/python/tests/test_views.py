@@ -216,3 +216,44 @@ def test_outputs_are_untouched_by_a_call_that_fails(rng):
     with pytest.raises(gqa.Error):
         attention.batch([q, q], [(k, k), (k, k)], ["causal", gqa.alibi([1.0])], out=[out, np.empty_like(out)])
     assert (out == 7).all()
+
+
+def test_products_scale_and_paths(rng):
+    """Options of the functor, and of a call, which wins."""
+    q, k, v = normal(rng, 4, HEADS, DIM), normal(rng, 90, KV_HEADS, DIM), normal(rng, 90, KV_HEADS, DIM)
+    wanted = attention(q, (k, v))
+    assert np.array_equal(attention(q * np.float32(0.5), (k, v)), attention(q, (k, v), scale=0.5 / np.sqrt(DIM)))
+    fixed = gqa.Attention(HEADS, KV_HEADS, DIM, scale=1.0, path="portable", products="as_stored", threads=2)
+    assert fixed.shape == (HEADS, KV_HEADS, DIM, DIM) and gqa.Attention().shape == (None, None, None, None)
+    assert not np.array_equal(fixed(q, (k, v)), wanted)
+    assert np.array_equal(fixed(q, (k, v), scale=1 / np.sqrt(np.float32(DIM))), attention(q, (k, v), scale=1 / np.sqrt(np.float32(DIM))))
+    for path in gqa.paths():
+        rounded = attention(q, (k, v), products="bf16", path=path)
+        assert np.array_equal(rounded, wanted) == (path in ("portable", "avx2", "avx512", "neon", "wasm")), path
+        assert np.allclose(rounded, wanted, rtol=0, atol=0.05)
+    with pytest.raises(gqa.Error, match="scale is 'half'; expected a number, or None"):
+        attention(q, (k, v), scale="half")
+    with pytest.raises(gqa.Error, match="path is 3; expected a name, or None"):
+        gqa.Attention(path=3)
+    fixed.release_scratch()
+    assert fixed(q, (k, v)).shape == q.shape
+
+
+def test_static_extents_are_checked(rng):
+    with pytest.raises(gqa.Error, match="kv.kv_heads is 1; expected 2"):
+        attention(normal(rng, 4, HEADS, DIM), (normal(rng, 9, 1, DIM), normal(rng, 9, 1, DIM)))
+    wide = gqa.Attention(HEADS, KV_HEADS, DIM, value_dim=7)
+    assert wide(normal(rng, 4, HEADS, DIM), (normal(rng, 9, KV_HEADS, DIM), normal(rng, 9, KV_HEADS, 7))).shape == (4, HEADS, 7)
+
+
+def test_grouping_reduces_to_its_ends(rng):
+    """GQA has the bits of MHA over the same heads repeated, and one KV head those of each query head alone."""
+    q, k, v = normal(rng, 4, HEADS, DIM), normal(rng, 700, KV_HEADS, DIM), normal(rng, 700, KV_HEADS, DIM)
+    wanted = attention(q, (k, v))
+    repeated = [np.repeat(x, HEADS // KV_HEADS, 1) for x in (k, v)]
+    assert np.array_equal(gqa.Attention(HEADS, HEADS, DIM)(q, tuple(repeated)), wanted)
+    shared = np.broadcast_to(k[:, :1], k.shape), np.broadcast_to(v[:, :1], v.shape)  # one head for all: a stride of 0
+    one = gqa.Attention(HEADS, 1, DIM)(q, (k[:, :1], v[:, :1]))
+    assert np.array_equal(attention(q, shared), one)
+    for h in range(HEADS):
+        assert np.array_equal(gqa.Attention(1, 1, DIM)(q[:, h : h + 1], (k[:, :1], v[:, :1])), one[:, h : h + 1])
