@@ -16,7 +16,9 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--context", type=int, default=8192, help="cached tokens")
 parser.add_argument("--threads", type=int, default=1, help="of each side")
 parser.add_argument("--repeats", type=int, default=21)
-parser.add_argument("--processor-time", action="store_true", help="of all threads, not time: for a machine that others use, with one thread")
+parser.add_argument(
+    "--processor-time", action="store_true", help="of all threads, not time: for a machine that others use, with one thread"
+)
 wanted = parser.parse_args()
 clock = time.process_time if wanted.processor_time else time.perf_counter
 for library in ("OPENBLAS", "MKL", "OMP"):  # NumPy's threads are chosen before it is imported
@@ -75,8 +77,10 @@ def steps(kv_heads, context, threads, rng):
 def main():
     if torch is not None:
         torch.set_num_threads(wanted.threads)
-    print(f"gqa {gqa.__version__} on {gqa.active_path()}, {wanted.threads} threads, {wanted.context} cached tokens, {HEADS} query heads, D = {DIM}; "
-          f"NumPy {np.__version__}" + ("" if torch is None else f"; PyTorch {torch.__version__}"))
+    print(
+        f"gqa {gqa.__version__} on {gqa.active_path()}, {wanted.threads} threads, {wanted.context} cached tokens, {HEADS} query heads, D = {DIM}; "
+        f"NumPy {np.__version__}" + ("" if torch is None else f"; PyTorch {torch.__version__}")
+    )
     print(f"{'':5} {'':13} {'cache MB':>9} {'ms':>8} {'times gqa bf16':>15} {'error':>8}")
     rng = np.random.default_rng(1)
     for name, kv_heads in (("MHA", HEADS), ("GQA-8", 8), ("MQA", 1)):

@@ -31,8 +31,9 @@ std::string dtype_name(nb::dlpack::dtype type) {
     case Code::Bfloat: return "bfloat" + bits;
     case Code::Complex: return "complex" + bits;
     case Code::Bool: return "bool";
-    case Code::Float8_E4M3FN: return "float8_e4m3fn";
-    case Code::Float8_E5M2: return "float8_e5m2";
+    case Code{10}:  // which older versions of nanobind have no names for
+      return "float8_e4m3fn";
+    case Code{12}: return "float8_e5m2";
     default: return "of a type with the DLPack code " + std::to_string(static_cast<int>(type.code));
   }
 }

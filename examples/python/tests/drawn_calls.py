@@ -63,7 +63,7 @@ def store(rng, storage, k, v, types):
         else:
             keys, values = spoilt((2 * (tokens + room), heads, dim), k.dtype)[::2], spoilt((tokens + room, heads, v.shape[2]), v.dtype)
             values = values[: len(keys)]
-        keys[:tokens], values[: tokens] = k, v
+        keys[:tokens], values[:tokens] = k, v
         return gqa.KvCacheView.contiguous(keys, values, tokens)
     if storage == "head-major":
         keys, values = spoilt((heads, tokens + room, dim), k.dtype), spoilt((heads, tokens + room, v.shape[2]), v.dtype)
@@ -98,7 +98,9 @@ def stored_numbers(rows, codec):
         return rows.astype(np.float64)
     cache = gqa.ContiguousKvCache(heads, 1, tokens, value_dim=width, v_type=codec)
     cache.append(np.zeros((tokens, heads, 1), np.float32), rows)
-    alone = gqa.Attention()(np.zeros((tokens, heads, 1), np.float32), cache, gqa.causal_window(1), out=np.empty((tokens, heads, width), np.float32))
+    alone = gqa.Attention()(
+        np.zeros((tokens, heads, 1), np.float32), cache, gqa.causal_window(1), out=np.empty((tokens, heads, width), np.float32)
+    )
     return alone.astype(np.float64)
 
 
@@ -141,8 +143,10 @@ class DrawnCall:
 
     def __str__(self):
         parts = ", ".join(part.name for part in self.parts)
-        return (f"{self.heads}/{self.kv_heads} heads, D {self.dim}, Dv {self.value_dim}, q {self.queries} of {self.keys}, q {self.q_type}, "
-                f"cache {self.types}, out {self.out_type}, {self.path}, {parts}")
+        return (
+            f"{self.heads}/{self.kv_heads} heads, D {self.dim}, Dv {self.value_dim}, q {self.queries} of {self.keys}, q {self.q_type}, "
+            f"cache {self.types}, out {self.out_type}, {self.path}, {parts}"
+        )
 
     def draw_storage(self):
         return str(self.rng.choice(OWNED if self.coded else STORAGES))
@@ -169,11 +173,20 @@ class DrawnCall:
         return plain == ["bfloat16", "bf16", "bf16"] and self.path not in F32_PATHS
 
     def definition(self, s):
-        numbers = [stored_numbers(rows, name) if name in CODECS else rows.astype(np.float64)
-                   for rows, name in ((self.k[s], self.types[0]), (self.v[s], self.types[1]))]
+        numbers = [
+            stored_numbers(rows, name) if name in CODECS else rows.astype(np.float64)
+            for rows, name in ((self.k[s], self.types[0]), (self.v[s], self.types[1]))
+        ]
         position, key = self.positions[s][:, None], np.arange(self.keys[s])
-        call = Call(self.q[s].astype(np.float64), *numbers, np.ones((1, 1, 1), bool), self.scale or 0, bf16_products=self.bf16_products(),
-                    k_levels=LEVELS.get(self.types[0], 0), v_levels=LEVELS.get(self.types[1], 0))
+        call = Call(
+            self.q[s].astype(np.float64),
+            *numbers,
+            np.ones((1, 1, 1), bool),
+            self.scale or 0,
+            bf16_products=self.bf16_products(),
+            k_levels=LEVELS.get(self.types[0], 0),
+            v_levels=LEVELS.get(self.types[1], 0),
+        )
         for part in self.parts:
             if part.sees:
                 call.seen = call.seen & np.atleast_2d(part.sees(s, position, key))

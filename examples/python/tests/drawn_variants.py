@@ -102,12 +102,22 @@ def draw_mask(rng, x):
         lambda: Part("causal window", gqa.causal_window(size), lambda s, p, k: (back(p, k) >= 0) & (back(p, k) < size)),
         lambda: Part("two-sided window", gqa.two_sided_window(size, other), lambda s, p, k: (back(p, k) <= size) & (-back(p, k) <= other)),
         lambda: Part("prefix", gqa.prefix_lm(other), lambda s, p, k: (back(p, k) >= 0) | ((p < other) & (k < other))),
-        lambda: Part("first tokens and window", gqa.first_tokens_and_window(first, window),
-                     lambda s, p, k: (back(p, k) >= 0) & ((k < first) | (back(p, k) < window))),
+        lambda: Part(
+            "first tokens and window",
+            gqa.first_tokens_and_window(first, window),
+            lambda s, p, k: (back(p, k) >= 0) & ((k < first) | (back(p, k) < window)),
+        ),
         lambda: Part("chunked", gqa.chunked_local(size), lambda s, p, k: (back(p, k) >= 0) & (p // size == k // size)),
-        lambda: Part("dilated", gqa.dilated_window(step, count),
-                     lambda s, p, k: (back(p, k) >= 0) & (back(p, k) % step == 0) & (back(p, k) // step < count)),
-        blocks, documents, valid, boolean, sparse,
+        lambda: Part(
+            "dilated",
+            gqa.dilated_window(step, count),
+            lambda s, p, k: (back(p, k) >= 0) & (back(p, k) % step == 0) & (back(p, k) // step < count),
+        ),
+        blocks,
+        documents,
+        valid,
+        boolean,
+        sparse,
     ]
     if all(n <= t for n, t in zip(x.queries, x.keys)):
         makers.append(tree)
@@ -124,7 +134,9 @@ def draw_score(rng, x, floats, which=None):
         slopes = rng.uniform(0, 0.5, x.heads).astype(np.float32)
         if published:
             power = 2 ** int(np.log2(x.heads))
-            slopes = np.array([2.0 ** (-8 * (i + 1) / power) if i < power else 2.0 ** (-8 * (2 * (i - power) + 1) / (2 * power)) for i in range(x.heads)])
+            slopes = np.array(
+                [2.0 ** (-8 * (i + 1) / power) if i < power else 2.0 ** (-8 * (2 * (i - power) + 1) / (2 * power)) for i in range(x.heads)]
+            )
 
         def change(s, p, k):
             off = slopes.astype(np.float64)[:, None, None] * (p - k)

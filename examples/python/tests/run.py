@@ -16,8 +16,10 @@ def main():
         except ModuleNotFoundError:  # of what it is a part of
             found = None
         if found is None:
-            print(f"{sys.executable} has no {needed.split('.')[0]}: the Python package was not tested. "
-                  f"{sys.executable} -m pip install {HERE.parent} pytest would have it.")
+            print(
+                f"{sys.executable} has no {needed.split('.')[0]}: the Python package was not tested. "
+                f"{sys.executable} -m pip install {HERE.parent} pytest would have it."
+            )
             return 77
     import pytest
 

@@ -10,8 +10,19 @@ HEADS, KV_HEADS, DIM = 4, 2, 64
 attention = gqa.Attention(HEADS, KV_HEADS, DIM)
 CODECS = ["int8", "int4", "q8_0", "q5_1", "q5_0", "q4_0", "iq4_nl", "q8_kv", "fp8_e4m3", "fp8_e5m2", "mxfp4"]
 # Least errors of outputs over normal rows, relative and root mean square: README.md of the library, "What fewer bits cost".
-ERRORS = {"int8": 0.014, "q8_0": 0.011, "q8_kv": 0.014, "fp8_e4m3": 0.059, "fp8_e5m2": 0.12, "q5_1": 0.082, "q5_0": 0.093, "iq4_nl": 0.17, "q4_0": 0.18,
-          "int4": 0.26, "mxfp4": 0.26}
+ERRORS = {
+    "int8": 0.014,
+    "q8_0": 0.011,
+    "q8_kv": 0.014,
+    "fp8_e4m3": 0.059,
+    "fp8_e5m2": 0.12,
+    "q5_1": 0.082,
+    "q5_0": 0.093,
+    "iq4_nl": 0.17,
+    "q4_0": 0.18,
+    "int4": 0.26,
+    "mxfp4": 0.26,
+}
 
 
 @pytest.fixture
@@ -131,7 +142,11 @@ def test_rotation_and_plain_tokens(rng):
     k[:, :, 5] += 16  # a strong dim, which rotation spreads
     exact = attention(q, (k, v))
     off = {}
-    for name, made in {"plain": {}, "rotated": dict(k_rotation=64, v_rotation=64), "kept": dict(first_tokens=64, newest_tokens=128, plain_type="f32")}.items():
+    for name, made in {
+        "plain": {},
+        "rotated": dict(k_rotation=64, v_rotation=64),
+        "kept": dict(first_tokens=64, newest_tokens=128, plain_type="f32"),
+    }.items():
         cache = gqa.ContiguousKvCache(KV_HEADS, DIM, 1000, k_type="int4", **made)
         cache.append(k, v)
         off[name] = abs(attention(q, cache) - exact).mean()
@@ -196,7 +211,10 @@ def test_context_shift(rng):
         (lambda: gqa.ContiguousKvCache(1, 33, 4, k_type="q8_0"), "33"),
         (lambda: gqa.ContiguousKvCache(1, 8, 4, layout="rows"), 'layout is "rows"'),
         (lambda: gqa.PagedKvPool(1, 8, 0), "config.pages is 0"),
-        (lambda: gqa.ContiguousKvCache(1, 8, 4).append(np.zeros((1, 1, 7), np.float32), np.zeros((1, 1, 8), np.float32)), "k.dim is 7; expected"),
+        (
+            lambda: gqa.ContiguousKvCache(1, 8, 4).append(np.zeros((1, 1, 7), np.float32), np.zeros((1, 1, 8), np.float32)),
+            "k.dim is 7; expected",
+        ),
         (lambda: gqa.ContiguousKvCache(1, 8, 4).append(np.zeros((1, 8), np.float32), np.zeros((1, 8), np.float32)), r"k.shape is \(1, 8\)"),
         (lambda: gqa.Rope(7, 10), "options.dims is 7"),
         (lambda: gqa.Rope(8, 10, scaling="cubic"), 'scaling is "cubic"; expected one of none, linear'),

@@ -17,11 +17,33 @@ def normal(rng, *shape):
 def spoilt(rng, array):
     """An array that is not quite this one."""
     changes = [
-        lambda a: a[::-1], lambda a: a[::2], lambda a: a[:0], lambda a: a[..., :-1], lambda a: a[..., ::-1],
-        lambda a: a[..., ::2], lambda a: a[None], lambda a: a[0], lambda a: a.swapaxes(0, 1), lambda a: a.astype(np.float64), lambda a: a.astype(np.float16),
-        lambda a: a.astype(">f4"), lambda a: a.astype(np.int32), lambda a: a.astype(object), lambda a: np.broadcast_to(a[:1], a.shape), lambda a: a.tolist(),
-        lambda a: a[()], lambda a: None, lambda a: "array", lambda a: 3, lambda a: np.float32(3), lambda a: memoryview(np.ascontiguousarray(a)), lambda a: a > 0,
-        lambda a: a.view(np.uint8), lambda a: a.view([("x", np.float32)]), lambda a: np.ma.array(a), lambda a: np.ndarray((0, 0, 0), np.float32),
+        lambda a: a[::-1],
+        lambda a: a[::2],
+        lambda a: a[:0],
+        lambda a: a[..., :-1],
+        lambda a: a[..., ::-1],
+        lambda a: a[..., ::2],
+        lambda a: a[None],
+        lambda a: a[0],
+        lambda a: a.swapaxes(0, 1),
+        lambda a: a.astype(np.float64),
+        lambda a: a.astype(np.float16),
+        lambda a: a.astype(">f4"),
+        lambda a: a.astype(np.int32),
+        lambda a: a.astype(object),
+        lambda a: np.broadcast_to(a[:1], a.shape),
+        lambda a: a.tolist(),
+        lambda a: a[()],
+        lambda a: None,
+        lambda a: "array",
+        lambda a: 3,
+        lambda a: np.float32(3),
+        lambda a: memoryview(np.ascontiguousarray(a)),
+        lambda a: a > 0,
+        lambda a: a.view(np.uint8),
+        lambda a: a.view([("x", np.float32)]),
+        lambda a: np.ma.array(a),
+        lambda a: np.ndarray((0, 0, 0), np.float32),
     ]
     if rng.random() < 0.85:
         return array
@@ -55,8 +77,15 @@ def drawn_cache(rng):
         if rng.random() < 0.3:
             table[rng.integers(7)] = np.clip(number(rng, 0), -(2**31), 2**31 - 1)
         pages = k.reshape(7, 10, KV_HEADS, DIM)
-        return gqa.KvCacheView.paged(spoilt(rng, pages), pages, spoilt(rng, table) if rng.random() < 0.3 else table, number(rng, 66), layout=layout, **more)
-    made = dict(layout=layout, k_type=str(rng.choice(["f32", "int8", "q4_0"])), first_tokens=int(rng.choice([0, 0, 64, 1])), **{k: v for k, v in more.items() if "rotation" in k})
+        return gqa.KvCacheView.paged(
+            spoilt(rng, pages), pages, spoilt(rng, table) if rng.random() < 0.3 else table, number(rng, 66), layout=layout, **more
+        )
+    made = dict(
+        layout=layout,
+        k_type=str(rng.choice(["f32", "int8", "q4_0"])),
+        first_tokens=int(rng.choice([0, 0, 64, 1])),
+        **{k: v for k, v in more.items() if "rotation" in k},
+    )
     if kind == 4:
         cache = gqa.ContiguousKvCache(KV_HEADS, number(rng, DIM), 100, **made)
     else:
@@ -76,15 +105,28 @@ def drawn_cache(rng):
 
 def drawn_variant(rng):
     makers = [
-        lambda: "causal", lambda: gqa.causal_window(number(rng, 5)), lambda: gqa.two_sided_window(number(rng, 5), number(rng, 5)),
-        lambda: gqa.prefix_lm(number(rng, 5)), lambda: gqa.first_tokens_and_window(number(rng, 5), number(rng, 5)), lambda: gqa.chunked_local(number(rng, 5)),
-        lambda: gqa.dilated_window(number(rng, 5), number(rng, 5)), lambda: gqa.causal_with_blocks([(number(rng, 5), number(rng, 7))]),
-        lambda: gqa.packed_documents([0, number(rng, 70)]), lambda: gqa.valid_tokens([(number(rng, 0), number(rng, 50))]),
-        lambda: gqa.block_sparse(number(rng, 9), number(rng, 9), [0, number(rng, 2)] * 9, [0, number(rng, 3)]), lambda: gqa.draft_tree([-1, number(rng, 0), 1], number(rng, 67)),
-        lambda: gqa.boolean_mask(spoilt(rng, np.ones((3, 70), bool))), lambda: ["causal", gqa.additive_bias(spoilt(rng, normal(rng, HEADS, 3, 70)))],
-        lambda: ["causal", gqa.distance_bias(spoilt(rng, normal(rng, HEADS, 140)), number(rng, -70))], lambda: ["causal", gqa.alibi([0.1] * abs(number(rng, 4) % 9))],
-        lambda: ["causal", gqa.soft_cap(float(number(rng, 5)))], lambda: ["causal", gqa.position_temperature(number(rng, 5), 0.1)],
-        lambda: ["causal", gqa.output_gate(spoilt(rng, normal(rng, 3, HEADS, DIM)))], lambda: ["causal", 3], lambda: [], lambda: None,
+        lambda: "causal",
+        lambda: gqa.causal_window(number(rng, 5)),
+        lambda: gqa.two_sided_window(number(rng, 5), number(rng, 5)),
+        lambda: gqa.prefix_lm(number(rng, 5)),
+        lambda: gqa.first_tokens_and_window(number(rng, 5), number(rng, 5)),
+        lambda: gqa.chunked_local(number(rng, 5)),
+        lambda: gqa.dilated_window(number(rng, 5), number(rng, 5)),
+        lambda: gqa.causal_with_blocks([(number(rng, 5), number(rng, 7))]),
+        lambda: gqa.packed_documents([0, number(rng, 70)]),
+        lambda: gqa.valid_tokens([(number(rng, 0), number(rng, 50))]),
+        lambda: gqa.block_sparse(number(rng, 9), number(rng, 9), [0, number(rng, 2)] * 9, [0, number(rng, 3)]),
+        lambda: gqa.draft_tree([-1, number(rng, 0), 1], number(rng, 67)),
+        lambda: gqa.boolean_mask(spoilt(rng, np.ones((3, 70), bool))),
+        lambda: ["causal", gqa.additive_bias(spoilt(rng, normal(rng, HEADS, 3, 70)))],
+        lambda: ["causal", gqa.distance_bias(spoilt(rng, normal(rng, HEADS, 140)), number(rng, -70))],
+        lambda: ["causal", gqa.alibi([0.1] * abs(number(rng, 4) % 9))],
+        lambda: ["causal", gqa.soft_cap(float(number(rng, 5)))],
+        lambda: ["causal", gqa.position_temperature(number(rng, 5), 0.1)],
+        lambda: ["causal", gqa.output_gate(spoilt(rng, normal(rng, 3, HEADS, DIM)))],
+        lambda: ["causal", 3],
+        lambda: [],
+        lambda: None,
     ]
     return makers[rng.integers(len(makers))]()
 
@@ -100,7 +142,14 @@ def test_wrong_arguments(share):
         try:
             attention = gqa.Attention(HEADS, KV_HEADS, number(rng, DIM) if rng.random() < 0.1 else None)
             positions = [number(rng, 60), 61, 62] if rng.random() < 0.2 else None
-            attention(spoilt(rng, q), drawn_cache(rng), drawn_variant(rng), out=spoilt(rng, out), lse=bool(rng.random() < 0.5), positions=positions)
+            attention(
+                spoilt(rng, q),
+                drawn_cache(rng),
+                drawn_variant(rng),
+                out=spoilt(rng, out),
+                lse=bool(rng.random() < 0.5),
+                positions=positions,
+            )
             ran += 1
         except (gqa.Error, gqa.StorageExhausted) as error:
             assert str(error).startswith("gqa: "), error

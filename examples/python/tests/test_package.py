@@ -37,8 +37,12 @@ WRONG = [
 
 
 def mypy(path):
-    return subprocess.run([sys.executable, "-m", "mypy", "--no-error-summary", "--cache-dir", str(path.parent / "cache"), str(path)],
-                          capture_output=True, text=True, cwd=path.parent)
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", "--cache-dir", str(path.parent / "cache"), str(path)],
+        capture_output=True,
+        text=True,
+        cwd=path.parent,
+    )
 
 
 def test_stubs(tmp_path):
@@ -79,7 +83,9 @@ def test_the_readme_names_everything():
 
 
 def test_the_benchmark_runs():
-    ran = subprocess.run([sys.executable, str(HERE.parent / "decode.py"), "--context", "300", "--repeats", "2"], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, str(HERE.parent / "decode.py"), "--context", "300", "--repeats", "2"], capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     assert "MQA" in ran.stdout
 
@@ -87,7 +93,12 @@ def test_the_benchmark_runs():
 def test_paths():
     assert gqa.active_path() in gqa.paths() and gqa.paths()[0] == "portable"
     assert gqa.active_path_reason() and re.fullmatch(r"\d+\.\d+\.\d+", gqa.__version__)
-    ran = subprocess.run([sys.executable, "-c", "import gqa; print(gqa.active_path())"], capture_output=True, text=True, env={"GQA_PATH": "portable", "PYTHONPATH": ":".join(sys.path)})
+    ran = subprocess.run(
+        [sys.executable, "-c", "import gqa; print(gqa.active_path())"],
+        capture_output=True,
+        text=True,
+        env={"GQA_PATH": "portable", "PYTHONPATH": ":".join(sys.path)},
+    )
     assert ran.stdout.strip() == "portable", ran.stderr
 
 

@@ -18,8 +18,25 @@ CASES = int(os.environ.get("GQA_PROPERTY_CASES", 240))
 SEED = int(os.environ.get("GQA_PROPERTY_SEED", 1))
 SHARES = 8
 # Parts that say something of a query by its position alone, so that it may be asked for in another company.
-OF_POSITIONS = {"full", "causal", "causal window", "two-sided window", "prefix", "first tokens and window", "chunked", "dilated",
-                "causal with blocks", "packed documents", "block sparse", "soft cap", "ALiBi", "head scale", "temperature", "sinks", "value scale"}
+OF_POSITIONS = {
+    "full",
+    "causal",
+    "causal window",
+    "two-sided window",
+    "prefix",
+    "first tokens and window",
+    "chunked",
+    "dilated",
+    "causal with blocks",
+    "packed documents",
+    "block sparse",
+    "soft cap",
+    "ALiBi",
+    "head scale",
+    "temperature",
+    "sinks",
+    "value scale",
+}
 SEES_NOTHING_AHEAD = {"causal", "causal window", "first tokens and window", "chunked", "dilated"}
 
 
@@ -75,8 +92,16 @@ def test_drawn_calls(share):
 
 def test_a_wrong_result_is_found():
     """The bounds are not so wide that anything is right: an output that is off by 1e-4 breaks them."""
-    drawn = next(d for d in map(DrawnCall, range(1000)) if d.path in F32_PATHS and d.out_type == np.float32 and not d.coded and min(d.queries) > 0
-                 and max(d.keys) > 50 and [p.name for p in d.parts] == ["causal"])
+    drawn = next(
+        d
+        for d in map(DrawnCall, range(1000))
+        if d.path in F32_PATHS
+        and d.out_type == np.float32
+        and not d.coded
+        and min(d.queries) > 0
+        and max(d.keys) > 50
+        and [p.name for p in d.parts] == ["causal"]
+    )
     outs, _ = drawn.run(drawn.caches())
     out, _, bound, _ = drawn.definition(0)
     outs[0][0, 0, 0] += 1e-4

@@ -24,7 +24,9 @@ def test_is_what_sdpa_computes(dtype, most):
     got = attention(q.transpose(0, 1), view)
     assert isinstance(got, torch.Tensor) and got.dtype == dtype and got.shape == (50, HEADS, DIM)
     mask = torch.ones(50, 200, dtype=torch.bool).tril(150)
-    double = torch.nn.functional.scaled_dot_product_attention(q.double(), *(x.double().repeat_interleave(HEADS // KV_HEADS, 0) for x in (k, v)), attn_mask=mask)
+    double = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), *(x.double().repeat_interleave(HEADS // KV_HEADS, 0) for x in (k, v)), attn_mask=mask
+    )
     assert (got.double() - double.transpose(0, 1)).abs().max() < most
     masked = attention(q.transpose(0, 1), view, gqa.boolean_mask(mask))
     assert torch.equal(masked, got)

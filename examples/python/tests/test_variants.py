@@ -23,7 +23,9 @@ def problem(rng):
 def check(rng, variant, seen, changes, factor=None):
     q, k, v = problem(rng)
     out, lse = gqa.Attention(path="portable")(q, (k, v), variant, lse=True)
-    call = Call(*(x.astype(np.float64) for x in (q, k, v)), seen, changes=[part.changes(0, POSITION, KEY) for part in changes], factor=factor)
+    call = Call(
+        *(x.astype(np.float64) for x in (q, k, v)), seen, changes=[part.changes(0, POSITION, KEY) for part in changes], factor=factor
+    )
     wanted, wanted_lse, bound, lse_bound = defined(call)
     holds(out, wanted, bound, variant)
     holds(lse, wanted_lse, lse_bound, variant)
@@ -32,7 +34,9 @@ def check(rng, variant, seen, changes, factor=None):
 
 
 @pytest.mark.parametrize("floats", FLOATS, ids=str)
-@pytest.mark.parametrize("kinds", [(i,) for i in range(SCORES)] + list(itertools.product(range(SCORES), repeat=2)) + [(0, 1, 2), (2, 0, 4, 1)], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [(i,) for i in range(SCORES)] + list(itertools.product(range(SCORES), repeat=2)) + [(0, 1, 2), (2, 0, 4, 1)], ids=str
+)
 def test_score_changes(kinds, floats):
     rng = np.random.default_rng([*kinds, FLOATS.index(floats)])
     changes = [draw_score(rng, X, [floats], kind) for kind in kinds]
@@ -62,7 +66,13 @@ def test_masks_and_biases_broadcast():
     flags = rng.random((QUERIES, KEYS)) < 0.5
     bias = np.where(flags, np.float32(0), -np.inf).astype(np.float32)
     wanted = call(q, (k, v), gqa.boolean_mask(flags))
-    for same in (flags[None], flags[None, None], np.broadcast_to(flags, (HEADS, QUERIES, KEYS)), np.asfortranarray(flags), flags.astype(np.uint8)):
+    for same in (
+        flags[None],
+        flags[None, None],
+        np.broadcast_to(flags, (HEADS, QUERIES, KEYS)),
+        np.asfortranarray(flags),
+        flags.astype(np.uint8),
+    ):
         assert np.array_equal(call(q, (k, v), gqa.boolean_mask(same)), wanted)
     assert np.allclose(call(q, (k, v), ["full", gqa.additive_bias(bias)]), wanted, rtol=0, atol=1e-6)
     batch = [rng.random((1, QUERIES, KEYS)) < 0.5 for _ in range(3)]
@@ -84,7 +94,9 @@ def test_t5_bias():
         return min(15, 8 + int(np.log(back / 8) / np.log(100 / 8) * 8))
 
     buckets = np.array([[bucket(p - t) for t in KEY] for p in POSITION[:, 0]])
-    part = Part("T5", None, changes=lambda s, p, t: lambda score, e: (score + table.astype(np.float64)[buckets].transpose(2, 0, 1), e + 1e-6))
+    part = Part(
+        "T5", None, changes=lambda s, p, t: lambda score, e: (score + table.astype(np.float64)[buckets].transpose(2, 0, 1), e + 1e-6)
+    )
     check(rng, ["causal", gqa.t5_bias(table, 100, False, KEYS + QUERIES, -QUERIES)], KEY <= POSITION, [part])
 
 

@@ -138,8 +138,12 @@ def test_rows_of_codecs_are_viewed_as_bytes(rng):
     worth = v_bytes * v_scales[..., None]
     assert np.allclose(call(q, mixed), call(q, (k_worth, worth)), rtol=0, atol=3e-4)
     one = np.broadcast_to(np.float32(0.02), v_scales.shape)  # a scale for all, of which there is one number
-    assert np.allclose(call(q, gqa.KvCacheView.contiguous(k_bytes, v_bytes, k_type="q8_0", v_type="int8", head_dim=64, v_scales=one)),
-                       call(q, (k_worth, v_bytes * np.float32(0.02))), rtol=0, atol=3e-4)
+    assert np.allclose(
+        call(q, gqa.KvCacheView.contiguous(k_bytes, v_bytes, k_type="q8_0", v_type="int8", head_dim=64, v_scales=one)),
+        call(q, (k_worth, v_bytes * np.float32(0.02))),
+        rtol=0,
+        atol=3e-4,
+    )
 
 
 def test_rings_go_round(rng):
@@ -161,7 +165,10 @@ def test_rings_go_round(rng):
         (lambda k, v: gqa.KvCacheView.contiguous(k, v[:5]), "values.shape is .* as many tokens as keys has, 40"),
         (lambda k, v: gqa.KvCacheView.contiguous(k, v[:, :1]), "as many KV heads as keys has, 2"),
         (lambda k, v: gqa.KvCacheView.contiguous(k, v, 41), "length is 41; expected 0 to 40, the tokens of the arrays"),
-        (lambda k, v: gqa.KvCacheView.contiguous(k[:, :, ::2], v), r"keys.strides\[2\] is 8 bytes; expected rows whose elements lie side by side"),
+        (
+            lambda k, v: gqa.KvCacheView.contiguous(k[:, :, ::2], v),
+            r"keys.strides\[2\] is 8 bytes; expected rows whose elements lie side by side",
+        ),
         (lambda k, v: gqa.KvCacheView.contiguous(k.astype(np.float64), v), "keys is float64; expected float32, bfloat16 or float16"),
         (lambda k, v: gqa.KvCacheView.contiguous(k, v, layout="sideways"), 'layout is "sideways"; expected "token_major" or "head_major"'),
         (lambda k, v: gqa.KvCacheView.contiguous(k, v, k_type="q9"), 'type is "q9"; expected one of f32, bf16, f16, int8'),
@@ -189,7 +196,10 @@ def test_wrong_views_are_named(rng, make, message):
         (lambda q, kv: attention(q, kv, ["causal", gqa.soft_cap(-1)]), "variant.cap is -1; expected a number above 0"),
         (lambda q, kv: attention(q, kv, ["causal", gqa.alibi([1.0])]), "variant.slopes.size.. is 1; expected the query heads, 6"),
         (lambda q, kv: attention(q, kv, ["causal", gqa.learned_sinks([0] * 6), gqa.learned_sinks([0] * 6)]), "two parts with sinks"),
-        (lambda q, kv: attention(q, kv, gqa.boolean_mask(np.ones((2, 3), bool))), r"variant.allowed.queries is 2; expected 1, or q.tokens = 4"),
+        (
+            lambda q, kv: attention(q, kv, gqa.boolean_mask(np.ones((2, 3), bool))),
+            r"variant.allowed.queries is 2; expected 1, or q.tokens = 4",
+        ),
         (lambda q, kv: attention(q, kv, path="mmx"), 'path is "mmx"; expected one of portable'),
         (lambda q, kv: attention(q, kv, products="tf32"), 'products is "tf32"'),
         (lambda q, kv: attention(q, kv, threads=0), "threads is 0; expected 1 or more"),
