@@ -14,8 +14,8 @@ circumstances, and each output row (a query token and head, D numbers) counts th
     prefix    after a prefix that was computed before, of many lengths; where there are pages, also as pages that another sequence of the batch has too
     path      with other instruction sets, where a side lets one choose (PyTorch, llama.cpp and vLLM by a process of their own for each)
 
-Shares are of decode steps and of prefills; chunks and prefixes are of prefills. A side that cannot do a case is left out of it (–). Each side runs in
-processes of its own. Results are compared as each side stores them: PyTorch's and vLLM's are rounded to bf16 or f16 like their queries, which hides
+Shares are of decode steps and of prefills; chunks and prefixes are of prefills. A side that cannot do a case is left out of it (–). Each side and type runs
+in a process of its own. Results are compared as each side stores them: PyTorch's and vLLM's are rounded to bf16 or f16 like their queries, which hides
 small differences; ours, and llama.cpp's, are f32.
 
 --check tries this library alone, small, and fails if a row changed that is promised not to; --cost measures what the promise costs it instead."""
@@ -28,17 +28,19 @@ import subprocess
 import sys
 import tempfile
 
-FULL = {"types": "f32,bf16,f16,int8,q8_0", "heads": "8/8,32/8,32/1", "tokens": 2000}
+TYPES = ("f32", "bf16", "f16", "int8", "q8_0")
+FULL = {"types": ",".join(TYPES), "heads": "8/8,32/8,32/1", "tokens": 2000}
 CHECK = {"types": "f32,bf16,f16,int8", "heads": "4/4,6/2,5/1", "tokens": 1100}
 COST = {"types": "bf16,f32", "heads": "32/32,32/8,32/1", "tokens": 2000}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--out", metavar="FOLDER", help="write determinism.json, determinism.md and, where matplotlib is, determinism.png; with --sides, what "
-                    "determinism.json has of other sides stays. With --cost: determinism_cost.json and .md")
+parser.add_argument("--out", metavar="FOLDER", help="write determinism.json, determinism.md and, where matplotlib is, determinism.png; what "
+                    "determinism.json has of other sides and types stays. With --cost: determinism_cost.json and .md")
 parser.add_argument("--types", help=f"of caches, separated by commas (default: {FULL['types']})")
 parser.add_argument("--heads", help=f"query heads/KV heads (default: {FULL['heads']}; with --cost: {COST['heads']})")
 parser.add_argument("--tokens", type=int, help=f"of the sequence; 600 at least (default: {FULL['tokens']})")
 parser.add_argument("--sides", help="of those that are installed, names separated by commas (default: all)")
+parser.add_argument("--minutes", type=float, default=30, help="that a side may take for a type (default: 30)")
 parser.add_argument("--check", action="store_true", help="try this library alone, small; exit status 1 if a row changed, 77 without NumPy")
 parser.add_argument("--cost", action="store_true", help="measure what it costs this library")
 parser.add_argument("--seconds", type=float, default=20, help="of timing for each line of --cost (default: 20)")
@@ -49,6 +51,8 @@ options = parser.parse_args()
 for name, value in (CHECK if options.check else COST if options.cost else FULL).items():
     if getattr(options, name) is None:
         setattr(options, name, value)
+for kind in set(options.types.split(",")) - set(TYPES):
+    parser.error(f"--types: {kind} is none of {', '.join(TYPES)}")
 if options.tokens < 600:
     parser.error(f"--tokens: {options.tokens} are fewer than 600")
 
@@ -166,13 +170,27 @@ def table(rows):
 
 
 def written_before(file):
-    """Rows of sides that are not asked for, of the same problems."""
-    if not (options.sides and os.path.exists(file)):
+    """Rows of sides and types that are not asked for, of the same problems."""
+    if not os.path.exists(file):
         return []
     with open(file, encoding="utf-8") as opened_file:
         before = json.load(opened_file)
     same = (before.get("tokens"), before.get("heads")) == (options.tokens, options.heads)
-    return [row for row in before["rows"] if row["side"] not in options.sides.split(",")] if same else []
+    again = lambda row: (not options.sides or row["side"] in options.sides.split(",")) and row["type"] in options.types.split(",")
+    return [row for row in before["rows"] if not again(row)] if same else []
+
+
+def of_own_process(name, kind):
+    """What a process of its own finds; nothing if it fails, or does not end."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "side.json")
+        try:
+            subprocess.run(own_command("--only", name, "--types", kind, "--results", file), timeout=60 * options.minutes, check=True)
+        except subprocess.SubprocessError as error:
+            print(f"without {name}, {kind}: {error}", file=sys.stderr)
+            return []
+        with open(file, encoding="utf-8") as written:
+            return json.load(written)
 
 
 def run_all():
@@ -180,16 +198,10 @@ def run_all():
     names = [Ours.name] + [r.name for r in rivals()]
     rows = written_before(os.path.join(options.out, "determinism.json")) if options.out else []
     for name in options.sides.split(",") if options.sides else names:
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "side.json")
-            done = subprocess.run(own_command("--only", name, "--types", options.types, "--results", file))
-            if done.returncode != 0:
-                print(f"without {name}: its process ended with {done.returncode}", file=sys.stderr)
-                continue
-            with open(file, encoding="utf-8") as written:
-                rows += json.load(written)
-        rows.sort(key=lambda row: names.index(row["side"]))
-        write("determinism.json", {"machine": processor(), "tokens": options.tokens, "heads": options.heads, "rows": rows})
+        for kind in options.types.split(","):
+            rows += of_own_process(name, kind)
+            rows.sort(key=lambda row: (names.index(row["side"]), TYPES.index(row["type"])))
+            write("determinism.json", {"machine": processor(), "tokens": options.tokens, "heads": options.heads, "rows": rows})
     lines = [f"{processor()}; {datetime.date.today()}; {options.tokens} tokens, heads {options.heads}, D = 128", "",
              "; ".join(dict.fromkeys(f"{row['side']} {row['version']}" for row in rows)), "", *table(rows)]
     write("determinism.md", lines)
@@ -238,7 +250,8 @@ def write(name, content):
 def main():
     if options.only:
         try:
-            return run_side(options.only) and None
+            run_side(options.only)
+            return 0
         except ImportError as missing:
             raise SystemExit(f"{options.only}: {missing}")
     if options.check:
