@@ -29,16 +29,17 @@ import sys
 import tempfile
 
 TYPES = ("f32", "bf16", "f16", "int8", "q8_0")
-FULL = {"types": ",".join(TYPES), "heads": "8/8,32/8,32/1", "tokens": 2000}
-CHECK = {"types": "f32,bf16,f16,int8", "heads": "4/4,6/2,5/1", "tokens": 1100}
-COST = {"types": "bf16,f32", "heads": "32/32,32/8,32/1", "tokens": 2000}
+FULL = {"types": ",".join(TYPES), "heads": "8/8,32/8,32/1", "tokens": 2000, "prefill": 1000}
+CHECK = {"types": "f32,bf16,f16,int8", "heads": "4/4,6/2,5/1", "tokens": 1100, "prefill": 1100}
+COST = {"types": "bf16,f32", "heads": "32/32,32/8,32/1", "tokens": 2000, "prefill": 1000}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", metavar="FOLDER", help="write determinism.json, determinism.md and, where matplotlib is, determinism.png; what "
                     "determinism.json has of other sides and types stays. With --cost: determinism_cost.json and .md")
 parser.add_argument("--types", help=f"of caches, separated by commas (default: {FULL['types']})")
 parser.add_argument("--heads", help=f"query heads/KV heads (default: {FULL['heads']}; with --cost: {COST['heads']})")
-parser.add_argument("--tokens", type=int, help=f"of the sequence; 600 at least (default: {FULL['tokens']})")
+parser.add_argument("--tokens", type=int, help=f"that a decode step is over (default: {FULL['tokens']})")
+parser.add_argument("--prefill", type=int, help=f"tokens of a prefill, no more than these; 600 at least (default: {FULL['prefill']})")
 parser.add_argument("--sides", help="of those that are installed, names separated by commas (default: all)")
 parser.add_argument("--minutes", type=float, default=30, help="that a side may take for a type (default: 30)")
 parser.add_argument("--check", action="store_true", help="try this library alone, small; exit status 1 if a row changed, 77 without NumPy")
@@ -53,8 +54,8 @@ for name, value in (CHECK if options.check else COST if options.cost else FULL).
         setattr(options, name, value)
 for kind in set(options.types.split(",")) - set(TYPES):
     parser.error(f"--types: {kind} is none of {', '.join(TYPES)}")
-if options.tokens < 600:
-    parser.error(f"--tokens: {options.tokens} are fewer than 600")
+if not 600 <= options.prefill <= options.tokens:
+    parser.error(f"--prefill: {options.prefill} are not from 600 to the {options.tokens} of --tokens")
 
 try:
     import numpy as np
@@ -86,7 +87,7 @@ def opened(name):
 def run_side(name):
     """Everything of one side, or its rows for `path`, into a file."""
     side = opened(name)
-    plan = QUICK if options.check else Plan(options.tokens)
+    plan = QUICK if options.check else Plan(options.tokens, options.prefill)
     results, path_rows = [], {}
     for kind in options.types.split(","):
         counts = Counts()
@@ -122,7 +123,7 @@ def run_side(name):
 
 
 def own_command(*arguments):
-    return [sys.executable, os.path.abspath(__file__), "--heads", options.heads, "--tokens", str(options.tokens), *arguments]
+    return [sys.executable, os.path.abspath(__file__), "--heads", options.heads, "--tokens", str(options.tokens), "--prefill", str(options.prefill), *arguments]
 
 
 def other_process(name, kind, environment):
@@ -175,7 +176,7 @@ def written_before(file):
         return []
     with open(file, encoding="utf-8") as opened_file:
         before = json.load(opened_file)
-    same = (before.get("tokens"), before.get("heads")) == (options.tokens, options.heads)
+    same = all(before.get(name) == getattr(options, name) for name in ("tokens", "prefill", "heads"))
     again = lambda row: (not options.sides or row["side"] in options.sides.split(",")) and row["type"] in options.types.split(",")
     return [row for row in before["rows"] if not again(row)] if same else []
 
@@ -201,8 +202,8 @@ def run_all():
         for kind in options.types.split(","):
             rows += of_own_process(name, kind)
             rows.sort(key=lambda row: (names.index(row["side"]), TYPES.index(row["type"])))
-            write("determinism.json", {"machine": processor(), "tokens": options.tokens, "heads": options.heads, "rows": rows})
-    lines = [f"{processor()}; {datetime.date.today()}; {options.tokens} tokens, heads {options.heads}, D = 128", "",
+            write("determinism.json", {"machine": processor(), "tokens": options.tokens, "prefill": options.prefill, "heads": options.heads, "rows": rows})
+    lines = [f"{processor()}; {datetime.date.today()}; decode steps over {options.tokens} tokens, prefills of {options.prefill}; heads {options.heads}, D = 128", "",
              "; ".join(dict.fromkeys(f"{row['side']} {row['version']}" for row in rows)), "", *table(rows)]
     write("determinism.md", lines)
     print("\n".join(lines))

@@ -3,7 +3,6 @@
 compare_determinism.py."""
 
 import dataclasses
-import gc
 
 import numpy as np
 
@@ -18,22 +17,23 @@ INT8_SCALE = np.float32(0.04)  # of all keys and of all values: ±5 deviations
 class Plan:
     """What is tried. Lengths are in tokens."""
 
-    tokens: int  # of the sequence
+    tokens: int  # that a decode step is over
+    prefill: int  # that are prefilled
     threads: tuple = (2, 3, 4)
     decode_batches: tuple = (2, 5, 16)
     prefill_batches: tuple = (2, 3)
     chunks: tuple = (512, 100)
     one_by_one: int = 32  # at the end
     pages: tuple = (16, 32, 256)
-    prefixes: tuple = (1, 64, 100, 512, 700, 1024, 1333, 1500)  # computed before, of those that are shorter than the sequence
-    left: tuple = (200, 100, 50, 10)  # and prefixes that leave as many to compute
+    prefixes: tuple = (1, 64, 100, 333, 512, 700)  # computed before, of those that are shorter than the prefill
+    left: tuple = (100, 50, 10)  # and prefixes that leave as many to compute
     path_rows: int = 64  # query tokens that the prefill of `path` is a chunk of
 
     def all_prefixes(self):
-        return sorted({p for p in self.prefixes if p < self.tokens} | {self.tokens - left for left in self.left})
+        return sorted({p for p in self.prefixes if p < self.prefill} | {self.prefill - left for left in self.left})
 
 
-QUICK = Plan(1100, threads=(2, 3), decode_batches=(2, 5), prefill_batches=(2,), one_by_one=4, pages=(16, 256), prefixes=(64, 700), left=(50,), path_rows=16)
+QUICK = Plan(1100, 1100, threads=(2, 3), decode_batches=(2, 5), prefill_batches=(2,), one_by_one=4, pages=(16, 256), prefixes=(64, 700), left=(50,), path_rows=16)
 
 
 def q8_0(values):
@@ -105,19 +105,18 @@ class Rows:
             return None
         result = np.array(getattr(call, "result", call)(0), dtype=np.float32).reshape(given.q.shape)[place]
         getattr(call, "close", lambda: None)()
-        del call
-        gc.collect()  # calls refer to themselves
+        vars(call).clear()  # `result` refers to the call itself, which would keep its memory
         return result
 
     def decode(self, **how):
         return self.of(self.plan.tokens - 1, self.plan.tokens, **how)
 
     def prefill(self, **how):
-        return self.of(0, self.plan.tokens, **how)
+        return self.of(0, self.plan.prefill, **how)
 
     def for_path(self):
         """A decode step and a chunk, by their phases."""
-        return {"decode": self.decode(), "prefill": self.of(self.plan.tokens - self.plan.path_rows, self.plan.tokens)}
+        return {"decode": self.decode(), "prefill": self.of(self.plan.prefill - self.plan.path_rows, self.plan.prefill)}
 
     def check(self, found, token):
         """That the side computes this problem at all: this token's rows against the definition in double precision. They may be off by half of what
@@ -150,10 +149,10 @@ class Counts:
 
 def compare(rows, counts):
     """All cases but `path`."""
-    plan, tokens, heads = rows.plan, rows.plan.tokens, rows.heads
+    plan, tokens, heads = rows.plan, rows.plan.prefill, rows.heads
     count = lambda case, phase, how, found, expected: counts.compare(case, phase, heads, how, found, expected)
     expected = {"decode": rows.decode(), "prefill": rows.prefill()}
-    rows.check(expected["decode"][0], tokens - 1)
+    rows.check(expected["decode"][0], plan.tokens - 1)
     for token in (0, tokens // 3, tokens - 1):
         rows.check(expected["prefill"][token], token)
     for phase, ask, batches in (("decode", rows.decode, plan.decode_batches), ("prefill", rows.prefill, plan.prefill_batches)):

@@ -249,7 +249,7 @@ def determinism():
     for spine in axes.spines.values():
         spine.set_visible(False)
     figure.suptitle(f"Output rows that stay the same bits when this alone changes: the batch, the threads, how a prefill is cut, …\n"
-                    f"{found['machine']}, {found['date']}; {found['tokens']} tokens, {found['heads'].replace(',', ' and ')} heads, D = 128", fontsize=9)
+                    f"{found['machine']}, {found['date']}; decode steps over {found['tokens']} tokens, prefills of {found['prefill']}, {found['heads'].replace(',', ' and ')} heads, D = 128", fontsize=9)
     figure.tight_layout()
     file = os.path.join(options.out, "determinism.png")
     figure.savefig(file, dpi=150)
