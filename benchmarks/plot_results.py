@@ -225,9 +225,10 @@ def determinism():
     """Sides and types downwards, what changes from left to right, decode steps and prefills side by side."""
     with open(options.determinism, encoding="utf-8") as file:
         found = json.load(file)
-    columns = [("batch", "decode"), ("batch", "prefill"), ("threads", "decode"), ("threads", "prefill"), ("chunks", "prefill"),
-               ("prefix", "prefill"), ("layout", "decode"), ("layout", "prefill"), ("path", "decode"), ("path", "prefill")]
-    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.32 * len(found["rows"])))
+    columns = [(case, phase) for case in ("batch", "threads", "chunks", "prefix", "layout", "pages", "path") for phase in ("decode", "prefill")
+               if case not in ("chunks", "prefix") or phase == "prefill"]
+    titles = {"layout": "token-major", "path": "instr. set", "prefix": "cached prefix"}
+    figure, axes = plt.subplots(figsize=(11, 1.5 + 0.3 * len(found["rows"])))
     for y, row in enumerate(found["rows"]):
         cases = {(each["case"], each["phase"]): each["comparisons"] for each in row["cases"]}
         for x, column in enumerate(columns):
@@ -241,7 +242,7 @@ def determinism():
             axes.text(x, y, name, ha="center", va="center", fontsize=8)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(found["rows"]) - 0.5, -0.5)
-    axes.set_xticks(range(len(columns)), [f"{case}\n{phase}" for case, phase in columns], fontsize=8)
+    axes.set_xticks(range(len(columns)), [f"{titles.get(case, case)}\n{phase}" for case, phase in columns], fontsize=9)
     axes.set_yticks(range(len(found["rows"])), [f"{row['side']} {row['version'] if row['side'] != 'gqa' else ''}, {row['type']}"
                                                 for row in found["rows"]], fontsize=8)
     axes.xaxis.tick_top()
