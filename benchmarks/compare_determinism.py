@@ -171,6 +171,20 @@ def table(rows):
     return lines
 
 
+def summary(rows):
+    """A line a side: of each case the least share of decode steps and prefills of all types, and the type that has it."""
+    lines = ["| side | types | " + " | ".join(CASES) + " |", "|---|---|" + "---:|" * len(CASES)]
+    for side in dict.fromkeys(row["side"] for row in rows):
+        of_side = [row for row in rows if row["side"] == side]
+        cells = []
+        for case in CASES:
+            shares = [(of["share"], row["type"]) for row in of_side for of in row["cases"] if of["case"] == case]
+            least, kind = min(shares, default=(None, ""))
+            cells.append(percent(least) + (f" ({kind})" if least is not None and least < 1 else ""))
+        lines.append(f"| {side} | {', '.join(row['type'] for row in of_side)} | {' | '.join(cells)} |")
+    return lines
+
+
 def written_before(file):
     """Rows of sides and types that are not asked for, of the same problems."""
     if not os.path.exists(file):
@@ -205,7 +219,8 @@ def run_all():
             rows.sort(key=lambda row: (names.index(row["side"]), TYPES.index(row["type"])))
             write("determinism.json", {"machine": processor(), "tokens": options.tokens, "prefill": options.prefill, "heads": options.heads, "rows": rows})
     lines = [f"{processor()}; {datetime.date.today()}; decode steps over {options.tokens} tokens, prefills of {options.prefill}; heads {options.heads}, D = 128", "",
-             "; ".join(dict.fromkeys(f"{row['side']} {row['version']}" for row in rows)), "", *table(rows)]
+             "; ".join(dict.fromkeys(f"{row['side']} {row['version']}" for row in rows)), "",
+             *table(rows), "", *summary(rows)]
     write("determinism.md", lines)
     print("\n".join(lines))
     if options.out:

@@ -119,15 +119,15 @@ class Rows:
         return {"decode": self.decode(), "prefill": self.of(self.plan.prefill - self.plan.path_rows, self.plan.prefill)}
 
     def check(self, found, token):
-        """That the side computes this problem at all: this token's rows against the definition in double precision. They may be off by half of what
-        a row's elements spread over (f16 sums are, by an eighth): a row of other keys or another mask is off by more."""
+        """That the side computes this problem at all: this token's rows against the definition in double precision. Root mean square errors may be half
+        of what a row's elements spread over (of f16 sums they are a fifth); a row of other keys or another mask is off by more than all of it."""
         own, (k, v) = self.sequences[0], (x[:, :token + 1].astype(np.float64) for x in self.sequences[0].kv_f32)
         group = self.heads[0] // self.heads[1]
         for head, row in enumerate(found):
             scores = k[head // group] @ own.q_f32[token, head] / np.sqrt(DIM)
             weights = np.exp(scores - scores.max())
             exact = weights / weights.sum() @ v[head // group]
-            off, most = np.abs(row - exact).max(), 0.5 * exact.std()
+            off, most = np.sqrt(np.mean((row - exact) ** 2)), 0.5 * exact.std()
             if not off <= most:
                 raise ValueError(f"{self.side.name}, {self.kind}, token {token}, head {head}: off by {off:.3g}, at most {most:.3g} expected")
 
