@@ -72,7 +72,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def head_counts():
-    return [tuple(map(int, pair.split("/"))) for pair in options.heads.split(",")]
+    pairs = [pair.split("/") for pair in options.heads.split(",")]
+    for pair in pairs:
+        if len(pair) != 2 or not all(n.isdigit() and int(n) > 0 for n in pair) or int(pair[0]) % int(pair[1]) != 0:
+            parser.error(f"--heads: {'/'.join(pair)} is no number of query heads and a divisor of it, such as 32/8")
+    return [tuple(map(int, pair)) for pair in pairs]
 
 
 def opened(name):
@@ -212,6 +216,9 @@ def of_own_process(name, kind):
 def run_all():
     """Each side in turn; what there is is written after each."""
     names = [Ours.name] + [r.name for r in rivals()]
+    for name in set((options.sides or Ours.name).split(",")) - set(names):
+        parser.error(f"--sides: {name} is none of {', '.join(names)}")
+    head_counts()
     rows = written_before(os.path.join(options.out, "determinism.json")) if options.out else []
     for name in options.sides.split(",") if options.sides else names:
         for kind in options.types.split(","):
