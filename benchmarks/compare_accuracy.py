@@ -145,7 +145,7 @@ def measure(problem, kind, ours, paths, torch, ways):
 
 def main():
     flags = ["-DGQA_DETAIL_EMULATED_AMX"] if options.emulated_amx else []
-    ours = Ours(1, flags)
+    ours = Ours(1, flags=flags)
     f32_path = next(path for path in ("avx512", "avx2", "portable") if ours.take_path(path))
     paths = [path for path in ("avx512bf16", "amx") if ours.take_path(path)] + [f32_path]
     torch, ways = torch_side()

@@ -222,37 +222,42 @@ def decode_by_context():
 
 
 def determinism():
-    """Sides and types downwards, what changes from left to right, decode steps and prefills side by side."""
+    """Sides and types downwards, what changes from left to right, decode steps and prefills side by side. Green is what never changes."""
     with open(options.determinism, encoding="utf-8") as file:
         found = json.load(file)
-    columns = [("batch", "decode"), ("batch", "prefill"), ("threads", "decode"), ("threads", "prefill"), ("chunks", "prefill"),
-               ("prefix", "prefill"), ("layout", "decode"), ("layout", "prefill"), ("path", "decode"), ("path", "prefill")]
-    figure, axes = plt.subplots(figsize=(10, 1.6 + 0.32 * len(found["rows"])))
+    columns = [(case, phase) for case in ("batch", "threads", "chunks", "prefix", "layout", "pages", "path") for phase in ("decode", "prefill")
+               if case not in ("chunks", "prefix") or phase == "prefill"]
+    titles = {"layout": "token-\nmajor", "path": "instruction\nset", "prefix": "cached\nprefix"}
+    figure, axes = plt.subplots(figsize=(10, 1.5 + 0.27 * len(found["rows"])))
+    sides = []
     for y, row in enumerate(found["rows"]):
-        cases = {(each["case"], each["phase"]): each["comparisons"] for each in row["cases"]}
+        shares = {(each["case"], each["phase"]): each["share"] for each in row["cases"]}
+        sides.append(row["side"])
         for x, column in enumerate(columns):
-            compared = cases.get(column)
-            if compared is None:
+            share = shares.get(column)
+            if share is None:
                 axes.text(x, y, "–", ha="center", va="center", fontsize=8, color="grey")
                 continue
-            share = sum(c["equal"] for c in compared) / sum(c["rows"] for c in compared)
-            name = f"{100 * share:.0f}%" if share in (0, 1) else f"{min(max(100 * share, 0.1), 99.9):.1f}%"
-            axes.add_patch(plt.Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, color=plt.get_cmap("RdYlGn")(0.15 + 0.65 * share)))
-            axes.text(x, y, name, ha="center", va="center", fontsize=8)
+            name = f"{100 * share:.0f}" if share in (0, 1) else f"{min(max(100 * share, 0.1), 99.9):.1f}"
+            colour = "#66bd63" if share == 1 else plt.get_cmap("RdYlGn")(0.12 + 0.33 * share)
+            axes.add_patch(plt.Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, color=colour))
+            axes.text(x, y, name, ha="center", va="center", fontsize=9)
+        if y > 0 and sides[-1] != sides[-2]:
+            axes.axhline(y - 0.5, color="black", linewidth=0.8)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(found["rows"]) - 0.5, -0.5)
-    axes.set_xticks(range(len(columns)), [f"{case}\n{phase}" for case, phase in columns], fontsize=8)
-    axes.set_yticks(range(len(found["rows"])), [f"{row['side']} {row['version'] if row['side'] != 'gqa' else ''}, {row['type']}"
-                                                for row in found["rows"]], fontsize=8)
+    axes.set_xticks(range(len(columns)), [f"{titles.get(case, case)}\n{phase}" for case, phase in columns], fontsize=8)
+    axes.set_yticks(range(len(found["rows"])), [f"{row['side']}, {row['type']}" for row in found["rows"]], fontsize=9)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.suptitle(f"Output rows that stay the same bits when this alone changes: the batch, the threads, how a prefill is cut, …\n"
-                    f"{found['machine']}, {found['date']}; {found['tokens']} tokens, {found['heads'].replace(',', ' and ')} heads, D = 128", fontsize=9)
+    figure.suptitle("Percent of output rows that stay the same bits when this alone changes (–: not possible there)\n"
+                    f"{found['machine']}, {found['date']}; {found['heads'].replace(',', ', ')} heads, D = 128, decode over {found['tokens']} tokens, "
+                    f"prefill of {found['prefill']}", fontsize=9)
     figure.tight_layout()
     file = os.path.join(options.out, "determinism.png")
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=130)
     plt.close(figure)
     print(file)
 

@@ -20,14 +20,19 @@
 
 namespace {
 
+/// What caches may hold beside elements: the codecs that GQA_DRIVER_CODECS lists.
+template <class... Codec>
+struct Stored {
+  using Cache = gqa::CacheOf<float, gqa::bf16, gqa::f16, Codec...>;
+  static inline const std::vector<gqa::KvEncoding> codecs{Codec{}...};
+};
 #if defined(GQA_DRIVER_CODECS)
-using gqa::Int4, gqa::Int8, gqa::Iq4Nl, gqa::Q4_0, gqa::Q5_0, gqa::Q5_1, gqa::Q8_0, gqa::Q8Kv;
-using Cache = gqa::CacheOf<float, gqa::bf16, gqa::f16, Int8, Int4, Q8_0, Q8Kv, Q5_1, Q5_0, Q4_0, Iq4Nl>;
-const gqa::KvEncoding codecs[] = {Int8{}, Int4{}, Q8_0{}, Q8Kv{}, Q5_1{}, Q5_0{}, Q4_0{}, Iq4Nl{}};
+using Chosen = Stored<GQA_DRIVER_CODECS>;
 #else
-using Cache = gqa::AnyCache;
-const std::span<const gqa::KvEncoding> codecs;
+using Chosen = Stored<>;
 #endif
+using Cache = Chosen::Cache;
+const std::vector<gqa::KvEncoding>& codecs = Chosen::codecs;
 
 struct Driver {
   explicit Driver(int threads) { take_threads(threads); }

@@ -28,6 +28,10 @@ ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 CODEC_BITS = {"q8_0": 8.5, "q8_KV": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_0": 4.5, "iq4_nl": 4.5, "int8": 8, "int4": 4}
 
 
+# What this library calls them.
+CODECS = tuple(f"gqa::{name}" for name in ("Int8", "Int4", "Q8_0", "Q8Kv", "Q5_1", "Q5_0", "Q4_0", "Iq4Nl"))
+
+
 @dataclass(frozen=True)
 class Problem:
     """Causal attention of the last n_q of n_kv tokens, one sequence; or, by the name "backward", its gradients."""
@@ -159,13 +163,14 @@ class Ours:
     name = "gqa"
     differentiates = True
 
-    def __init__(self, threads, flags=()):
-        """flags: of the compiler; -DGQA_DRIVER_CODECS for quantised caches."""
+    def __init__(self, threads, codecs=(), flags=()):
+        """codecs: those of CODECS that caches may have; flags: more of the compiler's."""
         with tempfile.TemporaryDirectory() as folder:
             library = os.path.join(folder, "driver.so")
             subprocess.run(
-                [os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-DNDEBUG", "-fPIC", "-shared", *flags, "-I",
-                 os.path.join(HERE, "..", "include"), os.path.join(HERE, "rival_driver.cpp"), "-o", library, "-lpthread"],
+                [os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-DNDEBUG", "-fPIC", "-shared", *flags,
+                 *([f"-DGQA_DRIVER_CODECS={','.join(codecs)}"] if codecs else []),
+                 "-I", os.path.join(HERE, "..", "include"), os.path.join(HERE, "rival_driver.cpp"), "-o", library, "-lpthread"],
                 check=True)
             self.lib = ctypes.CDLL(library)
         for function, result in (("open", ctypes.c_void_p), ("error", ctypes.c_char_p), ("path", ctypes.c_char_p),
@@ -195,7 +200,7 @@ class Ours:
     def _type(self, name):
         number = self.lib.gqa_driver_type(name.encode())
         if number < 0:
-            raise ValueError(f"{name} is no type of the driver: was it compiled with -DGQA_DRIVER_CODECS?")
+            raise ValueError(f"{name} is no type of the driver: was it compiled for this codec?")
         return number
 
     def encode(self, codec, values):
@@ -215,7 +220,8 @@ class Ours:
         return bool(self.lib.gqa_driver_take_path(self.driver, name and name.encode()))
 
     def paths(self, problem):
-        return self.path_names
+        """Beside the best."""
+        return [name for name in self.path_names if name != self.version]
 
     def prepare(self, problem, inputs, lse=None):
         """lse: n_q × query heads of f32, filled too; or None."""
@@ -249,7 +255,6 @@ class Ours:
             return out
 
         return call
-
 
     def _prepare_backward(self, problem, inputs):
         """All gradients side by side: by queries (token, head, dim), by keys and by values (head, token, dim)."""
@@ -328,7 +333,6 @@ class Torch:
         call.result = result
         return call
 
-
     def _prepare_backward(self, q, k, v, d_out, grouped):
         """The backward pass alone, of a forward pass that is made once."""
         torch = self.torch
@@ -346,96 +350,10 @@ class Torch:
         return call
 
 
-class OnnxRuntime:
-    """com.microsoft.GroupQueryAttention with bound buffers; past and present are one buffer, as a server would have it."""
-
-    name = "ONNX Runtime GQA"
-
-    def __init__(self, threads):
-        import onnx
-        import onnxruntime
-
-        self.onnx, self.ort = onnx, onnxruntime
-        self.version = onnxruntime.__version__
-        self.take_threads(threads)
-
-    def take_threads(self, threads):
-        self.threads = threads
-
-    def prepare(self, problem, inputs):
-        coded = problem.type in ("int8", "int4")
-        if problem.type == "bf16" or (problem.quantised and not coded) or not problem.plain_storage:
-            return None  # bf16: not on its CPU provider
-        if problem.batch > 1 and 1 < problem.n_q < problem.n_kv:
-            return None  # it takes chunks of one sequence
-        onnx, ort = self.onnx, self.ort
-        kind = onnx.TensorProto.FLOAT16 if problem.type == "f16" else onnx.TensorProto.FLOAT
-        element = np.float16 if problem.type == "f16" else np.float32
-        cache_kind = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.UINT8}.get(problem.type, kind)
-        info = onnx.helper.make_tensor_value_info
-        batch = problem.batch
-        cache = [batch, problem.kv_heads, problem.n_kv, problem.head_dim // (2 if problem.type == "int4" else 1)]
-        rows, row_kv = problem.query_heads * problem.head_dim, problem.kv_heads * problem.head_dim
-        node = onnx.helper.make_node(
-            "GroupQueryAttention", ["q", "k", "v", "past_k", "past_v", "seqlens_k", "total"] +
-            (["", "", "", "", "", "k_scale", "v_scale"] if coded else []), ["out", "present_k", "present_v"],
-            domain="com.microsoft", num_heads=problem.query_heads, kv_num_heads=problem.kv_heads,
-            **({"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": int(problem.type[3:])}
-               if coded else {}))
-        graph = onnx.helper.make_graph(
-            [node], "attention",
-            [info("q", kind, [batch, problem.n_q, rows]), info("k", kind, [batch, problem.n_q, row_kv]),
-             info("v", kind, [batch, problem.n_q, row_kv]), info("past_k", cache_kind, cache),
-             info("past_v", cache_kind, cache), info("seqlens_k", onnx.TensorProto.INT32, [batch]),
-             info("total", onnx.TensorProto.INT32, [1])] +
-            [info(name, onnx.TensorProto.FLOAT, [1]) for name in (("k_scale", "v_scale") if coded else ())],
-            [info("out", kind, [batch, problem.n_q, rows]), info("present_k", cache_kind, cache), info("present_v", cache_kind, cache)])
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17),
-                                                             onnx.helper.make_opsetid("com.microsoft", 1)])
-        model.ir_version = 9
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-        value = ort.OrtValue.ortvalue_from_numpy
-        q = value((inputs.q_f32 if coded else inputs.q).reshape(batch, problem.n_q, rows))
-        out = value(np.zeros((batch, problem.n_q, rows), element))
-        lengths = value(np.full(batch, problem.n_kv - 1, np.int32)), value(np.array([problem.n_kv], np.int32))
-        scales = [(name, value(np.array([scale], np.float32)))
-                  for name, scale in zip(("k_scale", "v_scale"), inputs.scales if coded else ())]
-        bindings = []
-        even = np.arange(0, problem.head_dim, 2)
-        for k, v in inputs.copies:
-            new = [token_major(x[..., problem.n_kv - problem.n_q:, :]).reshape(batch, problem.n_q, row_kv) for x in (k, v)]
-            if coded:  # what it makes of the newest tokens is what the cache has already
-                new = [x.astype(np.float32) * scale for x, scale in zip(new, inputs.scales)]
-            if problem.type == "int4":
-                k, v = (nibbles(x, even, even + 1) for x in (k, v))
-            new_k, new_v = value(new[0]), value(new[1])
-            past_k, past_v = (value(x.reshape(cache)) for x in (k, v))
-            binding = session.io_binding()
-            for key, bound in (("q", q), ("k", new_k), ("v", new_v), ("past_k", past_k), ("past_v", past_v),
-                               ("seqlens_k", lengths[0]), ("total", lengths[1]), *scales):
-                binding.bind_ortvalue_input(key, bound)
-            for key, bound in (("out", out), ("present_k", past_k), ("present_v", past_v)):
-                binding.bind_ortvalue_output(key, bound)
-            bindings.append((binding, new_k, new_v, past_k, past_v))
-
-        def call(copy):
-            session.run_with_iobinding(bindings[copy][0])
-            return out
-
-        def result(copy):
-            return call(copy).numpy().astype(np.float32).reshape(inputs.q.shape)
-
-        call.result = result
-        return call
-
-
 def rivals():
     """The classes of all of them."""
     from rivals_ggml import Ggml, IkLlama
+    from rivals_onnx import OnnxRuntime
     from rivals_vllm import Vllm
 
     return Torch, OnnxRuntime, Ggml, IkLlama, Vllm
@@ -443,7 +361,7 @@ def rivals():
 
 def installed(threads, codecs=False):
     """This library, for quantised caches too if asked for, and the rivals that are here."""
-    sides = [Ours(threads, ["-DGQA_DRIVER_CODECS"] if codecs else [])]
+    sides = [Ours(threads, CODECS if codecs else ())]
     for rival in rivals():
         try:
             sides.append(rival(threads))

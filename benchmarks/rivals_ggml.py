@@ -20,7 +20,8 @@ class Ggml:
     TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_0": 2, "iq4_nl": 20}
     CACHES = tuple(TYPES)
     MASK_ALWAYS = False  # a decode step needs none
-    MOST_SEQUENCES = 1 << 20
+    # Its instruction set is chosen as it is compiled, so that another one is another folder's library.
+    path_environments = {"avx2": {"GGML_LIB_DIR": os.environ["GGML_AVX2_LIB_DIR"]}} if "GGML_AVX2_LIB_DIR" in os.environ else {}
 
     class InitParams(ctypes.Structure):
         _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
@@ -70,7 +71,7 @@ class Ggml:
             getattr(lib, function).restype, getattr(lib, function).argtypes = result, arguments
 
     def prepare(self, problem, inputs):
-        if not set(problem.kv_types) <= set(self.CACHES) or problem.storage == "paged" or problem.batch > self.MOST_SEQUENCES:
+        if not set(problem.kv_types) <= set(self.CACHES) or problem.storage == "paged":
             return None
         dim, n_q, n_kv, batch, kv_heads = problem.head_dim, problem.n_q, problem.n_kv, problem.batch, problem.kv_heads
         padded = -(-n_q // 64) * 64
@@ -131,6 +132,7 @@ class IkLlama(Ggml):
     TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q8_KV": 151, "q4_0": 2, "iq4_nl": 20}
     CACHES = ("f16", "q8_0", "q8_KV", "q4_0", "iq4_nl")
     MASK_ALWAYS = True  # its fast kernels are for calls with a mask
+    path_environments = {}
 
     def __init__(self, threads):
         folder, self.version = self.find("ik_llama_cpp", "ik-llama-cpp-python", "IK_GGML_LIB_DIR")

@@ -40,8 +40,8 @@ class Vllm:
         self.torch.set_num_threads(threads)
 
     def paths(self, problem):
-        """Beside those that take another process."""
-        return ["amx", "vec"] if self.tiles and problem.type == "bf16" else []
+        """Beside the best, and those that take another process."""
+        return ["vec"] if self.tiles and problem.type == "bf16" else []
 
     def take_path(self, name):
         self.tiles_allowed = name != "vec"
