@@ -32,7 +32,6 @@ const char* cache_name(CacheKind kind) {
 /// The files, read once.
 struct Files {
   Weights weights = read_weights(gqa::test::converted_stories());
-  Tokenizer tokenizer{weights.tokenizer};
   std::string published = [] {
     std::ifstream file(gqa::test::stories_folder() + "/stories260K.expected.txt", std::ios::binary);
     std::string text{std::istreambuf_iterator<char>(file), {}};
@@ -48,6 +47,20 @@ const Files& files() {
 
 constexpr Token begin_of_sequence = 1;
 
+/// The text of what follows the begin token.
+std::string text_of(const std::vector<Token>& tokens) {
+  std::string text;
+  for (std::size_t i = 1; i < tokens.size(); ++i) {
+    const auto piece =
+        files().weights.tokenizer.at("tokens").at(static_cast<std::size_t>(tokens[i])).get<std::string>();
+    text += piece.starts_with("<0x") ? std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)))
+                                     : piece;
+  }
+  const std::string space = "\u2581";
+  for (std::size_t at = 0; (at = text.find(space, at)) != std::string::npos;) text.replace(at, space.size(), " ");
+  return text.starts_with(' ') ? text.substr(1) : text;
+}
+
 /// A cache for the text, in chunks of up to `chunk` tokens.
 CachePlan plan(CacheKind kind, gqa::ElementType type, Index chunk = steps) {
   return {kind, {"", "", type, type}, steps, chunk};
@@ -59,7 +72,7 @@ GenerateOptions up_to_steps(std::size_t prompt, Index chunk, bool keep_logits = 
   made.steps = steps - static_cast<Index>(prompt) + 1;
   made.chunk = chunk;
   made.keep_logits = keep_logits;
-  made.is_end = [](Token token) { return files().tokenizer.is_end(token); };
+  made.is_end = [](Token token) { return token == begin_of_sequence; };
   return made;
 }
 
@@ -93,7 +106,7 @@ TEST_P(StoriesPerPathAndType, SameTextAndSameLogitsInEveryCachePrefillAndGroupin
   ASSERT_EQ(expected.logits.cols(), steps);
   ASSERT_TRUE(expected.logits.allFinite());
   if (type() == gqa::ElementType::f32) {
-    ASSERT_EQ(files().tokenizer.decode(expected.tokens), files().published);
+    ASSERT_EQ(text_of(expected.tokens), files().published);
   }
   const std::vector<Token> begin{begin_of_sequence};
   const std::vector<Token> half(expected.tokens.begin(), expected.tokens.begin() + long_prompt);
@@ -196,24 +209,9 @@ TEST(Stories, AnyNumberOfThreadsGivesTheSameLogits) {
   }
 }
 
-TEST(Stories, PromptInWordsContinuesAsPublished) {
-  SKIP_WITHOUT_STORIES();
-  const Llama model(files().weights);
-  const std::vector<Token> prompt = files().tokenizer.encode("Once upon a time, there was a little girl");
-  ASSERT_GT(prompt.size(), 5u);
-  ModelCache cache(files().weights.config, plan(CacheKind::contiguous, gqa::ElementType::f32));
-  std::string printed = files().tokenizer.decode(prompt);
-  GenerateOptions how = up_to_steps(prompt.size(), steps, false);
-  how.on_token = [&](Token previous, Token token) { printed += files().tokenizer.decode(previous, token); };
-  const Generation made = generate(model, cache, prompt, how);
-  EXPECT_EQ(printed, files().published);
-  EXPECT_EQ(made.decoded_tokens, steps - static_cast<Index>(prompt.size()));
-}
-
 TEST(Stories, MeanPooledToOneHeadPredictsWorse) {
   SKIP_WITHOUT_STORIES();
-  const std::vector<Token> text = files().tokenizer.encode(files().published);
-  EXPECT_EQ(text, baseline(gqa::ElementType::f32).tokens);
+  const std::vector<Token>& text = baseline(gqa::ElementType::f32).tokens;
   std::map<Index, double> perplexities;
   for (const Index kv_heads : {8, 4, 1}) {
     const Weights weights = with_kv_heads(files().weights, kv_heads);
@@ -226,16 +224,6 @@ TEST(Stories, MeanPooledToOneHeadPredictsWorse) {
   EXPECT_LT(perplexities[4], 2.0);
   EXPECT_GT(perplexities[1], 10.0);
   EXPECT_LT(perplexities[1], 512.0);
-}
-
-TEST(Stories, TokenizerBringsBackAnyBytes) {
-  SKIP_WITHOUT_STORIES();
-  for (const std::string text :
-       {"", "a", "Lily and Tom", "  two  spaces ", "line\nbreak", "h\xc3\xa9llo \xe2\x98\x83!", "\xff\x80\x01"}) {
-    const std::vector<Token> tokens = files().tokenizer.encode(text);
-    ASSERT_EQ(tokens.front(), begin_of_sequence);
-    EXPECT_EQ(files().tokenizer.decode(tokens), text);
-  }
 }
 
 TEST(StoriesFile, OtherNumbersOfKvHeadsAreRepeatedOrAveraged) {

@@ -19,9 +19,10 @@
 #include "caches.hpp"
 #include "gqa/qk_norm.hpp"
 #include "gqa/rope.hpp"
-#include "tokenizer.hpp"
 
 namespace llama {
+
+using Token = int;
 
 /// Which tokens' logits a forward pass computes.
 enum class Logits { last, all };
