@@ -23,7 +23,7 @@ inline void converse(const Session& session, const Llama& model, const CachePlan
     if (line.empty()) continue;
     const bool first = cache.length() == 0 && pending.empty();
     std::string text = chat ? chat_turn(form, line) : line;
-    if (chat && !first) text = between_turns(form, ended) + text;
+    if (chat && !first) text.insert(0, between_turns(form, ended));
     std::vector<Token> tokens = session.tokenizer.encode(text);
     if (!first && session.begins) tokens.erase(tokens.begin());
     tokens.insert(tokens.begin(), pending.begin(), pending.end());

@@ -96,8 +96,8 @@ class Tokenizer {
       } else if (words_) {
         encode_bytes(fragment.text, tokens);
       } else {
-        encode_pieces(add_space_prefix_ && first ? " " + std::string(fragment.text) : std::string(fragment.text),
-                      tokens);
+        std::string piece(add_space_prefix_ && first ? 1 : 0, ' ');
+        encode_pieces(piece.append(fragment.text), tokens);
       }
       first = fragment.special != no_token;
     }
