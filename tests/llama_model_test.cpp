@@ -57,7 +57,7 @@ double bound(const TinyLlama& model, const std::vector<Token>& tokens, const Eig
 
 class LlamaModel : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Architectures, LlamaModel, testing::Values("llama", "qwen2", "gemma3"),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& of) { return of.param; });
 
 TEST_P(LlamaModel, LogitsAreThoseOfTheDefinition) {
   const TinyLlama tiny = tiny_llama(GetParam());

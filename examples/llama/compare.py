@@ -24,7 +24,6 @@ PROMPTS = [
     "Once upon a time, there was a lighthouse keeper who",
     "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
     "Photosynthesis is the process by which plants",
-    "In 1969, the first human beings landed on the Moon. ",
 ]
 
 
@@ -39,9 +38,8 @@ def read_safetensors(path):
             for name, entry in header.items() if name != "__metadata__"}
 
 
-def ours(given, prompt, folder):
-    """(the prompt's tokens and those that follow; logits of all but the last)."""
-    logits = pathlib.Path(folder) / "logits.safetensors"
+def ours(given, prompt, logits):
+    """(the prompt's tokens and those that follow; logits of all but the last). @param logits  a file for them"""
     subprocess.run([given.llama, "--model", given.model, "--prompt", prompt, "--steps", str(given.steps), "--ignore-end", "--logits",
                     logits, "--threads", str(given.threads)], check=True, stdout=subprocess.DEVNULL)
     made = read_safetensors(logits)
@@ -62,9 +60,9 @@ def theirs(model, tokens, steps):
     return tokens, np.concatenate(rows)
 
 
-def compare(given, model, prompt, folder):
+def compare(given, model, prompt, made):
     """A row of the table: prompt, tokens that are the same, largest difference of a logit, margin where they differ."""
-    our_tokens, our_logits = ours(given, prompt, folder)
+    our_tokens, our_logits = made
     prompt_tokens = len(our_tokens) - given.steps
     own = model.tokenize(prompt.encode(), special=True)
     tokenised = "" if own == our_tokens[:prompt_tokens] else " (tokenised otherwise)"
@@ -86,17 +84,18 @@ def main():
     options.add_argument("--gguf", action="append", required=True, help="the same weights for llama.cpp; several may be given")
     options.add_argument("--steps", type=int, default=256, help="tokens after a prompt")
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--prompt", action="append", help="prompts; default: five of them")
+    options.add_argument("--prompt", action="append", help="prompts; default: four of them")
     given = options.parse_args()
     prompts = given.prompt or PROMPTS
     with tempfile.TemporaryDirectory(dir=pathlib.Path(given.model).absolute().parent) as folder:
+        made = [ours(given, prompt, pathlib.Path(folder) / f"{i}.safetensors") for i, prompt in enumerate(prompts)]
         print("| weights for llama.cpp | prompt | same tokens | largest difference of a logit | margin where they differ |")
         print("| --- | --- | --- | --- | --- |")
         for gguf in given.gguf:
-            model = llama_cpp.Llama(gguf, n_ctx=1024, logits_all=True, type_k=0, type_v=0, n_threads=given.threads,
+            model = llama_cpp.Llama(gguf, n_ctx=given.steps + 256, logits_all=True, type_k=0, type_v=0, n_threads=given.threads,
                                     n_threads_batch=given.threads, verbose=False)
-            for prompt in prompts:
-                name, same, difference, margin = compare(given, model, prompt, folder)
+            for prompt, one in zip(prompts, made):
+                name, same, difference, margin = compare(given, model, prompt, one)
                 print(f"| {pathlib.Path(gguf).name} | {name} | {same} of {given.steps} | {difference:.2g} | {margin} |", flush=True)
 
 
