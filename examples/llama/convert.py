@@ -99,7 +99,10 @@ def llama2c_tokenizer(path, vocabulary):
         at += 8
         if not 0 <= length <= len(data) - at:
             sys.exit(f"{path}: token {token} is {length} bytes; {len(data) - at} are left")
-        piece = data[at : at + length].decode("utf-8")
+        try:
+            piece = data[at : at + length].decode("utf-8")
+        except UnicodeDecodeError as error:
+            sys.exit(f"{path}: token {token} is no UTF-8: {error}")
         at += length
         byte = 3 <= token < 259
         if token == 3 and piece != "<0x00>":
