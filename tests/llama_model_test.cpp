@@ -26,7 +26,8 @@ using gqa::test::write_llama;
 /// Removed when the test ends; what is mapped stays readable.
 struct File {
   std::string path;
-  explicit File(const TinyLlama& model) : path(write_llama(model, model.config.at("architecture"))) {}
+  explicit File(const TinyLlama& model, gqa::ElementType type = gqa::ElementType::f32)
+      : path(write_llama(model, model.config.at("architecture"), type)) {}
   ~File() { std::remove(path.c_str()); }
 };
 
@@ -91,6 +92,22 @@ TEST_P(LlamaModel, EveryPartOfTheModelShowsInTheLogits) {
     ModelCache cache(weights.config, {.capacity = 12});
     const Columns logits = Llama(weights, {}, 12).forward(tokens, cache, Logits::all);
     EXPECT_GT((logits.cast<double>() - expected).cwiseAbs().maxCoeff(), allowed) << name << " is not used";
+  }
+}
+
+TEST_P(LlamaModel, WeightsOfSixteenBitsAreTheNumbersThatTheyRoundTo) {
+  for (const gqa::ElementType type : {gqa::ElementType::bf16, gqa::ElementType::f16}) {
+    TinyLlama tiny = tiny_llama(GetParam());
+    const File file(tiny, type);
+    for (auto& [name, tensor] : tiny.tensors)
+      if (tensor.cols() > 1)
+        tensor = tensor.unaryExpr([&](float x) {
+          return type == gqa::ElementType::bf16 ? static_cast<float>(gqa::bf16(x)) : static_cast<float>(gqa::f16(x));
+        });
+    const CachePlan plan{.capacity = 40, .chunk = 40};
+    const Columns logits = prompt_logits(read_weights(file.path), {}, plan, some_tokens(40), 1);
+    const File rounded(tiny);  // in the place of the other one, which stays mapped
+    EXPECT_TRUE(logits == prompt_logits(read_weights(rounded.path), {}, plan, some_tokens(40), 1));
   }
 }
 

@@ -44,6 +44,7 @@ inline void converse(const Session& session, const Llama& model, const CachePlan
     const Index before = cache.length();
     const Generation made = generate(model, cache, tokens, options);
     std::puts("");
+    std::fflush(stdout);
     if (made.stopped) std::fputs("stopped\n", stderr);
     control.stop = false;
     pending.assign(made.tokens.begin() + static_cast<std::ptrdiff_t>(cache.length() - before), made.tokens.end());

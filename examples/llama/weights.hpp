@@ -41,14 +41,13 @@ class Weight {
     const Index elements = count * columns(), from = first * columns();
     if (type() == gqa::ElementType::f32) return {static_cast<const float*>(view_.data) + from, count, columns()};
     if (static_cast<Index>(room.size()) < elements) room.resize(static_cast<std::size_t>(elements));
-    if (type() == gqa::ElementType::bf16) {
-      const auto* data = static_cast<const gqa::bf16*>(view_.data) + from;
-      for (Index i = 0; i < elements; ++i) room[static_cast<std::size_t>(i)] = static_cast<float>(data[i]);
-    } else {  // by Eigen, which knows the processor's conversion
-      Eigen::Map<Vector>(room.data(), elements) = Eigen::Map<const Eigen::Matrix<Eigen::half, Eigen::Dynamic, 1>>(
-                                                      static_cast<const Eigen::half*>(view_.data) + from, elements)
-                                                      .cast<float>();
-    }
+    // By Eigen, which knows the processor's conversions.
+    const auto widen = [&]<class T>(const T* data) {
+      Eigen::Map<Vector>(room.data(), elements) =
+          Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, 1>>(data + from, elements).template cast<float>();
+    };
+    if (type() == gqa::ElementType::bf16) widen(static_cast<const Eigen::bfloat16*>(view_.data));
+    else widen(static_cast<const Eigen::half*>(view_.data));
     return {room.data(), count, columns()};
   }
   /// All of it in f32.

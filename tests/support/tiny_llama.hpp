@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../../examples/convert_checkpoint/writer.hpp"
+#include "gqa/element.hpp"
 
 namespace gqa::test {
 
@@ -109,21 +110,33 @@ inline TinyLlama tiny_llama(const std::string& architecture) {
   return made;
 }
 
-/// Writes it as convert.py does. @return the file's path, one of this process
-inline std::string write_llama(const TinyLlama& model, const std::string& name) {
+/// Writes it as convert.py does. @param type of matrices; vectors are f32 @return the file's path, one of this process
+inline std::string write_llama(const TinyLlama& model, const std::string& name, ElementType type = ElementType::f32) {
   const std::string path = testing::TempDir() + "gqa_llama_" + std::to_string(::getpid()) + "_" + name + ".safetensors";
   std::map<std::string, checkpoint::SafetensorsWriter::Entry> entries;
   for (const auto& [tensor, values] : model.tensors) {
     std::vector<std::uint64_t> shape{static_cast<std::uint64_t>(values.rows())};
     if (values.cols() > 1) shape.push_back(static_cast<std::uint64_t>(values.cols()));
-    entries[tensor] = {"F32", shape};
+    entries[tensor] = {values.cols() == 1 || type == ElementType::f32 ? "F32"
+                       : type == ElementType::bf16                    ? "BF16"
+                                                                      : "F16",
+                       shape};
   }
   const nlohmann::json tokenizer = {{"kind", "spm"}, {"tokens", {"a"}}};  // not looked at here
   checkpoint::SafetensorsWriter writer(path, entries,
                                        {{"config", model.config.dump()}, {"tokenizer", tokenizer.dump()}});
   for (const auto& [tensor, values] : model.tensors) {
     const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> rows = values;
-    writer.write(tensor, std::as_bytes(std::span(rows.data(), static_cast<std::size_t>(rows.size()))));
+    const std::span numbers(rows.data(), static_cast<std::size_t>(rows.size()));
+    if (entries.at(tensor).dtype == "BF16") {
+      const std::vector<bf16> rounded(numbers.begin(), numbers.end());
+      writer.write(tensor, std::as_bytes(std::span(rounded)));
+    } else if (entries.at(tensor).dtype == "F16") {
+      const std::vector<f16> rounded(numbers.begin(), numbers.end());
+      writer.write(tensor, std::as_bytes(std::span(rounded)));
+    } else {
+      writer.write(tensor, std::as_bytes(numbers));
+    }
   }
   writer.commit();
   return path;
