@@ -33,6 +33,8 @@ Index token_bytes(const ModelConfig& config, const Format& format) {
   return config.layers() * config.kv_heads * token_bytes(format, {1, 1, config.head_dim, config.head_dim});
 }
 
+double rate(Index tokens, double seconds) { return tokens == 0 ? 0 : static_cast<double>(tokens) / seconds; }
+
 void print_times(const Times& times, double seconds) {
   const auto share = [&](double part) { return 100 * part / seconds; };
   std::printf(
@@ -118,8 +120,8 @@ int run_once(Session& session) {
   std::printf("\n%td query heads over %td KV heads, path %s, %s products, %d threads\n", config.query_heads,
               config.kv_heads, gqa::path_name(path), products_on(path, session.options.products), settings.threads);
   std::printf("prefill: %td tokens in chunks of %td, %.1f tokens/s; decode: %td tokens, %.1f tokens/s\n",
-              made.prompt_tokens, chunk, static_cast<double>(made.prompt_tokens) / made.prefill_seconds,
-              made.decoded_tokens, static_cast<double>(made.decoded_tokens) / made.decode_seconds);
+              made.prompt_tokens, chunk, rate(made.prompt_tokens, made.prefill_seconds), made.decoded_tokens,
+              rate(made.decoded_tokens, made.decode_seconds));
   std::printf("cache: %s, %s%s, %td bytes for %td tokens (%td a token)\n", settings.cache.c_str(),
               settings.kv_type.c_str(), settings.rotate ? " rotated" : "", cache.bytes(), plan.capacity,
               token_bytes(config, plan.format));
