@@ -1,32 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fewer KV heads on a real model without training: TinyStories 260K, 8 query heads over 4 KV heads, made 2 and 1. The model's files
-// are not part of the repository: their folder comes in the environment variable GQA_STORIES_DIR, and without them these tests say
-// that they skipped.
+// Fewer KV heads on a real model without training: TinyStories 260K, 8 query heads over 4 KV heads, made 2 and 1. Without the model's files
+// these tests say that they skipped.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <string>
 
 #include "../benchmarks/convert_quality/methods.hpp"
 #include "../benchmarks/convert_quality/stories_decoder.hpp"
+#include "support/stories_files.hpp"
 
 namespace quality {
 namespace {
 
-std::string model_file() {
-  const char* folder = std::getenv("GQA_STORIES_DIR");
-  return folder == nullptr ? std::string() : std::string(folder) + "/stories260K.bin";
-}
-
-#define SKIP_WITHOUT_FILES()                  \
-  if (!std::filesystem::exists(model_file())) \
-  GTEST_SKIP() << "no stories260K.bin in GQA_STORIES_DIR: the real model was not run"
-
 TEST(ConvertStories, AlignmentAndLowRankCloseAtLeastHalfOfTheGapThatMeanPoolingLeaves) {
-  SKIP_WITHOUT_FILES();
-  const StoriesDecoder model(stories::read_weights(model_file()));
+  SKIP_WITHOUT_STORIES();
+  const StoriesDecoder model(llama::read_weights(gqa::test::converted_stories()));
   const Sequences calibration = model.tell(12, 120, 1), held_out = model.tell(12, 120, 2);
   for (const Index kv_heads : {2, 1}) {
     const std::vector<Method> methods = every_method();
@@ -49,8 +38,8 @@ TEST(ConvertStories, AlignmentAndLowRankCloseAtLeastHalfOfTheGapThatMeanPoolingL
 }
 
 TEST(ConvertStories, RepeatedHeadsPredictTheSameAndMergeBackToTheSameWeights) {
-  SKIP_WITHOUT_FILES();
-  const StoriesDecoder model(stories::read_weights(model_file()));
+  SKIP_WITHOUT_STORIES();
+  const StoriesDecoder model(llama::read_weights(gqa::test::converted_stories()));
   const Sequences text = model.tell(2, 60, 3);
   std::vector<gqa::AttentionWeights> repeated;
   for (Index layer = 0; layer < model.layers(); ++layer) {

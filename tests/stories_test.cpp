@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A real model, examples/stories: TinyStories 260K with 8 query heads over 4 KV heads prints its published text, with the same
-// logits to the last bit on every path, in every cache, in one prefill or token by token, and with its KV heads repeated. The
-// model's files are not part of the repository: the folder of stories260K.bin, tok512.bin and stories260K.expected.txt comes in
-// the environment variable GQA_STORIES_DIR, or as a macro of that name; without them these tests say that they skipped.
-#include "../examples/stories/generate.hpp"
+// A real model, run by examples/llama: TinyStories 260K with 8 query heads over 4 KV heads prints its published text, with the same
+// logits to the last bit on every path, in every cache, in one prefill or token by token, and with its KV heads repeated. Without the
+// model's files these tests say that they skipped.
+#include "../examples/llama/change_model.hpp"
+#include "../examples/llama/generate.hpp"
 
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -18,8 +16,9 @@
 
 #include "gqa/thread_pool.hpp"
 #include "support/paths.hpp"
+#include "support/stories_files.hpp"
 
-namespace stories {
+namespace llama {
 namespace {
 
 constexpr Index steps = 200;              // of the published text
@@ -30,21 +29,11 @@ const char* cache_name(CacheKind kind) {
   return kind == CacheKind::contiguous ? "contiguous" : kind == CacheKind::paged ? "paged" : "ring";
 }
 
-std::string folder() {
-  if (const char* set = std::getenv("GQA_STORIES_DIR"); set != nullptr && *set != '\0') return set;
-#if defined(GQA_STORIES_DIR)
-  return GQA_STORIES_DIR;
-#else
-  return {};
-#endif
-}
-
 /// The files, read once.
 struct Files {
-  Weights weights = read_weights(folder() + "/stories260K.bin");
-  Tokenizer tokenizer{folder() + "/tok512.bin", static_cast<int>(weights.shape.vocabulary)};
+  Weights weights = read_weights(gqa::test::converted_stories());
   std::string published = [] {
-    std::ifstream file(folder() + "/stories260K.expected.txt", std::ios::binary);
+    std::ifstream file(gqa::test::stories_folder() + "/stories260K.expected.txt", std::ios::binary);
     std::string text{std::istreambuf_iterator<char>(file), {}};
     while (text.ends_with('\n')) text.pop_back();
     return text;
@@ -56,11 +45,36 @@ const Files& files() {
   return read;
 }
 
-/// Skips where the files are absent.
-#define SKIP_WITHOUT_FILES()                                                             \
-  for (const char* name : {"stories260K.bin", "tok512.bin", "stories260K.expected.txt"}) \
-    if (folder().empty() || !std::filesystem::exists(folder() + "/" + name))             \
-  GTEST_SKIP() << "no " << name << " in GQA_STORIES_DIR = \"" << folder() << "\": the real model was not run"
+constexpr Token begin_of_sequence = 1;
+
+/// The text of what follows the begin token.
+std::string text_of(const std::vector<Token>& tokens) {
+  std::string text;
+  for (std::size_t i = 1; i < tokens.size(); ++i) {
+    const auto piece =
+        files().weights.tokenizer.at("tokens").at(static_cast<std::size_t>(tokens[i])).get<std::string>();
+    text += piece.starts_with("<0x") ? std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)))
+                                     : piece;
+  }
+  const std::string space = "\u2581";
+  for (std::size_t at = 0; (at = text.find(space, at)) != std::string::npos;) text.replace(at, space.size(), " ");
+  return text.starts_with(' ') ? text.substr(1) : text;
+}
+
+/// A cache for the text, in chunks of up to `chunk` tokens.
+CachePlan plan(CacheKind kind, gqa::ElementType type, Index chunk = steps) {
+  return {kind, {"", "", type, type}, steps, chunk};
+}
+
+/// Generation up to `steps` tokens that go through the model.
+GenerateOptions up_to_steps(std::size_t prompt, Index chunk, bool keep_logits = true) {
+  GenerateOptions made;
+  made.steps = steps - static_cast<Index>(prompt) + 1;
+  made.chunk = chunk;
+  made.keep_logits = keep_logits;
+  made.is_end = [](Token token) { return token == begin_of_sequence; };
+  return made;
+}
 
 gqa::Options on_path(gqa::Path path) {
   gqa::Options options;
@@ -76,8 +90,8 @@ const Generation& baseline(gqa::ElementType type) {
   static std::map<gqa::ElementType, Generation> made;
   if (!made.contains(type)) {
     const Llama model(files().weights, on_path(gqa::Path::portable));
-    ModelCache cache(files().weights.shape, CacheKind::contiguous, type, steps);
-    made[type] = generate(model, cache, {begin_of_sequence}, steps, Prefill::token_by_token, true);
+    ModelCache cache(files().weights.config, plan(CacheKind::contiguous, type));
+    made[type] = generate(model, cache, {begin_of_sequence}, up_to_steps(1, 1));
   }
   return made[type];
 }
@@ -87,12 +101,12 @@ INSTANTIATE_TEST_SUITE_P(Stories, StoriesPerPathAndType, gqa::test::PerPathAndTy
                          gqa::test::PerPathAndType::name);
 
 TEST_P(StoriesPerPathAndType, SameTextAndSameLogitsInEveryCachePrefillAndGrouping) {
-  SKIP_WITHOUT_FILES();
+  SKIP_WITHOUT_STORIES();
   const Generation& expected = baseline(type());
   ASSERT_EQ(expected.logits.cols(), steps);
   ASSERT_TRUE(expected.logits.allFinite());
   if (type() == gqa::ElementType::f32) {
-    ASSERT_EQ(files().tokenizer.decode(expected.tokens), files().published);
+    ASSERT_EQ(text_of(expected.tokens), files().published);
   }
   const std::vector<Token> begin{begin_of_sequence};
   const std::vector<Token> half(expected.tokens.begin(), expected.tokens.begin() + long_prompt);
@@ -101,12 +115,12 @@ TEST_P(StoriesPerPathAndType, SameTextAndSameLogitsInEveryCachePrefillAndGroupin
     const Weights weights = with_kv_heads(files().weights, kv_heads);
     const Llama model(weights, on_path(path()));
     for (const CacheKind kind : every_cache) {
-      for (const auto& [prompt, prefill] : {std::pair{&begin, Prefill::at_once}, std::pair{&half, Prefill::at_once},
-                                            std::pair{&half, Prefill::token_by_token}}) {
+      for (const auto& [prompt, chunk] :
+           {std::pair{&begin, Index{1}}, std::pair{&half, Index{long_prompt}}, std::pair{&half, Index{1}}}) {
         SCOPED_TRACE(std::string(cache_name(kind)) + ", " + std::to_string(kv_heads) + " KV heads, prompt of " +
-                     std::to_string(prompt->size()) + (prefill == Prefill::at_once ? " at once" : " token by token"));
-        ModelCache cache(weights.shape, kind, type(), steps);
-        const Generation made = generate(model, cache, *prompt, steps, prefill, true);
+                     std::to_string(prompt->size()) + " in chunks of " + std::to_string(chunk));
+        ModelCache cache(weights.config, plan(kind, type()));
+        const Generation made = generate(model, cache, *prompt, up_to_steps(prompt->size(), chunk));
         EXPECT_EQ(made.tokens, expected.tokens);
         EXPECT_TRUE(same(made.logits, expected.logits));
       }
@@ -115,12 +129,12 @@ TEST_P(StoriesPerPathAndType, SameTextAndSameLogitsInEveryCachePrefillAndGroupin
 }
 
 TEST_P(StoriesPerPathAndType, Bf16ProductsGiveTheSameLogitsInEveryCachePrefillAndGrouping) {
-  SKIP_WITHOUT_FILES();
+  SKIP_WITHOUT_STORIES();
   gqa::Options options = on_path(path());
   options.products = gqa::Products::bf16;  // f32 and f16 take them too; paths without them go on as they are
   const Llama original(files().weights, options);
-  ModelCache first(files().weights.shape, CacheKind::contiguous, type(), steps);
-  const Generation expected = generate(original, first, {begin_of_sequence}, steps, Prefill::token_by_token, true);
+  ModelCache first(files().weights.config, plan(CacheKind::contiguous, type()));
+  const Generation expected = generate(original, first, {begin_of_sequence}, up_to_steps(1, 1));
   if (gqa::test::has_f32_arithmetic_only(path())) {
     EXPECT_TRUE(same(expected.logits, baseline(type()).logits));
     return;  // and the test above says the rest
@@ -132,10 +146,10 @@ TEST_P(StoriesPerPathAndType, Bf16ProductsGiveTheSameLogitsInEveryCachePrefillAn
     const Weights weights = with_kv_heads(files().weights, kv_heads);
     const Llama model(weights, options);
     for (const CacheKind kind : every_cache) {
-      for (const Prefill prefill : {Prefill::at_once, Prefill::token_by_token}) {
+      for (const Index chunk : {Index{long_prompt}, Index{1}}) {
         SCOPED_TRACE(std::string(cache_name(kind)) + ", " + std::to_string(kv_heads) + " KV heads");
-        ModelCache cache(weights.shape, kind, type(), steps);
-        const Generation made = generate(model, cache, half, steps, prefill, true);
+        ModelCache cache(weights.config, plan(kind, type()));
+        const Generation made = generate(model, cache, half, up_to_steps(long_prompt, chunk));
         EXPECT_EQ(made.tokens, expected.tokens);
         EXPECT_TRUE(same(made.logits, expected.logits));
       }
@@ -144,18 +158,20 @@ TEST_P(StoriesPerPathAndType, Bf16ProductsGiveTheSameLogitsInEveryCachePrefillAn
 }
 
 TEST_P(StoriesPerPathAndType, RingThatGoesRoundEqualsWindowOverEverything) {
-  SKIP_WITHOUT_FILES();
+  SKIP_WITHOUT_STORIES();
   constexpr Index window = 32;
   const std::vector<Token> prompt(baseline(type()).tokens.begin(), baseline(type()).tokens.begin() + long_prompt);
-  const Llama model(files().weights, on_path(path()), window);
-  ModelCache whole(files().weights.shape, CacheKind::contiguous, type(), steps);
-  const Generation expected = generate(model, whole, prompt, steps, Prefill::at_once, true);
+  const Weights weights = with_window(files().weights, window);
+  const Llama model(weights, on_path(path()));
+  ModelCache whole(weights.config, plan(CacheKind::contiguous, type()));
+  const Generation expected = generate(model, whole, prompt, up_to_steps(long_prompt, long_prompt));
   EXPECT_FALSE(same(expected.logits, baseline(type()).logits)) << "the window hides nothing";
 
-  for (const Prefill prefill : {Prefill::at_once, Prefill::token_by_token}) {
-    const Index chunk = prefill == Prefill::at_once ? static_cast<Index>(long_prompt) : 1;
-    ModelCache ring(files().weights.shape, CacheKind::ring, type(), window + chunk - 1);
-    const Generation made = generate(model, ring, prompt, steps, prefill, true);
+  for (const Index chunk : {Index{long_prompt}, Index{16}, Index{1}}) {
+    ModelCache ring(weights.config, plan(CacheKind::ring, type(), chunk));
+    const Generation made = generate(model, ring, prompt, up_to_steps(long_prompt, chunk));
+    EXPECT_EQ(ring.bytes(), ModelCache::bytes(weights.config, plan(CacheKind::ring, type(), chunk)));
+    EXPECT_LT(ring.bytes(), whole.bytes());
     EXPECT_GT(ring.view(0).first_position(), 0) << "the ring did not go round";
     EXPECT_EQ(made.tokens, expected.tokens);
     EXPECT_TRUE(same(made.logits, expected.logits));
@@ -163,12 +179,12 @@ TEST_P(StoriesPerPathAndType, RingThatGoesRoundEqualsWindowOverEverything) {
 }
 
 TEST(Stories, AnyChunkingGivesTheSameLogits) {
-  SKIP_WITHOUT_FILES();
+  SKIP_WITHOUT_STORIES();
   const Generation& expected = baseline(gqa::ElementType::f32);
   const std::span<const Token> tokens = std::span(expected.tokens).first(steps);
   const Llama model(files().weights);
   for (const std::size_t chunk : std::array<std::size_t, 6>{2, 7, 63, 64, 65, 200}) {
-    ModelCache cache(files().weights.shape, CacheKind::paged, gqa::ElementType::f32, steps);
+    ModelCache cache(files().weights.config, plan(CacheKind::paged, gqa::ElementType::f32));
     for (std::size_t first = 0; first < tokens.size(); first += chunk) {
       const std::span<const Token> part = tokens.subspan(first, std::min(chunk, tokens.size() - first));
       const Columns logits = model.forward(part, cache, Logits::all);
@@ -179,7 +195,7 @@ TEST(Stories, AnyChunkingGivesTheSameLogits) {
 }
 
 TEST(Stories, AnyNumberOfThreadsGivesTheSameLogits) {
-  SKIP_WITHOUT_FILES();
+  SKIP_WITHOUT_STORIES();
   const Generation& expected = baseline(gqa::ElementType::f32);
   const std::vector<Token> prompt(expected.tokens.begin(), expected.tokens.begin() + long_prompt);
   for (const int threads : {1, 2, 3, 7}) {
@@ -187,35 +203,20 @@ TEST(Stories, AnyNumberOfThreadsGivesTheSameLogits) {
     gqa::Options options;
     options.executor = executor;
     const Llama model(files().weights, options);
-    ModelCache cache(files().weights.shape, CacheKind::paged, gqa::ElementType::f32, steps);
-    const Generation made = generate(model, cache, prompt, steps, Prefill::at_once, true);
+    ModelCache cache(files().weights.config, plan(CacheKind::paged, gqa::ElementType::f32));
+    const Generation made = generate(model, cache, prompt, up_to_steps(long_prompt, long_prompt));
     EXPECT_TRUE(same(made.logits, expected.logits)) << threads << " threads";
   }
 }
 
-TEST(Stories, PromptInWordsContinuesAsPublished) {
-  SKIP_WITHOUT_FILES();
-  const Llama model(files().weights);
-  const std::vector<Token> prompt = files().tokenizer.encode("Once upon a time, there was a little girl");
-  ASSERT_GT(prompt.size(), 5u);
-  ModelCache cache(files().weights.shape, CacheKind::contiguous, gqa::ElementType::f32, steps);
-  std::string printed;
-  const Generation made =
-      generate(model, cache, prompt, steps, Prefill::at_once, false,
-               [&](Token previous, Token token) { printed += files().tokenizer.decode(previous, token); });
-  EXPECT_EQ(printed, files().published);
-  EXPECT_EQ(made.decoded_tokens, steps - static_cast<Index>(prompt.size()));
-}
-
 TEST(Stories, MeanPooledToOneHeadPredictsWorse) {
-  SKIP_WITHOUT_FILES();
-  const std::vector<Token> text = files().tokenizer.encode(files().published);
-  EXPECT_EQ(text, baseline(gqa::ElementType::f32).tokens);
+  SKIP_WITHOUT_STORIES();
+  const std::vector<Token>& text = baseline(gqa::ElementType::f32).tokens;
   std::map<Index, double> perplexities;
   for (const Index kv_heads : {8, 4, 1}) {
     const Weights weights = with_kv_heads(files().weights, kv_heads);
     const Llama model(weights);
-    ModelCache cache(weights.shape, CacheKind::contiguous, gqa::ElementType::f32, steps);
+    ModelCache cache(weights.config, plan(CacheKind::contiguous, gqa::ElementType::f32));
     perplexities[kv_heads] = perplexity(model, cache, text);
     EXPECT_EQ(cache.bytes(), steps * kv_heads * 8 * 2 * 5 * 4);  // tokens × heads × head dim × (K, V) × layers × f32
   }
@@ -225,100 +226,35 @@ TEST(Stories, MeanPooledToOneHeadPredictsWorse) {
   EXPECT_LT(perplexities[1], 512.0);
 }
 
-TEST(Stories, TokenizerBringsBackAnyBytes) {
-  SKIP_WITHOUT_FILES();
-  for (const std::string text :
-       {"", "a", "Lily and Tom", "  two  spaces ", "line\nbreak", "h\xc3\xa9llo \xe2\x98\x83!", "\xff\x80\x01"}) {
-    const std::vector<Token> tokens = files().tokenizer.encode(text);
-    ASSERT_EQ(tokens.front(), begin_of_sequence);
-    EXPECT_EQ(files().tokenizer.decode(tokens), text);
-  }
-}
-
-/// A model's file with this header and `floats` zeros.
-std::string write_model(const std::array<std::int32_t, 7>& header, std::size_t floats) {
-  const std::string path =
-      testing::TempDir() + "gqa_stories_test_" + testing::UnitTest::GetInstance()->current_test_info()->name() + ".bin";
-  std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(header.data()), sizeof(header));
-  const std::vector<float> zeros(floats);
-  file.write(reinterpret_cast<const char*>(zeros.data()), static_cast<std::streamsize>(zeros.size() * sizeof(float)));
-  return path;
-}
-
-/// The message of what read_weights throws.
-std::string complaint(const std::string& path) {
-  try {
-    read_weights(path);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "nothing thrown";
-}
-
-// dim 8, hidden 6, 2 layers, 2:1 heads, vocabulary 3, 5 positions: 24 + 2·(16 + 128 + 64 + 144) + 8 + 20 floats
-constexpr std::array<std::int32_t, 7> tiny{8, 6, 2, 2, 1, 3, 5};
-constexpr std::size_t tiny_floats = 756;
-
-TEST(StoriesFile, TheRightSizeIsRead) {
-  const Weights weights = read_weights(write_model(tiny, tiny_floats));
-  EXPECT_EQ(weights.shape.kv_dim(), 4);
-  EXPECT_EQ(weights.layers.size(), 2u);
-  EXPECT_EQ(weights.layers[1].w2.rows(), 8);
-  EXPECT_EQ(&weights.classifier(), &weights.embedding);
-}
-
-TEST(StoriesFile, NegativeVocabularyMeansAClassifierOfItsOwn) {
-  std::array<std::int32_t, 7> header = tiny;
-  header[5] = -3;
-  const Weights weights = read_weights(write_model(header, tiny_floats + 24));
-  EXPECT_EQ(weights.shape.vocabulary, 3);
-  EXPECT_NE(&weights.classifier(), &weights.embedding);
-  EXPECT_EQ(weights.classifier().rows(), 3);
-}
-
-TEST(StoriesFile, WrongSizesAreNamed) {
-  EXPECT_NE(complaint(write_model(tiny, tiny_floats - 1)).find("is 3048 bytes; its header asks for 3052"),
-            std::string::npos);
-  EXPECT_NE(complaint(write_model(tiny, tiny_floats + 1)).find("is 3056 bytes; its header asks for 3052"),
-            std::string::npos);
-  EXPECT_NE(complaint(testing::TempDir() + "gqa_no_such_file").find("gqa_no_such_file: "), std::string::npos);
-}
-
-TEST(StoriesFile, WrongHeadersAreNamed) {
-  const auto with = [](std::size_t field, std::int32_t value) {
-    std::array<std::int32_t, 7> header = tiny;
-    header[field] = value;
-    return complaint(write_model(header, tiny_floats));
-  };
-  EXPECT_NE(with(0, 0).find("header: dim is 0"), std::string::npos);
-  EXPECT_NE(with(2, -1).find("header: layers is -1"), std::string::npos);
-  EXPECT_NE(with(5, INT32_MIN).find("header: vocabulary is -2147483648"), std::string::npos);
-  EXPECT_NE(with(6, 1 << 21).find("header: longest sequence is 2097152"), std::string::npos);
-  EXPECT_NE(with(3, 3).find("not a multiple of twice the 3 query heads"), std::string::npos);
-  EXPECT_NE(with(4, 3).find("3 KV heads do not divide 2 query heads"), std::string::npos);
-}
-
 TEST(StoriesFile, OtherNumbersOfKvHeadsAreRepeatedOrAveraged) {
   Weights two;
-  two.shape = {8, 6, 1, 4, 2, 3, 5};
+  two.config.dim = 8;
+  two.config.query_heads = 4;
+  two.config.kv_heads = 2;
+  two.config.head_dim = 2;
+  two.config.qkv_bias = true;
   two.layers.resize(1);
-  two.layers[0].wk = Matrix::Random(4, 8);
-  two.layers[0].wv = Matrix::Random(4, 8);
-  const Matrix& k = two.layers[0].wk;
+  const Matrix k = Matrix::Random(4, 8);
+  two.layers[0].wk = Weight(k);
+  two.layers[0].wv = Weight(Matrix(Matrix::Random(4, 8)));
+  two.layers[0].k_bias = Vector::Random(4);
+  two.layers[0].v_bias = Vector::Random(4);
 
-  const Matrix four = with_kv_heads(two, 4).layers[0].wk;
+  const Weights repeated = with_kv_heads(two, 4);
+  const Matrix four = repeated.layers[0].wk.matrix();
   ASSERT_EQ(four.rows(), 8);
-  for (const Index head : {0, 1, 2, 3})
+  for (const Index head : {0, 1, 2, 3}) {
     EXPECT_TRUE(four.middleRows(head * 2, 2) == k.middleRows(head / 2 * 2, 2)) << head;
-
+    EXPECT_TRUE(repeated.layers[0].k_bias.segment(head * 2, 2) == two.layers[0].k_bias.segment(head / 2 * 2, 2))
+        << head;
+  }
   const Weights one = with_kv_heads(two, 1);
-  EXPECT_EQ(one.shape.kv_heads, 1);
-  EXPECT_TRUE(one.layers[0].wk.isApprox((k.topRows(2) + k.bottomRows(2)) / 2));
+  EXPECT_EQ(one.config.kv_heads, 1);
+  EXPECT_TRUE(one.layers[0].wk.matrix().isApprox((k.topRows(2) + k.bottomRows(2)) / 2));
   EXPECT_THROW(with_kv_heads(two, 3), std::invalid_argument);
   EXPECT_THROW(with_kv_heads(two, 0), std::invalid_argument);
   EXPECT_THROW(with_kv_heads(two, 8), std::invalid_argument);
 }
 
 }  // namespace
-}  // namespace stories
+}  // namespace llama

@@ -105,8 +105,8 @@ int run(const Settings& settings) {
     std::printf("no %s: %s was not run\n", file.c_str(), name.c_str());
     return false;
   };
-  if (wanted("stories260K", settings.stories + "/stories260K.bin")) {
-    const StoriesDecoder model(stories::read_weights(settings.stories + "/stories260K.bin"));
+  if (wanted("stories260K", settings.stories)) {
+    const StoriesDecoder model(llama::read_weights(settings.stories));
     const Sequences calibration = model.tell(32, 200, 1), held_out = model.tell(32, 200, 2);
     for (const Index kv_heads : {2, 1}) decoder("stories260K", model, kv_heads, calibration, held_out);
   }
@@ -136,7 +136,8 @@ int main(int argc, char** argv) {
   quality::Settings settings;
   CLI::App app("Quality of models with fewer KV heads, by method");
   app.option_defaults()->always_capture_default();
-  app.add_option("--stories", settings.stories, "folder of stories260K.bin")->envname("GQA_STORIES_DIR");
+  app.add_option("--stories", settings.stories, "stories260K, as examples/llama/convert.py writes it")
+      ->default_val("stories260K.safetensors");
   app.add_option("--models", settings.models, "folder of smollm2-135m/ and minilm/, as import_model.py writes them")
       ->envname("GQA_MODELS_DIR");
   app.add_option("--only", settings.only, "models to run: stories260K, smollm2-135m, minilm");

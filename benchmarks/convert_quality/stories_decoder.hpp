@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// TinyStories 260K (examples/stories) as a decoder by its layers, and stories that it tells itself: text to calibrate and to measure
+/// TinyStories 260K (run by examples/llama) as a decoder by its layers, and stories that it tells itself: text to calibrate and to measure
 /// with. The loss of a model on another's samples, less that one's own, estimates how far apart their predictions are
 /// (Kullback-Leibler divergence a token).
 #pragma once
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../../examples/convert_checkpoint/llama.hpp"
-#include "../../examples/stories/model.hpp"
+#include "../../examples/llama/model.hpp"
 
 namespace quality {
 
@@ -20,46 +20,46 @@ using namespace checkpoint;
 
 class StoriesDecoder : public Decoder {
  public:
-  explicit StoriesDecoder(stories::Weights weights) : weights_(std::move(weights)) {
+  explicit StoriesDecoder(llama::Weights weights) : weights_(std::move(weights)) {
     form_.rope = {gqa::RopePairs::interleaved, 0};
   }
-  Index layers() const override { return weights_.shape.layers; }
+  Index layers() const override { return weights_.config.layers(); }
   const gqa::AttentionForm& form() const override { return form_; }
   double norm_epsilon() const override { return 1e-5; }
   gqa::AttentionWeights attention(Index layer) const override {
-    const stories::LayerWeights& from = weights_.layers[static_cast<std::size_t>(layer)];
-    const stories::ModelShape& shape = weights_.shape;
+    const llama::LayerWeights& from = weights_.layers[static_cast<std::size_t>(layer)];
+    const llama::ModelConfig& config = weights_.config;
     gqa::ConstAttentionWeightViews views;
-    views.q = gqa::weight_view(from.wq);
-    views.k = gqa::weight_view(from.wk);
-    views.v = gqa::weight_view(from.wv);
-    views.o = gqa::weight_view(from.wo);
-    return gqa::read_attention(views, {shape.query_heads, shape.kv_heads, shape.head_dim(), shape.head_dim()});
+    views.q = from.wq.view();
+    views.k = from.wk.view();
+    views.v = from.wv.view();
+    views.o = from.wo.view();
+    return gqa::read_attention(views, {config.query_heads, config.kv_heads, config.head_dim, config.head_dim});
   }
   std::unique_ptr<Block> block(Index layer) const override {
-    const stories::LayerWeights& from = weights_.layers[static_cast<std::size_t>(layer)];
+    const llama::LayerWeights& from = weights_.layers[static_cast<std::size_t>(layer)];
     auto made = std::make_unique<LlamaBlock>();
     made->attention_norm = from.attention_norm;
     made->feed_forward_norm = from.feed_forward_norm;
-    made->gate = from.w1;
-    made->down = from.w2;
-    made->up = from.w3;
+    made->gate = from.gate.matrix();
+    made->down = from.down.matrix();
+    made->up = from.up.matrix();
     return made;
   }
-  Hidden embed(const Sequences& tokens) const override { return rows_of(weights_.embedding, tokens); }
-  Eigen::MatrixXf classifier() const override { return weights_.classifier(); }
+  Hidden embed(const Sequences& tokens) const override { return rows_of(weights_.embedding.matrix(), tokens); }
+  Eigen::MatrixXf classifier() const override { return weights_.classifier().matrix(); }
   Eigen::VectorXf final_norm() const override { return weights_.final_norm; }
 
   /// Stories drawn from the model's own distribution (temperature 1), the same for the same seed.
   Sequences tell(Index count, Index length, std::uint64_t seed) const {
-    const stories::Llama model(weights_);
+    const llama::Llama model(weights_);
     gqa::detail::SplitMix random(seed);
     Sequences made;
     for (Index story = 0; story < count; ++story) {
-      stories::ModelCache cache(weights_.shape, stories::CacheKind::contiguous, gqa::ElementType::f32, length);
-      made.push_back({stories::begin_of_sequence});
+      llama::ModelCache cache(weights_.config, {.capacity = length});
+      made.push_back({weights_.tokenizer.at("bos").get<Token>()});
       while (static_cast<Index>(made.back().size()) < length) {
-        const stories::Token last = static_cast<stories::Token>(made.back().back());
+        const llama::Token last = static_cast<llama::Token>(made.back().back());
         const Eigen::VectorXd logits = model.forward({&last, 1}, cache).col(0).cast<double>();
         const Eigen::VectorXd weight = (logits.array() - logits.maxCoeff()).exp();
         double left = static_cast<double>(random() >> 11) * 0x1p-53 * weight.sum();
@@ -72,7 +72,7 @@ class StoriesDecoder : public Decoder {
   }
 
  private:
-  stories::Weights weights_;
+  llama::Weights weights_;
   gqa::AttentionForm form_;
 };
 

