@@ -212,7 +212,7 @@ def test_errors():
     grown = GqaCache(model.config, max_tokens=64, page_size=16).layers[0]
     grown.update(torch.zeros(1, 2, 40, 16), torch.zeros(1, 2, 40, 16))
     grown.batch_repeat_interleave(4)
-    with pytest.raises(RuntimeError, match="gqa: the pool, of 64 tokens for each of 1 sequences, has 2 pages free; expected room for 1 tokens more"):
+    with pytest.raises(RuntimeError, match="gqa: the pool, of 64 tokens for each of 1 sequences, has 2 pages free; expected room for 1 tokens"):
         grown.update(torch.zeros(4, 2, 1, 16), torch.zeros(4, 2, 1, 16))
     for kind in ("paged", "contiguous"):
         with pytest.raises(RuntimeError, match="gqa: max_tokens is 69; expected room for 70 tokens more"), torch.no_grad():

@@ -134,7 +134,8 @@ class GqaCache(Cache):
             raise ValueError(f"gqa: config is of type {type(config).__name__}; expected a model's configuration, as model.config")
         config = config.get_text_config(decoder=True)
         if max_tokens is None and getattr(config, "max_position_embeddings", None) is None:
-            raise ValueError(f"gqa: max_tokens is None; expected a number, as {type(config).__name__} has no max_position_embeddings")
+            raise ValueError(
+                f"gqa: max_tokens is None; expected a number, as {type(config).__name__} has no max_position_embeddings")
         types = set(getattr(config, "layer_types", None) or ["full_attention"])
         if not types <= {"full_attention", "sliding_attention"}:
             raise ValueError(f"gqa: config.layer_types has {sorted(types)}; expected full_attention and sliding_attention alone")
