@@ -120,7 +120,7 @@ def measure_decode(model, context, steps, dtype):
     calls = {}
     for side, (_, codec) in SIDES.items():
         cache = filled_cache(model, codec, context, dtype)
-        calls[side] = (lambda cache=cache: model(input_ids=token, past_key_values=cache, use_cache=True)), cache
+        calls[side] = (lambda cache=cache: model(input_ids=token, cache=cache, use_cache=True)), cache
     return measure(model, list(SIDES), steps, calls)
 
 

@@ -48,11 +48,12 @@ inline gqa::ElementType element_type(const at::Tensor& tensor, const char* name)
   }
 }
 
-inline void check_tensor(const at::Tensor& tensor, const char* name, int64_t dims) {
+inline void check_tensor(const at::Tensor& tensor, const char* name, int64_t dims,
+                         const char* what = "(batch, heads, tokens, head dim)") {
   if (!tensor.device().is_cpu()) fail(std::string(name) + ".device", tensor.device().str(), "cpu");
   if (tensor.dim() != dims)
     fail(std::string(name) + ".dim()", std::to_string(tensor.dim()),
-         std::to_string(dims) + (dims == 4 ? ": (batch, heads, tokens, head dim)" : ""));
+         std::to_string(dims) + (dims == 4 ? std::string(": ") + what : ""));
 }
 
 /// Keys or values: rows are read where they lie, so their elements must lie side by side.
@@ -103,7 +104,7 @@ struct Settings {
     check_numbers(starts, "starts", batch);
     check_numbers(lengths, "lengths", batch);
     if (!mask) return;
-    check_tensor(*mask, "mask", 4);
+    check_tensor(*mask, "mask", 4, "(batch or 1, heads or 1, n_q or 1, n_kv)");
     const int64_t sizes[] = {batch, heads, n_q};
     const char* const names[] = {"1, or q.size(0)", "1, or q.size(1)", "1, or q.size(2)"};
     for (int64_t dim = 0; dim < 3; ++dim)

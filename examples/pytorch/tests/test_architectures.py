@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from gqa_torch import GqaCache
 from models import tokens, transformers
 
 COMMON = dict(vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -52,3 +53,20 @@ def test_generation(name):
         model.set_attn_implementation(implementation)
         texts.append(model.generate(tokens(length=40), max_new_tokens=20, min_new_tokens=20, do_sample=False))
     assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_own_caches(name, beams):
+    """Keys and values of both attentions of a decoder in the library's storage; those of the encoder's tokens with padding on the right."""
+    model = make(name)
+    ids = tokens(length=40)
+    there = torch.ones_like(ids)
+    there[0, 30:] = 0
+    own = [GqaCache(model.config, codec="float32", max_tokens=64) for _ in range(2)]
+    texts = []
+    for implementation, cache in (("gqa", transformers.EncoderDecoderCache(*own)), ("eager", None)):
+        model.set_attn_implementation(implementation)
+        texts.append(model.generate(ids, attention_mask=there, cache=cache, num_beams=beams, max_new_tokens=20, min_new_tokens=20,
+                                    do_sample=False))
+    assert torch.equal(*texts) and [c.get_seq_length() for c in own] == [20, 40]

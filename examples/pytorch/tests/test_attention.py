@@ -86,6 +86,32 @@ def test_rows_that_see_nothing_are_zero():
     assert torch.isfinite(lse[:, :5]).all()
 
 
+def test_the_smallest_number_of_a_mask_is_nothing_seen():
+    """What transformers fills masks with, finfo.min: as False does, also in rows of nothing else."""
+    q, k, v = tensors()
+    seen = torch.rand(2, 1, 33, 150, generator=torch.Generator().manual_seed(1)) < 0.4
+    seen[:, :, 5] = False
+    for dtype in (torch.float32, torch.bfloat16):
+        numbers = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        out = attention(q, k, v, mask=numbers)
+        assert (out[:, :, 5] == 0).all()
+        assert_close(out, reference(q, k, v, mask=seen)[0], tolerance(q, k, v, torch.float32, mask=seen))
+
+
+@pytest.mark.parametrize("batch, n_q, n_kv", [(0, 33, 150), (2, 0, 150), (2, 33, 0), (0, 0, 0)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_to_do(batch, n_q, n_kv, causal):
+    """Batches, queries and keys of none: zeros, log-sum-exp of the sinks alone, and gradients of zero."""
+    q, k, v = (x.requires_grad_() for x in tensors(batch=batch, n_q=n_q, n_kv=n_kv))
+    sinks = torch.linspace(-1, 1, 6)
+    out, lse = attention_with_lse(q, k, v, causal=causal, sinks=sinks)
+    assert out.shape == q.shape and (out == 0).all()
+    if n_kv == 0:
+        assert torch.equal(lse, sinks.expand_as(lse))
+    out.sum().backward()
+    assert all(x.grad.shape == x.shape and (x.grad == 0).all() for x in (q, k, v))
+
+
 def test_log_sum_exp():
     q, k, v = tensors()
     sinks = torch.linspace(-1, 1, 6)
@@ -150,6 +176,10 @@ BAD = [
     (dict(k=torch.zeros(2, 4, 5, 8), v=torch.zeros(2, 4, 5, 8)), "kv_heads is 4; expected a divisor of batch[0].q.heads = 6"),
     (dict(q=torch.zeros(2, 6, 3, 8, dtype=torch.float64)), "q.dtype is Double; expected float32, bfloat16 or float16"),
     (dict(k=torch.zeros(2, 2, 8, 5).transpose(2, 3)), "k.stride(3) is 5; expected 1"),
+    (dict(mask=torch.zeros(3, 5)), "mask.dim() is 2; expected 4: (batch or 1, heads or 1, n_q or 1, n_kv)"),
+    (dict(k=torch.zeros(2, 2, 1, 8).expand(2, 2, 5, 8)), "k_strides.token is 0; expected the distance"),
+    (dict(q=torch.zeros(2, 6, 3, 8, device="meta")), "device is cpu; expected q.device = meta"),
+    (dict(starts=torch.zeros(2, dtype=torch.int64, device="meta")), "device is meta; expected q.device = cpu"),
     (dict(window=4), "window is 4; expected causal=True"),
     (dict(window=-1, causal=True), "window is -1; expected 0"),
     (dict(soft_cap=-1.0), "soft_cap is -1"),

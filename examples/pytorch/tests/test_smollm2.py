@@ -48,7 +48,7 @@ def test_batch_with_padding(loaded):
 @pytest.mark.parametrize("kind", ["paged", "contiguous"])
 def test_own_cache(loaded, of_sdpa, kind):
     cache = GqaCache(loaded[1].config, codec="float32", kind=kind)
-    assert torch.equal(text_of(loaded, "gqa", past_key_values=cache), of_sdpa)
+    assert torch.equal(text_of(loaded, "gqa", cache=cache), of_sdpa)
 
 
 def test_int8_cache(loaded, of_sdpa):
@@ -59,11 +59,11 @@ def test_int8_cache(loaded, of_sdpa):
     with torch.no_grad():
         for codec in ("float32", "int8"):
             cache = GqaCache(model.config, codec=codec)
-            found[codec] = torch.log_softmax(model(input_ids=of_sdpa, past_key_values=cache).logits, -1), cache.bytes_used
+            found[codec] = torch.log_softmax(model(input_ids=of_sdpa, cache=cache).logits, -1), cache.bytes_used
     (exact, exact_bytes), (coded, bytes_used) = found["float32"], found["int8"]
     divergence = (exact.exp() * (exact - coded)).sum(-1).mean()
     print(f"KL divergence of int8 from float32: {divergence:.2e}")
     assert 0 < divergence < 0.02 and bytes_used < 0.27 * exact_bytes
-    text = text_of(loaded, "gqa", past_key_values=GqaCache(model.config, codec="int8"))
+    text = text_of(loaded, "gqa", cache=GqaCache(model.config, codec="int8"))
     print(f"tokens that are the same before the first other one: {int((text == of_sdpa).int().cumprod(1).sum())} of {text.numel()}")
     assert text.shape == of_sdpa.shape

@@ -132,11 +132,11 @@ def test_static_cache():
     cache = transformers.StaticCache(config=model.config, max_cache_len=100)
     out = ids
     with torch.no_grad():  # a forward call at a time: generate would compile the model
-        step = model(input_ids=ids, past_key_values=cache).logits
+        step = model(input_ids=ids, cache=cache).logits
         for _ in range(12):
             token = step[:, -1].argmax(-1, keepdim=True)
             out = torch.cat([out, token], 1)
-            step = model(input_ids=token, past_key_values=cache).logits
+            step = model(input_ids=token, cache=cache).logits
     assert torch.equal(out, wanted)
 
 

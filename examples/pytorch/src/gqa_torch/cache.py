@@ -27,6 +27,7 @@ class GqaCacheLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, config):
+        self.rows = None  # (heads, dim, dtype) of keys and of values
         super().__init__()
         self.storage = _C.KvCache(**config)
         self.max_tokens = config["max_tokens"]
@@ -38,15 +39,22 @@ class GqaCacheLayer(CacheLayerMixin):
         """Encodes tokens, (batch, KV heads, tokens, D or Dv), behind those held."""
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             raise RuntimeError("gqa: key_states require a gradient; expected torch.no_grad() with a GqaCache, which has none to give")
-        self.storage.append(key_states, value_states)
+        self.storage.append(key_states.resolve_neg(), value_states.resolve_neg())
         self.is_initialized = True
-        return self._handle(key_states), self._handle(value_states)
+        self.rows = [(x.shape[1], x.shape[3], x.dtype) for x in (key_states, value_states)]
+        return self.keys, self.values
 
-    def _handle(self, states):
-        batch, heads, _, dim = states.shape
-        handle = EncodedTensor((batch, heads, self.storage.length, dim), states.dtype)
-        handle.layer = self
+    def _handle(self, i):
+        if self.rows is None or not self.storage.sequences:
+            return None
+        heads, dim, dtype = self.rows[i]
+        handle = EncodedTensor((self.storage.sequences, heads, self.storage.length, dim), dtype)
+        handle.layer = self  # made for each use, not kept: the layer would be its own owner
         return handle
+
+    # Cross-attention reads them here, where its keys and values are there from the step before. The base class's constructor assigns None.
+    keys = property(lambda self: self._handle(0), lambda self, _: None)
+    values = property(lambda self: self._handle(1), lambda self, _: None)
 
     def attention(self, query, settings):
         """Attention of the newest tokens over all that are held; settings as those of gqa_torch.attention."""
@@ -54,8 +62,12 @@ class GqaCacheLayer(CacheLayerMixin):
         lengths = settings.pop("lengths", None)
         mask, starts = settings.get("mask"), settings.get("starts")
         if lengths is not None and bool((lengths != self.storage.length).any()):
+            if mask is None and not settings.get("causal", False):  # padding on the right, of what cross-attention reads
+                tokens = torch.arange(self.storage.length)
+                there = (tokens < lengths[:, None]) & (tokens >= (0 if starts is None else starts[:, None]))
+                return self.attention(query, dict(settings, mask=there[:, None, None], starts=None))
             raise ValueError(f"gqa: lengths is {lengths.tolist()}; expected {self.storage.length}, the tokens of a GqaCache, for all")
-        return self.storage.attention(query, mask, settings.get("causal", False), settings.get("window", 0), settings["soft_cap"],
+        return self.storage.attention(query.resolve_neg(), mask, settings.get("causal", False), settings.get("window", 0), settings["soft_cap"],
                                       settings["sinks"], settings["scale"], starts)
 
     def get_seq_length(self):
@@ -96,17 +108,19 @@ class GqaCacheLayer(CacheLayerMixin):
 class GqaCache(Cache):
     """A cache that appends what a model computes to the library's storage, and that attention reads as it is stored.
 
-        model.generate(**inputs, past_key_values=gqa_torch.GqaCache(model.config, codec="int8"))
+        model.generate(**inputs, cache=gqa_torch.GqaCache(model.config, codec="int8"))
 
     config       the model's; all its layers must be layers of attention
-    codec        how keys are stored: "float32", "bfloat16", "float16", "int8", "int4" or "q8_0"
+    codec        how keys are stored: "float32", "bfloat16", "float16", "int8", "int4" or "q8_0" (head dims that are multiples of 32)
     value_codec  how values are stored; the same as keys unless given
     kind         "paged": pages of a pool that the sequences of a batch, beams among them, share; "contiguous": one piece a sequence
-    max_tokens   that a sequence may have; the model's max_position_embeddings unless given. Memory is taken as tokens come
+    max_tokens   that a sequence may have; the model's max_position_embeddings unless given. Memory is taken as tokens come.
+                 A pool has room for so many of each sequence of the first batch. What batch_repeat_interleave and copy.deepcopy add shares
+                 its pages and that room: more than fits is an error of the pool
     page_size    tokens in a page
     rotation     keys and values are rotated by Hadamard matrices of so many dims, which helps few bits; a power of two that divides the
                  widths; 0: they are not
-    first_tokens, newest_tokens   so many are kept in bf16 besides, and read as that
+    first_tokens, newest_tokens   so many are kept in bf16 besides, and read as that; first_tokens is a multiple of 64
 
     All tokens are kept in layers with a sliding window, too, which read those in the window alone. The model must have
     attn_implementation="gqa": see EncodedTensor.
@@ -116,12 +130,17 @@ class GqaCache(Cache):
                  newest_tokens=0):
         if kind not in ("paged", "contiguous"):
             raise ValueError(f"gqa: kind is {kind!r}; expected 'paged' or 'contiguous'")
+        if not hasattr(config, "get_text_config"):
+            raise ValueError(f"gqa: config is of type {type(config).__name__}; expected a model's configuration, as model.config")
         config = config.get_text_config(decoder=True)
+        if max_tokens is None and getattr(config, "max_position_embeddings", None) is None:
+            raise ValueError(
+                f"gqa: max_tokens is None; expected a number, as {type(config).__name__} has no max_position_embeddings")
         types = set(getattr(config, "layer_types", None) or ["full_attention"])
         if not types <= {"full_attention", "sliding_attention"}:
             raise ValueError(f"gqa: config.layer_types has {sorted(types)}; expected full_attention and sliding_attention alone")
-        storage = dict(paged=kind == "paged", codec=codec, value_codec=value_codec or codec,
-                       max_tokens=max_tokens or config.max_position_embeddings, page_size=page_size, rotation=rotation,
+        storage = dict(paged=kind == "paged", codec=str(codec), value_codec=str(codec if value_codec is None else value_codec),
+                       max_tokens=config.max_position_embeddings if max_tokens is None else max_tokens, page_size=page_size, rotation=rotation,
                        first_tokens=first_tokens, newest_tokens=newest_tokens)
         super().__init__(layers=[GqaCacheLayer(storage) for _ in range(config.num_hidden_layers)])
 
