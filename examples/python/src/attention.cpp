@@ -90,6 +90,13 @@ int extent_of(std::optional<int> given, const char* name) {
   return given.value_or(dynamic);
 }
 
+/// Whether an array's elements are all that its memory has; more, where they share it.
+bool fills(const Array& array, const std::pair<std::uintptr_t, std::uintptr_t>& reach) {
+  Index bytes = array.item_bytes();
+  for (Index axis = 0; axis < array.ndim(); ++axis) bytes *= array.extent(axis);
+  return static_cast<std::uintptr_t>(bytes) >= reach.second - reach.first;
+}
+
 constexpr const char* kQueryAxes = "(tokens, query heads, head dim)";
 constexpr const char* kOutAxes = "(tokens, query heads, value dim)";
 
@@ -152,7 +159,8 @@ struct Batch {
     lses.append(made);
   }
 
-  /// @throws ArgumentError if an output lies in an array of the variant's: the library does not know of all that a variant reads
+  /// @throws ArgumentError if an output lies in an array of the variant's: the library does not know of all that a variant reads. Arrays
+  /// with gaps, as in a packed (token, q | gate | out), may lie in each other's.
   void check_written(const Variant& variant) const {
     std::uintptr_t first = ~std::uintptr_t{0}, last = 0;
     for (const std::shared_ptr<const Array>& read : variant.arrays) {
@@ -164,7 +172,9 @@ struct Batch {
       if (mine.first >= last || mine.second <= first) continue;
       for (const std::shared_ptr<const Array>& read : variant.arrays) {
         const auto its = read->reach();
-        if (mine.first < its.second && its.first < mine.second && mine.first < mine.second && its.first < its.second)
+        const bool meet =
+            mine.first < its.second && its.first < mine.second && mine.first < mine.second && its.first < its.second;
+        if (meet && (mine.first == its.first || fills(output, mine) || fills(*read, its)))
           fail(output.name(), "in the memory of the variant's " + read->name(), "memory of its own");
       }
     }

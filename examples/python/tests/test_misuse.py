@@ -183,6 +183,9 @@ def test_outputs_must_not_lie_in_what_a_variant_reads():
     room = np.zeros((2, 3, HEADS, DIM), np.float32)
     attention(q, (k, v), ["causal", gqa.output_gate(room[0])], out=room[1])
     assert np.array_equal(room[1], right / 2)
+    packed = np.zeros((3, HEADS, 2, DIM), np.float32)  # gates and outputs side by side
+    attention(q, (k, v), ["causal", gqa.output_gate(packed[:, :, 0])], out=packed[:, :, 1])
+    assert np.array_equal(packed[:, :, 1], right / 2) and not packed[:, :, 0].any()
 
 
 def test_lse_of_some_sequences():
