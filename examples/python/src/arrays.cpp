@@ -228,6 +228,7 @@ std::vector<T> numbers(nb::handle object, const std::string& name, const char* e
     if (!nb::try_cast<T>(plain, value))
       fail(name + "[" + std::to_string(result.size()) + "]", nb::cast<std::string>(nb::repr(plain)), expected);
     result.push_back(value);
+    if (result.size() % 65536 == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();  // it may not end
   }
   return result;
 }

@@ -3,6 +3,8 @@
 
 import ctypes
 import gc
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -265,7 +267,20 @@ def test_threads_that_the_system_does_not_start_are_an_error():
     assert code == 1 and "expected no more than the system starts" in said, said
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no timer here")
+def test_an_iterator_without_an_end_can_be_interrupted():
+    code, said = in_a_process("""
+        import itertools, signal
+        import numpy as np
+        import gqa
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        gqa.Attention()(np.ones((3, 4, 16), np.float32), (np.ones((9, 2, 16), np.float32),) * 2, positions=itertools.count())
+    """)
+    assert code != 0 and "KeyboardInterrupt" in said, said
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_child_of_a_process_with_threads():
     assert in_a_process("""
         import os, sys
