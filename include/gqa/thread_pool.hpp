@@ -16,10 +16,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -128,7 +128,7 @@ inline Index checked_pool(Index threads) {
     tried.reserve(static_cast<std::size_t>(threads - 1));
     while (static_cast<Index>(tried.size()) < threads - 1)
       tried.emplace_back([&start] { const std::lock_guard<std::mutex> wait(start); });
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {  // std::system_error, or there is no memory for one more
     started = false;
   }
   hold.unlock();

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Misuse that is not a wrong number: objects half made, arrays that say less than they should, callbacks, memory that is shared, ends of processes."""
+"""Misuse that is not a wrong number: objects half made, arrays that say too little, callbacks, shared memory, ends of processes."""
 
 import ctypes
 import gc
