@@ -16,8 +16,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -112,9 +115,27 @@ inline Index checked_threads(Index threads) {
   if (threads < 1) fail("threads", threads, "1 or more");
   return threads;
 }
-/// The same for a pool of its own: Eigen's counts those of its threads that wait in 14 bits.
+/// The same for a pool of its own: Eigen's counts those of its threads that wait in 14 bits; and where the system does not start one of them,
+/// it waits for the others for ever. So they are tried first, where there are exceptions to say it.
 inline Index checked_pool(Index threads) {
   if (checked_threads(threads) >= 1 << 14) fail("threads", threads, "fewer than 16384");
+#if defined(__cpp_exceptions)
+  std::vector<std::thread> tried;
+  std::mutex start;
+  std::unique_lock<std::mutex> hold(start);
+  bool started = true;
+  try {
+    tried.reserve(static_cast<std::size_t>(threads - 1));
+    while (static_cast<Index>(tried.size()) < threads - 1)
+      tried.emplace_back([&start] { const std::lock_guard<std::mutex> wait(start); });
+  } catch (const std::exception&) {  // std::system_error, or there is no memory for one more
+    started = false;
+  }
+  hold.unlock();
+  for (std::thread& thread : tried) thread.join();
+  if (!started)
+    fail("threads", threads, ("no more than the system starts, " + std::to_string(tried.size() + 1) + " now").c_str());
+#endif
   return threads;
 }
 
@@ -129,7 +150,8 @@ inline Index checked_pool(Index threads) {
 /// Allocation: none once a few calls have been made (those of Eigen's own pool aside: it makes none for these tasks).
 class ThreadPoolExecutor {
  public:
-  /// Owns a pool of `threads` − 1 threads: with the caller, `threads` of them. @throws ArgumentError unless threads is 1 to 16383
+  /// Owns a pool of `threads` − 1 threads: with the caller, `threads` of them. @throws ArgumentError unless threads is 1 to 16383, and the
+  /// system starts so many
   GQA_ALWAYS_INLINE explicit ThreadPoolExecutor(int threads)
       : concurrency_(detail::checked_pool(threads)),
         owned_(threads > 1 ? std::make_unique<Eigen::ThreadPool>(threads - 1) : nullptr),

@@ -11,10 +11,23 @@ void fail(const std::string& argument, const std::string& value, const std::stri
   throw ArgumentError("gqa: " + argument + " is " + value + "; expected " + expected);
 }
 
+std::string text(nb::handle object, const std::string& argument, const std::string& expected) {
+  std::string value;
+  if (!nb::isinstance<nb::str>(object) || !nb::try_cast<std::string>(object, value)) {
+    PyErr_Clear();
+    fail(argument, nb::cast<std::string>(nb::repr(object)), expected);
+  }
+  return value;
+}
+
 namespace {
 
 /// str(object), also where that is an attribute that has not been looked up yet.
-std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::steal(PyObject_Str(object.ptr()))); }
+std::string text_of(nb::handle object) {
+  const nb::object made = nb::steal(PyObject_Str(object.ptr()));
+  if (!made.is_valid()) throw nb::python_error();
+  return text(made, "str()", "characters of Unicode");
+}
 
 std::string called(nb::handle object) {
   const std::string name = text_of(nb::object(object.type().attr("__name__")));
@@ -38,6 +51,12 @@ std::string dtype_name(nb::dlpack::dtype type) {
   }
 }
 
+bool is_true(nb::handle object) {
+  const int truth = PyObject_IsTrue(object.ptr());
+  if (truth < 0) throw nb::python_error();
+  return truth != 0;
+}
+
 /// A NumPy array of a type that NumPy has from ml_dtypes, and cannot hand on: the same memory as integers, and the type's name.
 nb::object as_integers(nb::handle object, std::string& dtype) {
   if (!nb::hasattr(object, "dtype") || !nb::hasattr(object, "view")) return nb::none();
@@ -45,6 +64,7 @@ nb::object as_integers(nb::handle object, std::string& dtype) {
   if (!nb::hasattr(type, "name") || !nb::hasattr(type, "itemsize")) return nb::none();
   const std::string name = text_of(nb::object(type.attr("name")));
   if (name != "bfloat16" && name.rfind("float8_", 0) != 0) return nb::none();
+  if (nb::hasattr(type, "isnative") && !is_true(type.attr("isnative"))) return nb::none();
   dtype = name;
   return object.attr("view")(name == "bfloat16" ? "uint16" : "uint8");
 }
@@ -64,7 +84,19 @@ bool is_numpy(nb::handle object) {
 
 /// Whether a tensor is a part of a graph that gradients go through: they would not go through a call.
 bool requires_gradients(nb::handle object) {
-  return nb::hasattr(object, "requires_grad") && nb::cast<bool>(nb::bool_(object.attr("requires_grad")));
+  return nb::hasattr(object, "requires_grad") && is_true(nb::object(object.attr("requires_grad")));
+}
+
+/// Whether a tensor's numbers are those of its memory with the other sign, which DLPack does not say.
+bool is_negated(nb::handle object) { return nb::hasattr(object, "is_neg") && is_true(object.attr("is_neg")()); }
+
+/// What has nothing but the buffer protocol, as a memoryview: that has strides where the object gives none (ctypes).
+nb::object as_memoryview(nb::handle object) {
+  if (nb::hasattr(object, "__dlpack__") || PyObject_CheckBuffer(object.ptr()) == 0)
+    return nb::borrow<nb::object>(object);
+  nb::object view = nb::steal(PyMemoryView_FromObject(object.ptr()));
+  if (!view.is_valid()) throw nb::python_error();
+  return view;
 }
 
 /// Of an object that is no array, or one that another device has.
@@ -84,13 +116,18 @@ Array::Array(nb::handle object, const std::string& name, bool written) : name_(n
   if (nb::isinstance<nb::str>(object) || nb::isinstance<nb::bytes>(object) || object.is_none())
     fail(name, called(object), expected);
   // Attributes that are not there take longer to ask for than the array itself: the questions are left out where the answer is known.
-  if (!is_numpy(object) && requires_gradients(object))
-    fail(name, "a tensor that requires gradients", "tensor.detach(): calls have no gradients");
+  nb::object given = nb::borrow<nb::object>(object);
+  if (!is_numpy(object)) {
+    if (requires_gradients(object))
+      fail(name, "a tensor that requires gradients", "tensor.detach(): calls have no gradients");
+    if (is_negated(object)) fail(name, "a tensor with the negative bit", "tensor.resolve_neg()");
+    given = as_memoryview(object);
+  }
   const auto take_from = [&](nb::handle source) { return written ? take(source, written_) : take(source, read_); };
-  if (!take_from(object)) {
+  if (!take_from(given)) {
     nb::ndarray<nb::ro> readable;
     keep_ = as_integers(object, dtype_);
-    const nb::handle source = keep_.is_none() ? object : nb::handle(keep_);
+    const nb::handle source = keep_.is_none() ? given : nb::handle(keep_);
     if (keep_.is_none() || !take_from(source)) {
       if (written && take(source, readable)) fail(name, "read-only", "an array that can be written");
       fail(name, why_not(object), expected);
@@ -120,6 +157,17 @@ std::string Array::shape_text() const {
   std::string text = "(";
   for (std::size_t i = 0; i < shape_.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape_[i]);
   return text + (shape_.size() == 1 ? ",)" : ")");
+}
+
+std::pair<std::uintptr_t, std::uintptr_t> Array::reach() const {
+  const auto at = reinterpret_cast<std::uintptr_t>(data_);
+  std::uintptr_t first = at, last = at;
+  for (Index axis = 0; axis < ndim(); ++axis) {
+    if (extent(axis) == 0) return {at, at};
+    const Index steps = (extent(axis) - 1) * stride(axis) * bytes_;
+    (steps < 0 ? first : last) += static_cast<std::uintptr_t>(steps);
+  }
+  return {first, last + static_cast<std::uintptr_t>(bytes_)};
 }
 
 bool Array::is_element() const { return dtype_ == "float32" || dtype_ == "bfloat16" || dtype_ == "float16"; }
@@ -155,7 +203,7 @@ TensorView output(const Array& array, const char* axes) {
 
 namespace {
 
-nb::object make(nb::handle like, const std::vector<Index>& shape, const char* dtype) {
+nb::object made(nb::handle like, const std::vector<Index>& shape, const char* dtype, const std::string& of_like) {
   nb::list extents;
   for (const Index extent : shape) extents.append(extent);
   const nb::tuple as_tuple(extents);
@@ -166,9 +214,8 @@ nb::object make(nb::handle like, const std::vector<Index>& shape, const char* dt
   const nb::object numpy = nb::module_::import_("numpy");
   if (dtype != nullptr) return numpy.attr("empty")(as_tuple, dtype);
   if (nb::isinstance(like, numpy.attr("ndarray"))) return numpy.attr("empty")(as_tuple, like.attr("dtype"));
-  const std::string name = Array(like, "q").dtype();
-  if (name == "bfloat16") return numpy.attr("empty")(as_tuple, nb::module_::import_("ml_dtypes").attr("bfloat16"));
-  return numpy.attr("empty")(as_tuple, name.c_str());
+  if (of_like == "bfloat16") return numpy.attr("empty")(as_tuple, nb::module_::import_("ml_dtypes").attr("bfloat16"));
+  return numpy.attr("empty")(as_tuple, of_like.c_str());
 }
 
 template <class T>
@@ -181,14 +228,19 @@ std::vector<T> numbers(nb::handle object, const std::string& name, const char* e
     if (!nb::try_cast<T>(plain, value))
       fail(name + "[" + std::to_string(result.size()) + "]", nb::cast<std::string>(nb::repr(plain)), expected);
     result.push_back(value);
+    if (result.size() % 65536 == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();  // it may not end
   }
   return result;
 }
 
 }  // namespace
 
-nb::object new_array(nb::handle like, const std::vector<Index>& shape) { return make(like, shape, nullptr); }
-nb::object new_float_array(nb::handle like, const std::vector<Index>& shape) { return make(like, shape, "float32"); }
+nb::object new_array(nb::handle like, const std::string& dtype, const std::vector<Index>& shape) {
+  return made(like, shape, nullptr, dtype);
+}
+nb::object new_float_array(nb::handle like, const std::vector<Index>& shape) {
+  return made(like, shape, "float32", "");
+}
 
 std::vector<float> floats(nb::handle object, const std::string& name) {
   return numbers<float>(object, name, "a sequence of numbers");

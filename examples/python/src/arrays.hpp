@@ -8,6 +8,7 @@
 
 #include <gqa/gqa.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gqa::python {
@@ -30,6 +31,8 @@ class Array {
   /// In elements.
   Index stride(Index axis) const { return strides_[static_cast<std::size_t>(axis)]; }
   Index item_bytes() const { return bytes_; }
+  /// Its lowest address, and the one behind its highest; equal if it has no elements.
+  std::pair<std::uintptr_t, std::uintptr_t> reach() const;
   const std::string& name() const { return name_; }
   /// "float32", "bfloat16", …
   const std::string& dtype() const { return dtype_; }
@@ -53,12 +56,16 @@ class Array {
   std::vector<Index> shape_, strides_;
 };
 
+/// What a handle to a string says. @throws ArgumentError naming `argument` if it is none, or has lone surrogates
+std::string text(nb::handle object, const std::string& argument, const std::string& expected);
+
 /// n × heads × dim, as it lies. @param axes names these
 ConstTensorView tensor(const Array& array, const char* axes);
 TensorView output(const Array& array, const char* axes);
 
 /// A new array like those that `like` is of: torch.Tensor.new_empty if it is a tensor, or else NumPy's, of the same element type.
-nb::object new_array(nb::handle like, const std::vector<Index>& shape);
+/// @param dtype that of `like`, which is not asked again: a DLPack capsule can be taken once
+nb::object new_array(nb::handle like, const std::string& dtype, const std::vector<Index>& shape);
 /// A new array of f32.
 nb::object new_float_array(nb::handle like, const std::vector<Index>& shape);
 

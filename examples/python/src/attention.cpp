@@ -4,10 +4,12 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <map>
 
 #include "attention.hpp"
 #include "executor.hpp"
+#include "gil.hpp"
 #include "variant.hpp"
 
 namespace gqa::python {
@@ -57,10 +59,7 @@ class Attention {
     if (!scale.is_none() && !nb::try_cast<float>(scale, factor))
       fail("scale", nb::cast<std::string>(nb::repr(scale)), "a number, or None");
     if (!scale.is_none()) options.scale = factor;
-    const auto word = [](const nb::object& given, const char* name) {
-      if (!nb::isinstance<nb::str>(given)) fail(name, nb::cast<std::string>(nb::repr(given)), "a name, or None");
-      return nb::cast<std::string>(given);
-    };
+    const auto word = [](const nb::object& given, const char* name) { return text(given, name, "a name, or None"); };
     if (!path.is_none()) options.path = path_named(word(path, "path"));
     if (!products.is_none()) options.products = products_named(word(products, "products"));
     Threads* pool = nullptr;
@@ -85,16 +84,30 @@ class Attention {
   std::map<int, std::unique_ptr<Threads>> pools_{};
 };
 
+/// An extent of every call's, or None.
+int extent_of(std::optional<int> given, const char* name) {
+  if (given && *given < 1) fail(name, std::to_string(*given), "1 or more, or None");
+  return given.value_or(dynamic);
+}
+
+/// Whether an array's elements are all that its memory has; more, where they share it.
+bool fills(const Array& array, const std::pair<std::uintptr_t, std::uintptr_t>& reach) {
+  Index bytes = array.item_bytes();
+  for (Index axis = 0; axis < array.ndim(); ++axis) bytes *= array.extent(axis);
+  return static_cast<std::uintptr_t>(bytes) >= reach.second - reach.first;
+}
+
 constexpr const char* kQueryAxes = "(tokens, query heads, head dim)";
 constexpr const char* kOutAxes = "(tokens, query heads, value dim)";
 
 /// One call: what it is given, kept alive, and what it returns.
 struct Batch {
-  std::vector<Array> arrays{};
+  std::vector<Array> arrays{}, written{};
   std::vector<View> views{};
   std::vector<std::vector<Index>> positions{};
   std::vector<Sequence> sequences{};
   nb::list outs{}, lses{};
+  bool has_lse = false;
   Reading reading{};
 
   explicit Batch(std::size_t count) {
@@ -103,21 +116,22 @@ struct Batch {
   }
 
   /// @param names what errors call the arguments: "" or "[3]"
-  void add(const ConstTensorView& q, nb::handle q_object, nb::handle kv, nb::handle out, const TensorView* out_given,
-           nb::handle lse, nb::handle of_tokens, const std::string& number) {
+  void add(const ConstTensorView& q, const Array& q_array, nb::handle q_object, nb::handle kv, nb::handle out,
+           const TensorView* out_given, nb::handle lse, nb::handle of_tokens, const std::string& number) {
     views.push_back(view_of(kv, "kv" + number));
     reading.add(views.back());
     Sequence sequence{.q = q, .kv = views.back().whole(), .out = {}};
     if (out_given != nullptr) {
       sequence.out = *out_given;
     } else {
-      const nb::object made =
-          out.is_none() ? new_array(q_object, {q.tokens, q.heads, sequence.kv.value_dim}) : nb::borrow<nb::object>(out);
-      arrays.emplace_back(made, "out" + number, true);
-      sequence.out = output(arrays.back(), kOutAxes);
+      const nb::object made = out.is_none()
+                                  ? new_array(q_object, q_array.dtype(), {q.tokens, q.heads, sequence.kv.value_dim})
+                                  : nb::borrow<nb::object>(out);
+      written.emplace_back(made, "out" + number, true);
+      sequence.out = output(written.back(), kOutAxes);
       outs.append(made);
     }
-    if (!lse.is_none()) add_lse(sequence, q_object, lse, number);
+    add_lse(sequence, q_object, lse, number);
     if (!of_tokens.is_none()) {
       positions.push_back(indices(of_tokens, "positions" + number));
       sequence.positions = positions.back();
@@ -125,10 +139,11 @@ struct Batch {
     sequences.push_back(sequence);
   }
 
-  /// @param lse True, or an array of f32 (tokens, query heads)
+  /// @param lse True, or an array of f32 (tokens, query heads); or None or False, of which None comes back
   void add_lse(Sequence& sequence, nb::handle q_object, nb::handle lse, const std::string& number) {
     const bool asked = nb::isinstance<nb::bool_>(lse);
-    if (asked && !nb::cast<bool>(lse)) return;
+    if (lse.is_none() || (asked && !nb::cast<bool>(lse))) return lses.append(nb::none());
+    has_lse = true;
     const nb::object made =
         asked ? new_float_array(q_object, {sequence.q.tokens, sequence.q.heads}) : nb::borrow<nb::object>(lse);
     const Array array(made, "lse" + number, true);
@@ -140,8 +155,29 @@ struct Batch {
     if ((array.extent(1) > 1 && array.stride(1) != 1) || (array.extent(0) > 1 && array.stride(0) != array.extent(1)))
       fail(array.name(), "strided", "an array without gaps, (tokens, query heads)");
     sequence.lse = {static_cast<float*>(array.data()), static_cast<std::size_t>(array.extent(0) * array.extent(1))};
-    arrays.push_back(array);
+    written.push_back(array);
     lses.append(made);
+  }
+
+  /// @throws ArgumentError if an output lies in an array of the variant's: the library does not know of all that a variant reads. Arrays
+  /// with gaps, as in a packed (token, q | gate | out), may lie in each other's.
+  void check_written(const Variant& variant) const {
+    std::uintptr_t first = ~std::uintptr_t{0}, last = 0;
+    for (const std::shared_ptr<const Array>& read : variant.arrays) {
+      first = std::min(first, read->reach().first);
+      last = std::max(last, read->reach().second);
+    }
+    for (const Array& output : written) {
+      const auto mine = output.reach();
+      if (mine.first >= last || mine.second <= first) continue;
+      for (const std::shared_ptr<const Array>& read : variant.arrays) {
+        const auto its = read->reach();
+        const bool meet =
+            mine.first < its.second && its.first < mine.second && mine.first < mine.second && its.first < its.second;
+        if (meet && (mine.first == its.first || fills(output, mine) || fills(*read, its)))
+          fail(output.name(), "in the memory of the variant's " + read->name(), "memory of its own");
+      }
+    }
   }
 
   void run(Attention& attention, nb::handle variant, const Wishes& wishes, CallControl* control) {
@@ -150,9 +186,10 @@ struct Batch {
     const Index query_heads = shape.query_heads > 0 ? shape.query_heads : sequences.empty() ? 0 : sequences[0].q.heads;
     const Index kv_heads = shape.kv_heads > 0 ? shape.kv_heads : sequences.empty() ? 0 : sequences[0].kv.kv_heads;
     const BoundVariant call = bound(parts, query_heads, kv_heads);
+    check_written(parts);
     Options options = attention.options(wishes);
     options.control = control;
-    const nb::gil_scoped_release released;
+    const GilReleased released;
     attend(attention.functor(), sequences, call, options);
   }
 };
@@ -162,9 +199,9 @@ nb::object call_one(Attention& attention, nb::object q, nb::object kv, nb::objec
                     nb::object products, CallControl* control) {
   Batch batch(1);
   const Array queries(q, "q");
-  batch.add(tensor(queries, kQueryAxes), q, kv, out, nullptr, lse, positions, "");
+  batch.add(tensor(queries, kQueryAxes), queries, q, kv, out, nullptr, lse, positions, "");
   batch.run(attention, variant, {scale, threads, path, products}, control);
-  if (nb::len(batch.lses) == 0) return batch.outs[0];
+  if (!batch.has_lse) return batch.outs[0];
   return nb::make_tuple(batch.outs[0], batch.lses[0]);
 }
 
@@ -192,7 +229,8 @@ nb::object call_batch(Attention& attention, nb::object q, nb::object kv, nb::obj
     for (std::size_t i = 0; i < count; ++i) {
       const nb::object one = item(q, i, count, "q");
       batch.arrays.emplace_back(one, "q" + number(i));
-      batch.add(tensor(batch.arrays.back(), kQueryAxes), one, nb::borrow<nb::object>(kv[i]), item(out, i, count, "out"),
+      const Array& queries = batch.arrays.back();
+      batch.add(tensor(queries, kQueryAxes), queries, one, nb::borrow<nb::object>(kv[i]), item(out, i, count, "out"),
                 nullptr, item(lse, i, count, "lse"), item(positions, i, count, "positions"), number(i));
     }
   } else {  // one array for all sequences
@@ -203,31 +241,33 @@ nb::object call_batch(Attention& attention, nb::object q, nb::object kv, nb::obj
     const ConstTensorView all = tensor(queries, kQueryAxes);
     Index sum = 0;
     for (const Index n : of_each) {
-      if (n < 0) fail("tokens", std::to_string(n), "0 or more");
+      if (n < 0 || n > all.tokens)
+        fail("tokens", std::to_string(n), "0 to the tokens of q, " + std::to_string(all.tokens));
       sum += n;
     }
     if (sum != all.tokens) fail("sum(tokens)", std::to_string(sum), "the tokens of q, " + std::to_string(all.tokens));
     packed_out = out;
     if (out.is_none())
       packed_out = new_array(
-          q, {all.tokens, all.heads, count == 0 ? all.dim : view_of(kv[std::size_t{0}], "kv[0]").last().value_dim});
+          q, queries.dtype(),
+          {all.tokens, all.heads, count == 0 ? all.dim : view_of(kv[std::size_t{0}], "kv[0]").last().value_dim});
     const Array outputs(packed_out, "out", true);
     const TensorView all_outs = output(outputs, kOutAxes);
     if (all_outs.tokens != all.tokens)
       fail("out.shape", outputs.shape_text(), std::to_string(all.tokens) + " tokens, as q has");
     batch.arrays.push_back(queries);
-    batch.arrays.push_back(outputs);
+    batch.written.push_back(outputs);
     Index first = 0;
     for (std::size_t i = 0; i < count; ++i) {
       const TensorView mine = all_outs.slice(first, of_each[i]);
-      batch.add(all.slice(first, of_each[i]), q, nb::borrow<nb::object>(kv[i]), nb::none(), &mine,
+      batch.add(all.slice(first, of_each[i]), queries, q, nb::borrow<nb::object>(kv[i]), nb::none(), &mine,
                 item(lse, i, count, "lse"), item(positions, i, count, "positions"), number(i));
       first += of_each[i];
     }
   }
   batch.run(attention, variant, {scale, threads, path, products}, control);
   const nb::object outs = packed_out.is_none() ? nb::object(batch.outs) : packed_out;
-  if (nb::len(batch.lses) == 0) return outs;
+  if (!batch.has_lse) return outs;
   return nb::make_tuple(outs, batch.lses);
 }
 
@@ -275,9 +315,10 @@ void bind_attention(nb::module_& module) {
           "__init__",
           [](Attention* self, std::optional<int> query_heads, std::optional<int> kv_heads, std::optional<int> head_dim,
              std::optional<int> value_dim, nb::object scale, nb::object threads, nb::object path, nb::object products) {
-            new (self) Attention({query_heads.value_or(dynamic), kv_heads.value_or(dynamic), head_dim.value_or(dynamic),
-                                  value_dim.value_or(head_dim.value_or(dynamic))},
-                                 {scale, threads, path, products});
+            new (self)
+                Attention({extent_of(query_heads, "query_heads"), extent_of(kv_heads, "kv_heads"),
+                           extent_of(head_dim, "head_dim"), extent_of(value_dim ? value_dim : head_dim, "value_dim")},
+                          {scale, threads, path, products});
           },
           "query_heads"_a = nb::none(), "kv_heads"_a = nb::none(), "head_dim"_a = nb::none(),
           "value_dim"_a = nb::none(), nb::kw_only(), "scale"_a = nb::none(), "threads"_a = nb::none(),
@@ -311,14 +352,14 @@ void bind_attention(nb::module_& module) {
                    "variant: gqa.typing.VariantLike = 'causal', *, tokens: typing.Sequence[int] | gqa.typing.Array | "
                    "None = None, "
                    "out: gqa.typing.Array | typing.Sequence[gqa.typing.Array] | None = None, "
-                   "lse: bool | typing.Sequence[gqa.typing.Array] | None = None, "
+                   "lse: bool | typing.Sequence[bool | gqa.typing.Array | None] | None = None, "
                    "positions: typing.Sequence[typing.Sequence[int] | gqa.typing.Array | None] | None = "
                    "None, " GQA_PYTHON_OPTIONS ", control: CallControl | None = None) -> typing.Any"),
            "A ragged batch of sequences, prefills, chunks and decode steps mixed, in one call.\n\n"
            "q: a list of arrays (tokens, query heads, D), or with tokens=[…], the tokens of each sequence, one array "
            "of all tokens.\n"
            "kv: a list of caches. out: as q, a list or one array; returned. lse, positions: lists, an item for each "
-           "sequence.")
+           "sequence, None for none.")
       .def_prop_ro(
           "shape",
           [](const Attention& self) {

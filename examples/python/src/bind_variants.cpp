@@ -46,13 +46,14 @@ std::vector<std::shared_ptr<const Array>> arrays_of(nb::handle object, const std
 
 Variant boolean_mask(nb::object allowed) {
   std::vector<std::shared_ptr<const Mask>> masks;
-  for (const std::shared_ptr<const Array>& array : arrays_of(allowed, "allowed")) {
+  const std::vector<std::shared_ptr<const Array>> arrays = arrays_of(allowed, "allowed");
+  for (const std::shared_ptr<const Array>& array : arrays) {
     if (array->dtype() != "bool" && array->dtype() != "uint8") fail(array->name(), array->dtype(), "bool or uint8");
     masks.push_back(mask_over<BooleanMask<std::uint8_t>>(
         array, [](const auto& kept) { return BooleanMask<std::uint8_t>{broadcast<std::uint8_t>(*kept)}; }));
   }
   if (masks.size() > 1) masks = {std::make_shared<MaskOfEach>(std::move(masks))};
-  return {.text = "boolean_mask(…)", .masks = masks};
+  return {.text = "boolean_mask(…)", .masks = masks, .arrays = arrays};
 }
 
 Variant additive_bias(nb::object bias) {
@@ -70,7 +71,7 @@ Variant additive_bias(nb::object bias) {
     else change->f16s.push_back(broadcast<f16>(*array));
     change->arrays.push_back(array);
   }
-  return {.text = "additive_bias(…)", .scores = {change}};
+  return {.text = "additive_bias(…)", .scores = {change}, .arrays = change->arrays};
 }
 
 struct Tree {
@@ -104,7 +105,10 @@ Variant draft_tree(nb::object parents, nb::object prefix) {
       fail("len(prefix)", std::to_string(prefixes.size()),
            "one for each of the " + std::to_string(nb::len(parents)) + " trees");
     std::size_t number = 0;
-    for (const nb::handle of_one : parents) add(of_one, prefixes[number++]);
+    for (const nb::handle of_one : parents) {
+      if (number == prefixes.size()) fail("parents", "longer than its len()", "a sequence of trees");
+      add(of_one, prefixes[number++]);
+    }
     masks = {std::make_shared<MaskOfEach>(std::move(masks))};
   }
   return {.text = "draft_tree(…)", .masks = masks};
@@ -283,7 +287,8 @@ void bind_variants(nb::module_& module) {
       [](nb::object table, Index max_distance, bool bidirectional, Index distances, Index least) {
         const Array array(table, "table");
         const std::vector<float> weights = copied(array);
-        std::vector<float> bias(static_cast<std::size_t>(distances > 0 ? distances * array.extent(1) : 0));
+        if (distances < 1 || distances > Index{1} << 32) fail("distances", std::to_string(distances), "1 to 2^32");
+        std::vector<float> bias(static_cast<std::size_t>(distances * array.extent(1)));
         DistanceBias::fill_t5(weights, array.extent(1), bidirectional, array.extent(0), max_distance, least, distances,
                               bias);
         return distance_bias(std::move(bias), distances, least);
@@ -321,7 +326,8 @@ void bind_variants(nb::module_& module) {
       "output_gate",
       [](nb::object gates) {
         Variant variant{.text = "output_gate(…)"};
-        for (const std::shared_ptr<const Array>& array : arrays_of(gates, "gates")) variant.gates.push_back(*array);
+        variant.arrays = arrays_of(gates, "gates");
+        for (const std::shared_ptr<const Array>& array : variant.arrays) variant.gates.push_back(*array);
         variant.gated = true;
         return variant;
       },

@@ -4,8 +4,11 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <exception>
 #include <optional>
 
+#include "cycles.hpp"
+#include "gil.hpp"
 #include "rope.hpp"
 
 namespace gqa::python {
@@ -17,29 +20,34 @@ template <class Cache>
 struct Owned {
   Cache cache;
   std::shared_ptr<CacheState> state = std::make_shared<CacheState>();
-  bool always_stale = false;  ///< every change makes older views stale, and not only those that drop tokens
+  bool always_stale = false;  ///< append() makes older views stale, whatever it moves
   nb::object pool{};          ///< of a paged sequence
 };
 using Contiguous = Owned<ContiguousKvCache>;
 using Ring = Owned<RingKvCache>;
 using Paged = Owned<PagedSequence>;
 
-/// A change of a cache, while this lives.
+/// A change of a cache, while this lives. One that fails has changed nothing, so that older views stay as good as they were.
 class Changing {
  public:
-  Changing(CacheState& state, bool makes_stale) : state_(state) {
+  Changing(CacheState& state, bool makes_stale) : state_(state), makes_stale_(makes_stale) {
     if (state.readers > 0)
       fail("cache", "in use by a call of another thread", "a cache that no call reads while it changes");
     if (state.changing) fail("cache", "being changed by another thread", "a cache that one thread changes at a time");
     state.changing = true;
-    if (makes_stale) ++state.version;
   }
   Changing(const Changing&) = delete;
   Changing& operator=(const Changing&) = delete;
-  ~Changing() { state_.changing = false; }
+  ~Changing() {
+    state_.changing = false;
+    if (makes_stale_ && std::uncaught_exceptions() == raised_) ++state_.version;
+  }
+  void makes_stale() { makes_stale_ = true; }
 
  private:
   CacheState& state_;
+  bool makes_stale_;
+  int raised_ = std::uncaught_exceptions();
 };
 
 constexpr const char* kKeyAxes = "(tokens, KV heads, head dim)";
@@ -49,6 +57,13 @@ constexpr const char* kValueAxes = "(tokens, KV heads, value dim)";
 template <class C>
 constexpr bool kSharesNothing = !std::is_same_v<C, Paged>;
 
+/// Something that is another one once tokens that were the last ones, `length` in all, have been moved or dropped by append().
+Index place_of_last(const ContiguousKvCache&, Index) { return 0; }
+Index place_of_last(const RingKvCache& cache, Index) { return cache.first_position(); }
+Index place_of_last(const PagedSequence& cache, Index length) {  // a page that is shared is copied
+  return length == 0 ? 0 : Index{cache.pages()[static_cast<std::size_t>((length - 1) / cache.view().page_size)]};
+}
+
 template <class C>
 void append(C& self, nb::object k, nb::object v, const Rope* rope, nb::object positions, const Norm* norm) {
   const Array keys(k, "k"), values(v, "v");
@@ -56,22 +71,33 @@ void append(C& self, nb::object k, nb::object v, const Rope* rope, nb::object po
   std::optional<std::vector<Index>> given;
   if (!positions.is_none()) given = indices(positions, "positions");
   if (given && rope == nullptr) fail("positions", "given", "None without a rope");
-  const Changing changing(*self.state, self.always_stale);
+  Changing changing(*self.state, self.always_stale);
+  const Index length = self.cache.length(), before = place_of_last(self.cache, length);
   const auto add = [&] {
     with_hook(rope, given ? &*given : nullptr, norm,
               [&](const auto&... hook) { self.cache.append(k_rows, v_rows, hook...); });
   };
   if constexpr (kSharesNothing<C>) {
-    const nb::gil_scoped_release released;
+    const GilReleased released;
     add();
   } else {
     add();
   }
+  if (place_of_last(self.cache, length) != before) changing.makes_stale();
+}
+
+/// What an object of a class of ours holds. @throws TypeError if nothing: __new__ alone makes such
+template <class C>
+C& made(nb::handle object) {
+  if (!nb::inst_ready(object))
+    throw nb::type_error(
+        ("gqa: the " + nb::cast<std::string>(nb::type_name(object.type())) + " has not been initialised").c_str());
+  return *nb::inst_ptr<C>(object);
 }
 
 template <class C>
 View view(nb::handle object) {
-  C& self = *nb::inst_ptr<C>(object);
+  C& self = made<C>(object);
   if (self.state->changing) fail("kv", "a cache that another thread is changing", "one that rests");
   return snapshot(self.cache.view(), nb::borrow<nb::object>(object), self.state);
 }
@@ -184,7 +210,7 @@ void bind_one_piece(nb::module_& module, const char* name, const char* doc) {
           [](C* self, Index kv_heads, Index head_dim, Index capacity, Index value_dim, std::string k_type,
              std::optional<std::string> v_type, std::string layout, Index k_rotation, Index v_rotation,
              Index first_tokens, Index newest_tokens, std::string plain_type) {
-            const bool changes_rows = std::is_same_v<C, Ring> || first_tokens > 0 || newest_tokens > 0;
+            const bool changes_rows = first_tokens > 0 || newest_tokens > 0;
             new (self) C{
                 .cache = decltype(C::cache)(config_of(kv_heads, head_dim, capacity, value_dim, k_type, v_type, layout,
                                                       k_rotation, v_rotation, first_tokens, newest_tokens, plain_type)),
@@ -205,21 +231,25 @@ void bind_one_piece(nb::module_& module, const char* name, const char* doc) {
 
 struct Pool {
   PagedKvPool pool;
+  bool always_stale;  ///< of its sequences
 };
 
-Paged sequence_of(PagedSequence sequence, nb::object pool) {
-  return {.cache = std::move(sequence), .always_stale = true, .pool = std::move(pool)};
+void let_go(Paged& sequence) { sequence.pool.reset(); }  // the library's own pool lives as long as its sequences
+
+Paged sequence_of(PagedSequence sequence, bool always_stale, nb::object pool) {
+  return {.cache = std::move(sequence), .always_stale = always_stale, .pool = std::move(pool)};
 }
 
 void bind_pool(nb::module_& module) {
   using namespace nb::literals;
   nb::class_<Paged> sequence(module, "PagedSequence",
-                             "One sequence whose tokens lie in pages of a PagedKvPool: made by sequence() and fork().");
+                             "One sequence whose tokens lie in pages of a PagedKvPool: made by sequence() and fork().",
+                             nb::type_slots(CycleSlots<Paged, &Paged::pool, let_go>::slots));
   sequence
       .def(
           "fork",
           [](const Paged& self, std::optional<Index> tokens) {
-            return sequence_of(self.cache.fork(tokens.value_or(self.cache.length())), self.pool);
+            return sequence_of(self.cache.fork(tokens.value_or(self.cache.length())), self.always_stale, self.pool);
           },
           "tokens"_a = nb::none(), nb::sig("def fork(self, tokens: int | None = None) -> PagedSequence"),
           "A sequence that begins with the first `tokens` tokens of this one (all, unless given), in the same pages: "
@@ -227,7 +257,7 @@ void bind_pool(nb::module_& module) {
       .def(
           "reserve",
           [](Paged& self, Index tokens) {
-            const Changing changing(*self.state, true);
+            const Changing changing(*self.state, false);
             self.cache.reserve(tokens);
           },
           "tokens"_a, "Makes room in the page table for so many tokens in all, without taking pages.")
@@ -275,7 +305,8 @@ void bind_pool(nb::module_& module) {
                                          .layout = one.layout,
                                          .first_tokens = first_tokens,
                                          .newest_tokens = newest_tokens,
-                                         .plain_type = one.plain_type})};
+                                         .plain_type = one.plain_type}),
+                            first_tokens > 0 || newest_tokens > 0};
           },
           "kv_heads"_a, "head_dim"_a, "pages"_a, nb::kw_only(), "page_size"_a = 64, "value_dim"_a = 0,
           "k_type"_a = "f32", "v_type"_a = nb::none(), "layout"_a = "head_major", "k_rotation"_a = 0,
@@ -283,7 +314,8 @@ void bind_pool(nb::module_& module) {
       .def(
           "sequence",
           [](nb::handle_t<Pool> self) {
-            return sequence_of(nb::inst_ptr<Pool>(self)->pool.sequence(), nb::borrow<nb::object>(self));
+            Pool& pool = made<Pool>(self);
+            return sequence_of(pool.pool.sequence(), pool.always_stale, nb::borrow<nb::object>(self));
           },
           nb::sig("def sequence(self) -> PagedSequence"), "A sequence without tokens and pages.")
       .def_prop_ro(

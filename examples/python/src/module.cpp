@@ -38,6 +38,9 @@ void bind_cpu(nb::module_& module) {
       "row_bytes",
       [](const std::string& type, Index width) {
         const KvType stored = encoding_named(type, "type");
+        if (width < 1 || width > detail::kMaxWidth || width % stored.block_elements() != 0)
+          fail("width", std::to_string(width),
+               "a multiple of " + std::to_string(stored.block_elements()) + ", 1 to 2^16");
         return stored.row_bytes(width);
       },
       nb::arg("type"), nb::arg("width"),
@@ -47,6 +50,7 @@ void bind_cpu(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_gqa, module) {
+  nb::set_leak_warnings(false);  // what daemon threads hold when Python ends is no leak of ours
   module.doc() = "Grouped-query, multi-query and multi-head attention on CPUs: the compiled part of the package gqa.";
   nb::exception<ArgumentError>(module, "Error", PyExc_ValueError).attr("__doc__") =
       "A wrong argument: the message names it, the value given, and what was expected. Nothing has been changed.";

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <gqa/detail/check_overlap.hpp>
 #include <optional>
 
 namespace gqa::python {
@@ -38,8 +39,14 @@ Rope make_rope(Index dims, Index positions, double base, bool interleaved, const
   options.max_positions = max_positions;
   options.attention_factor = attention_factor;
   std::vector<double> numbers;
-  if (!divisors.is_none())
-    for (const nb::handle divisor : divisors) numbers.push_back(nb::cast<double>(divisor));
+  if (!divisors.is_none()) {
+    for (const nb::handle divisor : divisors) {
+      double number = 0;
+      if (!nb::try_cast<double>(divisor, number))
+        fail("divisors[" + std::to_string(numbers.size()) + "]", nb::cast<std::string>(nb::repr(divisor)), "a number");
+      numbers.push_back(number);
+    }
+  }
   options.divisors = numbers;
   if (!sections.is_none()) {
     const std::vector<Index> given = indices(sections, "sections");
@@ -51,7 +58,10 @@ Rope make_rope(Index dims, Index positions, double base, bool interleaved, const
 
 TensorView rows_of(nb::handle object, std::optional<Array>& array) {
   array.emplace(object, "rows", true);
-  return output(*array, "(tokens, heads, dim)");
+  const TensorView rows = output(*array, "(tokens, heads, dim)");
+  if (!detail::elements_are_distinct(rows))
+    fail("rows", "of elements that share memory", "an element of its own for every (token, head, dim)");
+  return rows;
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ void ScoreChange::check(const SequenceContext& sequence) const {
 float ScoreChange::one(float score, const RowContext& row, Index key) const {
   const auto s = static_cast<double>(score);
   const auto head = static_cast<std::size_t>(row.query_head);
-  const auto distance = static_cast<double>(row.position - key);
+  const double distance = static_cast<double>(row.position) - static_cast<double>(key);
   switch (kind) {
     case ScoreKind::scale: {
       if (!temperature) return static_cast<float>(static_cast<double>(of_head[head]) * s);

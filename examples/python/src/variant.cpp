@@ -13,6 +13,7 @@ Variant composed(const std::vector<Variant>& parts) {
     all.text += (all.text.empty() ? "" : ", ") + part.text;
     all.masks.insert(all.masks.end(), part.masks.begin(), part.masks.end());
     all.scores.insert(all.scores.end(), part.scores.begin(), part.scores.end());
+    all.arrays.insert(all.arrays.end(), part.arrays.begin(), part.arrays.end());
     if (part.sinks) {
       if (all.sinks) fail("variant", "two parts with sinks", "one: a row has one sink");
       all.sinks = part.sinks;
@@ -75,6 +76,16 @@ Attend compiled_for(const BoundVariant& call) {
   return found != nullptr ? found : attend_plain(any, call.has_bits, output);
 }
 
+/// A list in a list, within Python's own limit: a list may lie in itself.
+struct Deeper {
+  Deeper() {
+    if (Py_EnterRecursiveCall(" in a variant's lists") != 0) throw nb::python_error();
+  }
+  Deeper(const Deeper&) = delete;
+  Deeper& operator=(const Deeper&) = delete;
+  ~Deeper() { Py_LeaveRecursiveCall(); }
+};
+
 }  // namespace
 
 void attend(const Functor& functor, const std::vector<Sequence>& batch, const BoundVariant& variant,
@@ -84,7 +95,7 @@ void attend(const Functor& functor, const std::vector<Sequence>& batch, const Bo
 
 Variant variant_of(nb::handle object) {
   if (nb::isinstance<nb::str>(object)) {
-    const auto name = nb::cast<std::string>(object);
+    const std::string name = text(object, "variant", "characters of Unicode");
     if (name == "causal") return {.text = name, .masks = {mask_of(Causal{})}};
     if (name == "full") return {.text = name, .masks = {mask_of(Full{})}};
     if (name == "alibi") {
@@ -100,6 +111,7 @@ Variant variant_of(nb::handle object) {
     fail("variant", "a " + nb::cast<std::string>(nb::str(object.type().attr("__name__"))),
          "a name, a Variant, or a list of these");
   std::vector<Variant> parts;
+  const Deeper deeper;
   for (const nb::handle part : nb::borrow<nb::object>(object)) parts.push_back(variant_of(part));
   return composed(parts);
 }

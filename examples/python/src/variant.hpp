@@ -19,6 +19,7 @@ struct Variant {
   std::vector<Array> gates{};  ///< one for each sequence
   bool gated = false;
   std::optional<std::vector<float>> value_factors{};
+  std::vector<std::shared_ptr<const Array>> arrays{};  ///< those of its parts that calls read
 };
 
 /// Parts in order. @throws ArgumentError if two have a sink, or a gate

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "caches.hpp"
+#include "cycles.hpp"
 
 namespace gqa::python {
 
@@ -96,7 +97,10 @@ Rows rows_of(nb::handle object, const std::string& name, const Axes& axes, const
     fail(name + ".strides[" + std::to_string(last) + "]",
          std::to_string(array.stride(last) * array.item_bytes()) + " bytes", "rows whose elements lie side by side");
   if (coded) {
-    if (array.item_bytes() != 1) fail(name, array.dtype(), "bytes: uint8, int8 or float8, for rows of " + format);
+    const bool fp8 =
+        array.dtype() == (format == "fp8_e4m3" ? "float8_e4m3fn" : "float8_e5m2") && format.rfind("fp8", 0) == 0;
+    if (!fp8 && array.dtype() != "uint8" && array.dtype() != "int8")
+      fail(name, array.dtype(), "bytes: uint8, int8, or float8 of the same kind, for rows of " + format);
     if (dim < 1)
       fail("head_dim", dim < 0 ? std::to_string(dim) : "not given", "the width of a row, which bytes do not say");
     rows.dim = dim;
@@ -193,12 +197,19 @@ void add_earlier(View& view, nb::handle earlier) {
   view.parts = std::move(parts);
 }
 
+/// As calls want them.
+void check_positions(const char* name, Index number) {
+  if (number < 0 || number > Index{1} << 48) fail(name, std::to_string(number), "0 to 2^48");
+}
+
 View contiguous(nb::handle keys, nb::handle values, std::optional<Index> length, const Formats& formats, Index oldest,
                 nb::handle earlier) {
   View view;
   Rows k, v;
   gqa::KvCacheView part = part_over(keys, values, axes_of(formats.layout, false), formats, view, k, v);
   Index begin = 0;
+  check_positions("oldest", oldest);
+  if (length) check_positions("length", *length);
   view.parts.push_back(part);
   add_earlier(view, earlier);
   if (view.parts.size() > 1) begin = view.parts[view.parts.size() - 2].length;
@@ -217,6 +228,8 @@ View ring(nb::handle keys, nb::handle values, Index length, const Formats& forma
   View view;
   Rows k, v;
   gqa::KvCacheView part = part_over(keys, values, axes_of(formats.layout, false), formats, view, k, v);
+  check_positions("length", length);
+  check_positions("oldest", oldest);
   part.storage = Storage::ring;
   part.length = length;
   part.capacity = k.tokens;
@@ -236,6 +249,7 @@ View paged(nb::handle k_pages, nb::handle v_pages, nb::handle table, Index lengt
   if (entries->extent(0) > 1 && entries->stride(0) != 1)
     fail("table.strides[0]", std::to_string(4 * entries->stride(0)) + " bytes", "4 bytes: entries side by side");
   view.arrays.push_back(entries);
+  check_positions("length", length);
   part.storage = Storage::paged;
   part.length = length;
   part.page_size = k.tokens;
@@ -252,6 +266,12 @@ Formats formats_of(std::string layout, std::optional<std::string> k_type, std::o
                    Index v_rotation) {
   return {std::move(layout),   std::move(k_type),   std::move(v_type), head_dim,  value_dim,
           std::move(k_scales), std::move(v_scales), k_rotation,        v_rotation};
+}
+
+/// Calls refuse it from then on: what it shows may be freed.
+void let_go(View& view) {
+  if (view.state != nullptr) view.version = ~std::uint64_t{0};
+  view.owner.reset();
 }
 
 const char* storage_name(Storage storage) {
@@ -281,7 +301,8 @@ void bind_views(nb::module_& module) {
       "One sequence's keys and values, where they lie: nothing is copied, and the arrays live as long as the view.\n\n"
       "Rows must be contiguous along the head dim; every other stride is free. Elements are float32, bfloat16 or "
       "float16; with a codec's name\n"
-      "as `k_type` or `v_type` arrays hold bytes, a row of the codec each, and head_dim has to be given.")
+      "as `k_type` or `v_type` arrays hold bytes, a row of the codec each, and head_dim has to be given.",
+      nb::type_slots(CycleSlots<View, &View::owner, let_go>::slots))
       .def_static(
           "contiguous",
           [](nb::object keys, nb::object values, std::optional<Index> length, std::string lay,

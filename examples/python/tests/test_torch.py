@@ -73,3 +73,14 @@ def test_tensors_live_as_long_as_views():
     for _ in range(10):
         torch.full((4000, KV_HEADS, DIM), float("nan"))
     assert torch.equal(attention(q, view), wanted)
+
+
+def test_a_tensor_with_the_negative_bit_is_refused():
+    """Whose memory has the numbers' negatives, of which DLPack says nothing."""
+    q, k = normal(3, HEADS, DIM), normal(40, KV_HEADS, DIM)
+    turned = torch.complex(torch.zeros_like(q), -q).conj().imag
+    assert turned.is_neg() and torch.equal(turned, q)
+    for call in (lambda: attention(turned, (k, k)), lambda: attention(q, (k, k), out=turned)):
+        with pytest.raises(gqa.Error, match=r"is a tensor with the negative bit; expected tensor.resolve_neg\(\)"):
+            call()
+    assert torch.equal(attention(turned.resolve_neg().contiguous(), (k, k)), attention(q, (k, k)))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Sequence, Tuple, Union
+from typing import Any, Protocol, Sequence, Tuple, Union
+
+from ._gqa import ContiguousKvCache, KvCacheView, PagedSequence, RingKvCache, Variant
 
 
 class Array(Protocol):
@@ -12,8 +14,5 @@ class Array(Protocol):
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-if TYPE_CHECKING:
-    from ._gqa import ContiguousKvCache, KvCacheView, PagedSequence, RingKvCache, Variant
-
-    Cache = Union[KvCacheView, ContiguousKvCache, RingKvCache, PagedSequence, Tuple[Array, Array]]
-    VariantLike = Union[str, Variant, Sequence[Union[str, Variant]]]
+Cache = Union[KvCacheView, ContiguousKvCache, RingKvCache, PagedSequence, Tuple[Array, Array]]
+VariantLike = Union[str, Variant, Sequence[Union[str, Variant]]]
