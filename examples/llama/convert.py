@@ -211,7 +211,7 @@ def gguf_config(path, field, shapes):
 
 
 def gguf_tokenizer(path, field):
-    kind = {"gpt2": "bpe", "llama": "spm"}.get(field("tokenizer.ggml.model", ""))
+    kind = {"gpt2": "bpe", "llama": "spm"}.get(str(field("tokenizer.ggml.model", "")))
     if kind is None:
         sys.exit(f"{path}: tokenizer.ggml.model is {field('tokenizer.ggml.model', 'absent')}; expected gpt2 or llama")
     tokens = field("tokenizer.ggml.tokens")
