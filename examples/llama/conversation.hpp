@@ -10,6 +10,9 @@
 
 namespace llama {
 
+/// Tokens a second; 0 of no tokens, whose time may be 0, too.
+inline double rate(Index tokens, double seconds) { return tokens == 0 ? 0 : static_cast<double>(tokens) / seconds; }
+
 /// Until the input ends. Answers are printed as their tokens come; Ctrl-C stops an answer.
 inline void converse(const Session& session, const Llama& model, const CachePlan& plan) {
   const bool chat = session.settings.chat;
@@ -60,8 +63,7 @@ inline void converse(const Session& session, const Llama& model, const CachePlan
     ended = made.tokens.size() > tokens.size() && session.tokenizer.is_end(made.tokens.back());
     if (!chat && ended) pending.pop_back();  // what is said next goes on where the text ended
     std::fprintf(stderr, "%td of %td tokens; %.0f and %.0f tokens/s\n", cache.length(), plan.capacity,
-                 static_cast<double>(made.prompt_tokens) / made.prefill_seconds,
-                 static_cast<double>(made.decoded_tokens) / made.decode_seconds);
+                 rate(made.prompt_tokens, made.prefill_seconds), rate(made.decoded_tokens, made.decode_seconds));
   }
   std::fputs("\n", stderr);  // what comes next, such as a shell's prompt, does not go on after ours
 }

@@ -34,8 +34,6 @@ Index token_bytes(const ModelConfig& config, const Format& format) {
   return config.layers() * config.kv_heads * token_bytes(format, {1, 1, config.head_dim, config.head_dim});
 }
 
-double rate(Index tokens, double seconds) { return tokens == 0 ? 0 : static_cast<double>(tokens) / seconds; }
-
 void print_times(const Times& times, double seconds) {
   const auto share = [&](double part) { return 100 * part / seconds; };
   std::printf(
