@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -185,6 +186,10 @@ TEST(LlamaCaches, AContextBeyondMemoryOrTheModelIsRefusedWithNumbers) {
                 std::to_string(weight_bytes) + ", cache 192000, rotary embeddings 32000); " +
                 std::to_string(weight_bytes + 1000 * each - 1) + " are available");
   EXPECT_EQ(complaint(1000, std::nullopt), "nothing thrown");
+  EXPECT_EQ(memory_needed(weights, {.capacity = 1000}, 10).all(), weight_bytes + 1000 * each + 10 * 37 * 4);
+  EXPECT_NO_THROW(check_context(weights, {.capacity = 1000}, weight_bytes + 1000 * each + 10 * 37 * 4, 10));
+  EXPECT_THROW(check_context(weights, {.capacity = 1000}, weight_bytes + 1000 * each + 10 * 37 * 4 - 1, 10),
+               std::runtime_error);
   EXPECT_EQ(complaint(1000000001, std::nullopt), "context: 1000000001 tokens; the model was trained for 1000000000");
 }
 
@@ -235,6 +240,40 @@ TEST(LlamaFile, WhatIsWrongIsNamed) {
   model = tiny_llama("llama");
   model.config.erase("norm_epsilon");
   EXPECT_EQ(complaint(model), "config has no norm_epsilon");
+}
+
+TEST(LlamaFile, JsonThatIsNestedDeepIsRefused) {
+  // Copies of such a value and messages with it would take the whole stack.
+  const auto complaint = [](const std::string& header) -> std::string {
+    const std::string path = testing::TempDir() + "gqa_llama_deep.safetensors";
+    std::string length(8, '\0');
+    for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i) & 0xff);
+    std::ofstream(path, std::ios::binary) << length << header;
+    std::string what = "nothing thrown";
+    try {
+      read_weights(path);
+    } catch (const std::runtime_error& error) {
+      what = std::string(error.what()).substr(path.size() + 2);
+    }
+    std::remove(path.c_str());
+    return what;
+  };
+  const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
+  EXPECT_EQ(complaint(R"({"__metadata__":{"config":"{\"dim\":)" + deep + R"(}"}})"),
+            "config is nested more than 8 deep");
+  EXPECT_EQ(complaint(R"({"__metadata__":)" + deep + "}"), "header: is nested more than 8 deep");
+}
+
+TEST(LlamaGeneration, LogitsThatAreNotFiniteAreAnError) {
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    TinyLlama tiny = tiny_llama("llama");
+    tiny.tensors.at("blk.1.attn_v.weight").setConstant(value);
+    const File file(tiny);
+    const Weights weights = read_weights(file.path);
+    ModelCache cache(weights.config, {.capacity = 10});
+    EXPECT_THROW(generate(Llama(weights, {}, 10), cache, some_tokens(4), {.steps = 3}), std::runtime_error);
+    EXPECT_THROW(check_exact(weights, {}, format_named("f32"), false, some_tokens(4)), std::runtime_error);
+  }
 }
 
 TEST(LlamaPerplexity, LossesAreThoseOfTheLogits) {

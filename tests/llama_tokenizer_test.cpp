@@ -230,12 +230,29 @@ TEST(Tokenizer, NamesWhatIsWrong) {
             "tokenizer: \"eos\" is -2; expected a token below 266");
   EXPECT_EQ(error_of(pieces(), [](json& j) { j["tokens"][4] = "<0x1>"; }),
             "tokenizer: \"tokens\" has a byte \"<0x1>\" at 4; expected <0x00> to <0xFF>");
+  EXPECT_EQ(error_of(pieces(), [](json& j) { j["bos"] = 4294967296; }),
+            "tokenizer: \"bos\" contains 4294967296; expected whole numbers of 32 bits");
+  EXPECT_EQ(error_of(pieces(), [](json& j) { j["eos"] = {18446744073709551615u}; }),
+            "tokenizer: \"eos\" contains 18446744073709551615; expected whole numbers of 32 bits");
+  EXPECT_EQ(error_of(pieces(), [](json& j) { j["types"][3] = 1.5; }),
+            "tokenizer: \"types\" contains 1.5; expected whole numbers of 32 bits");
+  EXPECT_EQ(error_of(pieces(), [](json& j) { j["types"][3] = nullptr; }),
+            "tokenizer: \"types\" contains null; expected whole numbers of 32 bits");
+  EXPECT_EQ(error_of(pieces(), [](json& j) { j["types"] = 1; }),
+            "tokenizer: \"types\" is of type number; expected an array");
   EXPECT_EQ(error_of(byte_level(), [](json& j) { j["pre"] = "tekken"; }),
             "tokenizer: \"pre\" is \"tekken\"; expected gpt-2, smollm, qwen2 or llama-bpe");
   EXPECT_TRUE(error_of(pieces(), [](json& j) { j["tokens"] = 3; }).starts_with("tokenizer: \"tokens\" "));
   EXPECT_TRUE(error_of(json::array(), [](json&) {}).starts_with("tokenizer: \"kind\" is missing"));
   const Tokenizer tokenizer(pieces());
-  EXPECT_THROW(tokenizer.decode(1, 266), std::out_of_range);
+  for (const Token token : {266, -5}) {
+    try {
+      tokenizer.decode(1, token);
+      ADD_FAILURE() << token;
+    } catch (const std::out_of_range& error) {
+      EXPECT_EQ(error.what(), "token " + std::to_string(token) + " is none of the tokenizer's 266");
+    }
+  }
 }
 
 }  // namespace

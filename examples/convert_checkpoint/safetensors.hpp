@@ -146,7 +146,11 @@ class SafetensorsFile {
   void read_header(const std::string& path, std::string_view text, std::span<const std::byte> data) {
     std::set<std::string> names;
     std::string twice;
+    constexpr int deepest = 8;  // the format has 3; a copy of JSON takes stack for every level
+    bool deep = false;
     const auto see = [&](int depth, Json::parse_event_t event, Json& value) {
+      deep = deep || depth > deepest;
+      if (depth > deepest) return false;
       if (event == Json::parse_event_t::key && depth == 1 && !names.insert(value.get<std::string>()).second)
         twice = value.get<std::string>();
       return true;
@@ -154,6 +158,7 @@ class SafetensorsFile {
     const Json header = Json::parse(text.begin(), text.end(), see, false);
     if (header.is_discarded() || !header.is_object())
       bad_file(path, "no .safetensors file: its header is no JSON object");
+    if (deep) bad_file(path, "header: is nested more than " + std::to_string(deepest) + " deep");
     if (!twice.empty()) bad_file(path, "header: " + twice + " is there twice");
     std::vector<std::pair<std::uint64_t, std::uint64_t>> places;
     for (const auto& [name, entry] : header.items()) {

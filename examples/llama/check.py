@@ -102,19 +102,22 @@ def check_llama2c(folder):
     tokenizer.write_bytes(tokenizer.read_bytes() + b"more")
     refused("goes on after the model's 260 tokens", model, tokenizer, out)
     refused("no such file", folder / "nowhere.gguf", out)
+    refused("its folder does not exist", model, tokenizer, folder / "nowhere" / "tiny.safetensors")
+    done = run(model, tokenizer, folder)
+    assert done.returncode != 0 and f"{folder}: is a folder" in done.stderr, done.stderr
 
 
-def write_gguf(path, architecture, quantised):
+def write_gguf(path, architecture, quantised, heads=2, layers=6):
     import gguf
     import numpy as np
 
     kv_heads, dim, inner = 1, 64, 96
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(6)
+    writer.add_block_count(layers)
     writer.add_context_length(128)
     writer.add_embedding_length(dim)
     writer.add_feed_forward_length(inner)
-    writer.add_head_count(2)
+    writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
@@ -179,6 +182,15 @@ def check_gguf(folder):
     out.unlink()
     write_gguf(model, "phi3", False)
     refused("general.architecture is phi3; expected llama, qwen2 or gemma3", model, out)
+    write_gguf(model, "llama", False, heads=0)
+    refused("llama.attention.head_count is 0; expected a whole number from 1 on", model, out)
+    write_gguf(model, "llama", False, layers=0)
+    refused("llama.block_count is 0; expected a whole number from 1 on", model, out)
+    write_gguf(model, "llama", False)
+    whole = model.read_bytes()
+    for size in (5, 20, 100, 700, len(whole) // 2, len(whole) - 32):
+        model.write_bytes(whole[:size])
+        refused(f"{model}: cannot be read as GGUF; is it cut off?", model, out)
     model.write_bytes(b"GGML" + model.read_bytes()[4:])
     refused("does not start with \"GGUF\"", model, out)
 

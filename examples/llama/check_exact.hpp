@@ -37,12 +37,14 @@ inline Columns prompt_logits(const Weights& weights, gqa::Options options, const
 
 /// Every kind of cache, in chunks of 1, 7, 64 tokens and at once, and with 1, 2 and 3 threads.
 /// @param on_run  called with each as soon as it is known
+/// @throws std::runtime_error if a logit is not finite
 inline std::vector<ExactRun> check_exact(const Weights& weights, const gqa::Options& options, const Format& format,
                                          bool rotate, const std::vector<Token>& prompt,
                                          const std::function<void(const ExactRun&)>& on_run = {}) {
   const auto count = static_cast<Index>(prompt.size());
   const auto plan = [&](CacheKind kind, Index chunk) { return CachePlan{kind, format, count, chunk, rotate}; };
   const Columns expected = prompt_logits(weights, options, plan(CacheKind::contiguous, 1), prompt, 1);
+  expect_finite(expected);  // a NaN is never equal to itself
   std::vector<ExactRun> runs;
   int threads = 1;
   for (const Index chunk : std::set<Index>{1, std::min<Index>(7, count), std::min<Index>(64, count), count})

@@ -154,25 +154,42 @@ def gguf_config(path, field, shapes):
         return absent if value is None else value
 
     gemma = architecture == "gemma3"
-    layers, heads, dim = own("block_count"), own("attention.head_count"), own("embedding_length")
-    kv_heads = own("attention.head_count_kv", heads)
+    def checked(key, absent, kinds, expected, fits):
+        value = own(key, absent)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
+            sys.exit(f"{path}: {architecture}.{key} is {value!r}; expected {expected}")
+        return value
+
+    def whole(key, absent=required, least=1):
+        return checked(key, absent, int, f"a whole number from {least} on", lambda value: value >= least)
+
+    def positive(key, absent=required):
+        return checked(key, absent, (int, float), "a number above 0", lambda value: 0 < value < math.inf)
+
+    heads, kv_heads = own("attention.head_count"), own("attention.head_count_kv", None)
     if isinstance(heads, list) or isinstance(kv_heads, list):
         sys.exit(f"{path}: layers have different numbers of heads; such models are not run here")
+    layers, dim, heads = whole("block_count"), whole("embedding_length"), whole("attention.head_count")
+    kv_heads = whole("attention.head_count_kv", heads)
+    if heads % kv_heads != 0:
+        sys.exit(f"{path}: {kv_heads} KV heads do not divide {heads} query heads")
     if own("expert_count", 0):
         sys.exit(f"{path}: {architecture}.expert_count is {own('expert_count')}; mixtures of experts are not run here")
-    head_dim = own("attention.key_length", dim // heads)
+    head_dim = whole("attention.key_length", dim // heads)
     if own("attention.value_length", head_dim) != head_dim:
         sys.exit(f"{path}: values have another width than keys; such models are not run here")
+    if "token_embd.weight" not in shapes:
+        sys.exit(f"{path}: has no tensor token_embd.weight")
     scaling = own("rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
         sys.exit(f"{path}: {architecture}.rope.scaling.type is {scaling}; expected none or linear")
-    factor = own("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
-    window = own("attention.sliding_window", 0)
-    base = own("rope.freq_base", 10000.0)
+    factor = positive("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
+    window = whole("attention.sliding_window", 0, least=0)
+    base = positive("rope.freq_base", 10000.0)
     per_layer = layer_config(layers, 0 if gemma else window, base, factor)
     if gemma:  # five local layers of six, with a base of their own and positions as they are
-        every = own("attention.sliding_window_pattern", 6)
-        local_base = own("rope.freq_base_swa", 10000.0)
+        every = whole("attention.sliding_window_pattern", 6)
+        local_base = positive("rope.freq_base_swa", 10000.0)
         for layer in range(layers):
             if layer % every < every - 1:
                 per_layer["windows"][layer] = window
@@ -180,24 +197,30 @@ def gguf_config(path, field, shapes):
     # Gemma 3 27B scales by its hidden dim a head, the others by the width of a head.
     scale_dim = dim // heads if gemma and layers == 62 else head_dim
     return {
-        "architecture": architecture, "dim": dim, "hidden_dim": own("feed_forward_length"), "layers": layers,
+        "architecture": architecture, "dim": dim, "hidden_dim": whole("feed_forward_length"), "layers": layers,
         "query_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "vocabulary": shapes["token_embd.weight"][0],
-        "max_length": own("context_length"), "norm_epsilon": own("attention.layer_norm_rms_epsilon"),
-        "attention_scale": own("attention.scale", scale_dim**-0.5), "embedding_scale": math.sqrt(dim) if gemma else 1.0,
+        "max_length": whole("context_length"), "norm_epsilon": positive("attention.layer_norm_rms_epsilon"),
+        "attention_scale": positive("attention.scale", scale_dim**-0.5), "embedding_scale": math.sqrt(dim) if gemma else 1.0,
         "activation": "gelu_tanh" if gemma else "silu",
         # GGUF has the rows of Llama's queries and keys permuted, so that pairs are neighbours.
         "rope_pairs": "interleaved" if architecture == "llama" else "half_split",
-        "rope_dims": own("rope.dimension_count", head_dim), "qkv_bias": "blk.0.attn_q.bias" in shapes,
+        "rope_dims": whole("rope.dimension_count", head_dim), "qkv_bias": "blk.0.attn_q.bias" in shapes,
         "qk_norm": "blk.0.attn_q_norm.weight" in shapes, "post_norms": "blk.0.post_attention_norm.weight" in shapes,
         "tied": "output.weight" not in shapes, **per_layer,
     }
 
 
 def gguf_tokenizer(path, field):
-    kind = {"gpt2": "bpe", "llama": "spm"}.get(field("tokenizer.ggml.model", ""))
+    kind = {"gpt2": "bpe", "llama": "spm"}.get(str(field("tokenizer.ggml.model", "")))
     if kind is None:
         sys.exit(f"{path}: tokenizer.ggml.model is {field('tokenizer.ggml.model', 'absent')}; expected gpt2 or llama")
     tokens = field("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
+        sys.exit(f"{path}: tokenizer.ggml.tokens is no list of texts")
+    for key in ("eos_token_id", "eot_token_id", "bos_token_id"):
+        value = field(f"tokenizer.ggml.{key}", 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
+            sys.exit(f"{path}: tokenizer.ggml.{key} is {value!r}; expected one of {len(tokens)} tokens")
     ids = {text: token for token, text in enumerate(tokens)}
     eos = {field("tokenizer.ggml.eos_token_id", None), field("tokenizer.ggml.eot_token_id", None)}
     eos |= {ids.get(text) for text in END_TOKENS}
@@ -220,7 +243,10 @@ def from_gguf(path):
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             sys.exit(f"{path}: does not start with \"GGUF\"")
-    reader = gguf.GGUFReader(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:  # numpy's, of bytes that are not there
+        sys.exit(f"{path}: cannot be read as GGUF; is it cut off? {error}")
 
     def field(key, *absent):
         if key in reader.fields:
@@ -329,6 +355,9 @@ def main():
     for path in given.files:
         if not path.is_file():
             sys.exit(f"{path}: no such file")
+    for path in filter(None, [given.output, given.gguf_f32]):
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            sys.exit(f"{path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}; expected the name of a file to write")
     with given.files[0].open("rb") as file:
         is_gguf = file.read(4) == b"GGUF" or zipfile.is_zipfile(given.files[0])
     if not is_gguf and given.files[0].suffix == ".bin" and len(given.files) == 2:

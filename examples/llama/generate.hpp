@@ -39,9 +39,16 @@ struct Generation {
   double decode_seconds = 0;
 };
 
+/// @throws std::runtime_error if one of `logits` is not finite: greedy text of those would be the first token, over and over
+inline void expect_finite(const Eigen::Ref<const Columns>& logits) {
+  if (!logits.allFinite())
+    throw std::runtime_error(
+        "logits: there is one that is not finite; are the weights, or keys and values by that codec, damaged?");
+}
+
 /// Sends the prompt through the model, and then always the likeliest next token. The last token that is made does not go through the model.
 /// @param cache  what the prompt follows; with room for it and steps − 1 tokens
-/// @throws std::invalid_argument if the prompt is empty
+/// @throws std::invalid_argument if the prompt is empty; std::runtime_error if a token follows from logits that are not finite
 inline Generation generate(const Llama& model, ModelCache& cache, const std::vector<Token>& prompt,
                            const GenerateOptions& options) {
   using Clock = std::chrono::steady_clock;
@@ -79,6 +86,7 @@ inline Generation generate(const Llama& model, ModelCache& cache, const std::vec
         forward({&made.tokens.back(), 1});
         ++made.decoded_tokens;
       }
+      expect_finite(logits.rightCols(1));
       const Token next = greedy(logits.col(logits.cols() - 1));
       const Token previous = made.tokens.back();
       made.tokens.push_back(next);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -33,13 +34,17 @@ Index token_bytes(const ModelConfig& config, const Format& format) {
   return config.layers() * config.kv_heads * token_bytes(format, {1, 1, config.head_dim, config.head_dim});
 }
 
-double rate(Index tokens, double seconds) { return tokens == 0 ? 0 : static_cast<double>(tokens) / seconds; }
-
 void print_times(const Times& times, double seconds) {
   const auto share = [&](double part) { return 100 * part / seconds; };
   std::printf(
       "time: attention %.1f%%, linear layers %.1f%%, norms, rotary embeddings and appending %.1f%%, logits %.1f%%\n",
       share(times.attention), share(times.linear), share(times.rows), share(times.logits));
+}
+
+// @throws std::runtime_error if no file can be written there
+void expect_writable(const std::string& path) {
+  if (std::filesystem::is_directory(path)) throw std::runtime_error("--logits: " + path + ": is a folder");
+  const checkpoint::NewFile never_committed(path);
 }
 
 void write_logits(const std::string& path, const Generation& made) {
@@ -99,7 +104,14 @@ int run_once(Session& session) {
   const std::vector<Token> prompt = session.prompt();
   const auto prompt_tokens = static_cast<Index>(prompt.size());
   const Index chunk = session.chunk(prompt_tokens);
-  const CachePlan plan = session.plan(prompt_tokens + settings.steps - 1, chunk);
+  const Index all_tokens = prompt_tokens + settings.steps - 1;
+  const CachePlan plan = session.plan(all_tokens, chunk, settings.logits.empty() ? 0 : all_tokens + chunk);
+  if (!settings.expected.empty()) read_text(settings.expected);  // before the work, not after it
+  if (!settings.logits.empty()) expect_writable(settings.logits);
+  for (const Token token : prompt)
+    if (token < 0 || token >= config.vocabulary)
+      throw std::invalid_argument("--tokens has " + std::to_string(token) + "; expected 0 to " +
+                                  std::to_string(config.vocabulary - 1));
 
   const StopOnInterrupt interrupt;
   session.options.control = &StopOnInterrupt::control();
@@ -112,7 +124,17 @@ int run_once(Session& session) {
     std::fputs(session.tokenizer.decode(previous, token).c_str(), stdout);
     std::fflush(stdout);
   };
-  if (!settings.chat) std::fputs(session.tokenizer.decode(prompt).c_str(), stdout);
+  // A prompt of several chunks is shown after the lines about its progress.
+  const auto show_prompt = [&] {
+    if (!settings.chat) std::fputs(session.tokenizer.decode(prompt).c_str(), stdout);
+    std::fflush(stdout);
+  };
+  if (prompt_tokens <= chunk) show_prompt();
+  const auto progress = how.on_prefill;
+  how.on_prefill = [&](Index done, Index all) {
+    progress(done, all);
+    if (done == all && all > chunk) show_prompt();
+  };
   const Generation made = generate(model, cache, prompt, how);
   std::printf("%s\n", made.stopped ? "\nstopped" : "");
 
@@ -148,7 +170,9 @@ int run_conversation(Session& session) {
 
 int run_check(const Session& session) {
   const std::vector<Token> prompt = session.prompt();
-  session.plan(static_cast<Index>(prompt.size()), 1);  // is there memory for it?
+  const auto count = static_cast<Index>(prompt.size());
+  // Is there memory for it? For two runs' logits, and those of a prompt that goes through at once.
+  session.plan(count, count, 3 * count);
   Index different = 0;
   std::printf("%zu tokens, %s; logits that differ from token by token on one thread:\n", prompt.size(),
               session.settings.kv_type.c_str());
@@ -166,7 +190,7 @@ int run_check(const Session& session) {
 int run_text(const Session& session) {
   const Settings& settings = session.settings;
   const ModelConfig& config = session.weights.config;
-  const Index length = std::min(settings.context > 0 ? settings.context : 512, config.max_length);
+  const Index length = settings.context > 0 ? settings.context : std::min<Index>(512, config.max_length);
   if (length < 2) throw std::invalid_argument("--context is " + std::to_string(length) + "; expected 2 or more tokens");
   std::vector<Token> tokens = session.tokenizer.encode(read_text(settings.text));
   tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(settings.text_tokens)));
@@ -196,7 +220,9 @@ int main(int argc, char** argv) {
     if (!settings.text.empty()) return run_text(session);
     if (settings.check_exact) return run_check(session);
     const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--tokens") > 0;
-    return prompted ? run_once(session) : run_conversation(session);
+    const int status = prompted ? run_once(session) : run_conversation(session);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) throw std::runtime_error("the output cannot be written");
+    return status;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "llama: %s\n", error.what());
     return 2;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -40,7 +41,7 @@ static_assert(std::atomic<bool>::is_always_lock_free, "a signal's handler sets i
 
 inline std::string read_text(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + ": cannot be opened");
+  if (!file || std::filesystem::is_directory(path)) throw std::runtime_error(path + ": cannot be opened");
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
@@ -76,24 +77,24 @@ class Session {
            : settings.prefill == "token-by-token" ? 1
                                                   : std::min(settings.chunk, prompt_tokens);
   }
-  /// A cache for so many tokens, or for as many as --context says. @throws std::runtime_error if there is no room for it
-  CachePlan plan(Index tokens, Index chunk_tokens) const {
+  /// A cache for so many tokens, or for as many as --context says.
+  /// @param logits  tokens whose logits are kept at one time
+  /// @throws std::runtime_error if there is no room for it
+  CachePlan plan(Index tokens, Index chunk_tokens, Index logits = 0) const {
     if (settings.context > 0 && settings.context < tokens)
       throw std::runtime_error("--context is " + std::to_string(settings.context) + "; prompt and --steps are " +
                                std::to_string(tokens) + " tokens");
     const CachePlan made{cache_kind(settings.cache), format_named(settings.kv_type), std::max(tokens, settings.context),
                          chunk_tokens, settings.rotate};
-    check_context(weights, made, available_memory());
+    check_context(weights, made, available_memory(), logits);
     return made;
   }
   /// For generate(): ends where the model says so, and shows how far a long prompt is.
   GenerateOptions generate_options(Index chunk_tokens) const {
     GenerateOptions made{.steps = settings.steps, .chunk = chunk_tokens};
     if (!settings.ignore_end) made.is_end = [this](Token token) { return tokenizer.is_end(token); };
-    made.on_prefill = [](Index done, Index all) {
-      static bool shown = false;
-      if (done < all || shown) std::fprintf(stderr, "\rprompt: %td of %td tokens%s", done, all, done < all ? "" : "\n");
-      shown = done < all;
+    made.on_prefill = [chunk_tokens](Index done, Index all) {
+      if (all > chunk_tokens) std::fprintf(stderr, "\rprompt: %td of %td tokens%s", done, all, done < all ? "" : "\n");
     };
     return made;
   }

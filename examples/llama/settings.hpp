@@ -45,10 +45,11 @@ inline void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--model", settings.model, "model that convert.py wrote (.safetensors)")->required();
   auto* const prompt =
       app.add_option("--prompt", settings.prompt, "text to go on with; without one: a conversation, line by line");
-  app.add_option("--prompt-file", settings.prompt_file, "file with that text")->excludes(prompt);
+  auto* const file = app.add_option("--prompt-file", settings.prompt_file, "file with that text")->excludes(prompt);
   app.add_option("--tokens", settings.tokens, "token ids to go on with, instead of text")
       ->delimiter(',')
-      ->excludes(prompt);
+      ->excludes(prompt)
+      ->excludes(file);
   app.add_flag("--chat", settings.chat, "the prompt is a message, written as the model was trained for");
   app.add_option("--steps", settings.steps, "tokens after the prompt, at most")->check(CLI::Range(1, 1 << 30));
   app.add_flag("--ignore-end", settings.ignore_end, "go on after the model says that a text has ended");
@@ -85,10 +86,12 @@ inline void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--expected", settings.expected,
                  "file with the text that must come out; otherwise the exit status is 1");
   app.add_option("--logits", settings.logits, "write tokens and logits of every token there (.safetensors)");
-  app.add_flag("--check-exact", settings.check_exact,
-               "run the prompt in several chunkings, caches and numbers of threads; the exit status is 1 if any bit of "
-               "any logit differs");
-  app.add_option("--perplexity", settings.text, "file with a text: how well it is predicted, by codec");
+  auto* const exact = app.add_flag(
+      "--check-exact", settings.check_exact,
+      "run the prompt in several chunkings, caches and numbers of threads; the exit status is 1 if any bit of "
+      "any logit differs");
+  app.add_option("--perplexity", settings.text, "file with a text: how well it is predicted, by codec")
+      ->excludes(exact);
   app.add_option("--codecs", settings.codecs, "for --perplexity: all, or names of codecs")->delimiter(',');
   app.add_option("--text-tokens", settings.text_tokens,
                  "for --perplexity: tokens of the text, at most, cut into sequences of --context (0: 512)")

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
@@ -43,17 +45,30 @@ class Tokenizer {
         bad(name, error.what());
       }
     };
+    // nlohmann's conversions to int cut 1.5 to 1 and 2³² to 0.
+    const auto whole = [](const char* name, const nlohmann::json& value) {
+      constexpr double most = std::numeric_limits<int>::max();
+      if (!value.is_number_integer() || std::abs(value.get<double>()) > most)
+        bad(name, std::string("contains ") + (value.is_number() ? value.dump() : value.type_name()) +
+                      "; expected whole numbers of 32 bits");
+      return value.get<int>();
+    };
+    const auto read_whole = [&](const char* name, std::vector<int>& to) {
+      if (!member(name).is_array())
+        bad(name, std::string("is of type ") + member(name).type_name() + "; expected an array");
+      for (const nlohmann::json& value : member(name)) to.push_back(whole(name, value));
+    };
     std::string kind;
     read("kind", kind);
     if (kind != "spm" && kind != "bpe") bad("kind", "is \"" + kind + "\"; expected spm or bpe");
     read("tokens", texts_);
     std::vector<int> types;
-    read("types", types);
+    read_whole("types", types);
     expect_one_per_token("types", types.size());
     read("add_bos", add_bos_);
-    if (!member("bos").is_null()) read("bos", bos_);
+    if (!member("bos").is_null()) bos_ = whole("bos", member("bos"));
     if (add_bos_ || bos_ != no_token) expect_token("bos", bos_);
-    read("eos", ends_);
+    read_whole("eos", ends_);
     for (const Token end : ends_) expect_token("eos", end);
 
     for (std::size_t i = 0; i < texts_.size(); ++i) {
@@ -107,7 +122,10 @@ class Tokenizer {
   /// The bytes to print for `token` after `previous` (`no_token` at the beginning); a character may take several tokens.
   /// @throws std::out_of_range if there is no such token
   std::string decode(Token previous, Token token) const {
-    const std::string& output = outputs_.at(static_cast<std::size_t>(token));
+    if (token < 0 || token >= vocabulary())
+      throw std::out_of_range("token " + std::to_string(token) + " is none of the tokenizer's " +
+                              std::to_string(vocabulary()));
+    const std::string& output = outputs_[static_cast<std::size_t>(token)];
     const bool begins = previous == no_token || previous == bos_;
     return add_space_prefix_ && begins && output.starts_with(' ') ? output.substr(1) : output;
   }

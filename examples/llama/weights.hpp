@@ -152,7 +152,15 @@ inline nlohmann::json metadata(const std::string& path, const checkpoint::Safete
   const nlohmann::json& all = file.metadata();
   if (!all.is_object() || !all.contains(name) || !all.at(name).is_string())
     checkpoint::bad_file(path, std::string("its header has no ") + name + "; convert.py writes such files");
-  nlohmann::json made = nlohmann::json::parse(all.at(name).get_ref<const std::string&>(), nullptr, false);
+  // Nothing that convert.py writes is deeper than a list in an object; copies and error messages of JSON take stack for every level.
+  constexpr int deepest = 8;
+  bool deep = false;
+  const auto shallow = [&](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) {
+    deep = deep || depth > deepest;
+    return depth <= deepest;
+  };
+  nlohmann::json made = nlohmann::json::parse(all.at(name).get_ref<const std::string&>(), shallow, false);
+  if (deep) checkpoint::bad_file(path, std::string(name) + " is nested more than " + std::to_string(deepest) + " deep");
   if (made.is_discarded()) checkpoint::bad_file(path, std::string(name) + " is no JSON");
   return made;
 }
