@@ -6,8 +6,13 @@
 
 model.safetensors and model-f32.gguf are what convert.py wrote of model.gguf. For each GGUF file and prompt it prints whether the tokens of
 the text are the same, and if not, how far apart the two likeliest tokens were where they first differ, in llama.cpp's logits, and the largest
-difference of any logit up to there: a difference larger than half the margin can turn the choice over. Both have keys and values in f32 (0 is llama.cpp's number of that type). Needs
-PyPI's llama-cpp-python and numpy.
+difference of any logit up to there: a difference larger than half the margin can turn the choice over. Both have keys and values in f32 (0 is
+llama.cpp's number of that type). Needs PyPI's llama-cpp-python and numpy.
+
+    compare.py --llama build/examples/llama --model model.safetensors --transformers model.gguf
+
+holds the logits of the same texts to those of transformers in double precision, and says which of these tokens are the likeliest there. Needs
+PyPI's transformers, torch and gguf.
 """
 import argparse
 import json
@@ -16,7 +21,6 @@ import struct
 import subprocess
 import tempfile
 
-import llama_cpp
 import numpy as np
 
 PROMPTS = [
@@ -77,11 +81,37 @@ def compare(given, model, prompt, made):
     return f"{json.dumps(prompt)[1:-1][:40]}{tokenised}", same, difference, margin
 
 
+def in_double(path):
+    """A function from tokens to their logits by transformers, in double precision."""
+    import torch
+    import transformers
+
+    path = pathlib.Path(path).absolute()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float64, attn_implementation="eager")
+
+    def logits(tokens):
+        with torch.inference_mode():
+            return model.eval()(torch.tensor([tokens])).logits[0].numpy()
+
+    return logits
+
+
+def hold_to_double(given, prompts, made):
+    logits_of = in_double(given.transformers)
+    for prompt, (tokens, logits) in zip(prompts, made):
+        expected = logits_of(tokens[: len(logits)])
+        first = len(tokens) - given.steps
+        same = int((expected[first - 1 :].argmax(axis=1) == tokens[first:]).sum())
+        difference = float(np.abs(expected - logits).max())
+        print(f"| transformers in double | {json.dumps(prompt)[1:-1][:40]} | {same} of {given.steps} | {difference:.2g} |  |", flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--llama", default="build/examples/llama", help="the program")
     options.add_argument("--model", required=True, help="what convert.py wrote")
-    options.add_argument("--gguf", action="append", required=True, help="the same weights for llama.cpp; several may be given")
+    options.add_argument("--gguf", action="append", default=[], help="the same weights for llama.cpp; several may be given")
+    options.add_argument("--transformers", help="the same weights for transformers: a GGUF")
     options.add_argument("--steps", type=int, default=256, help="tokens after a prompt")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--prompt", action="append", help="prompts; default: four of them")
@@ -91,7 +121,11 @@ def main():
         made = [ours(given, prompt, pathlib.Path(folder) / f"{i}.safetensors") for i, prompt in enumerate(prompts)]
         print("| weights for llama.cpp | prompt | same tokens | largest difference of a logit | margin where they differ |")
         print("| --- | --- | --- | --- | --- |")
+        if given.transformers:
+            hold_to_double(given, prompts, made)
         for gguf in given.gguf:
+            import llama_cpp
+
             model = llama_cpp.Llama(gguf, n_ctx=given.steps + 256, logits_all=True, type_k=0, type_v=0, n_threads=given.threads,
                                     n_threads_batch=given.threads, verbose=False)
             for prompt, one in zip(prompts, made):

@@ -78,11 +78,12 @@ struct Numbers {
         dim(width),
         values(static_cast<std::size_t>(token_count * head_count * width)) {}
 
+  /// @throws std::out_of_range beyond the last number: a test that is wrong shows
   float& at(Index token, Index head, Index d) {
-    return values[static_cast<std::size_t>((token * heads + head) * dim + d)];
+    return values.at(static_cast<std::size_t>((token * heads + head) * dim + d));
   }
   const float& at(Index token, Index head, Index d) const {
-    return values[static_cast<std::size_t>((token * heads + head) * dim + d)];
+    return values.at(static_cast<std::size_t>((token * heads + head) * dim + d));
   }
 };
 
