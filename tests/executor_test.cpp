@@ -6,12 +6,26 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <vector>
 
 #include "gqa/thread_pool.hpp"
 #include "support/executors.hpp"
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define GQA_TEST_IS_SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define GQA_TEST_IS_SANITIZED
+#endif
+#if defined(__linux__) && defined(__x86_64__) && !defined(GQA_TEST_IS_SANITIZED)
+#include <sys/resource.h>
+#define GQA_TEST_LIMITS_MEMORY  // sanitizers reserve terabytes of addresses, and emulators do not keep to limits
+#endif
 
 namespace gqa::test {
 namespace {
@@ -144,6 +158,25 @@ TEST(ThreadPool, NeedsAThread) {
   }
   Eigen::ThreadPool host(1);
   EXPECT_THROW(ThreadPoolExecutor(host, 0), ArgumentError);
+}
+
+TEST(ThreadPoolDeathTest, SaysSoWhereTheSystemStartsFewerThreads) {
+#if defined(GQA_TEST_LIMITS_MEMORY)
+  const auto ask_for_too_many = [] {
+    const rlimit limit{rlim_t{1} << 30, rlim_t{1} << 30};  // bytes of addresses: stacks of some hundred threads at most
+    if (setrlimit(RLIMIT_AS, &limit) != 0) std::_Exit(3);
+    try {
+      const ThreadPoolExecutor pool(2000);
+    } catch (const ArgumentError& error) {
+      std::fputs(error.what(), stderr);
+      std::_Exit(0);
+    }
+    std::_Exit(1);
+  };
+  EXPECT_EXIT(ask_for_too_many(), testing::ExitedWithCode(0), "threads.*2000.*no more than the system starts");
+#else
+  GTEST_SKIP() << "the memory of this kind of program cannot be limited";
+#endif
 }
 
 // A second thread really helps: two tasks that wait for each other can only end if both run.
