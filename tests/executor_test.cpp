@@ -193,9 +193,9 @@ TEST(ThreadPool, RunsTasksAtTheSameTime) {
 
 // The caller does the work itself when all the pool's threads are busy with something else.
 TEST(ThreadPool, DoesNotWaitForThreadsThatAreBusyElsewhere) {
-  Eigen::ThreadPool host(2);
   std::atomic<bool> release{false};
   std::atomic<int> busy{0};
+  Eigen::ThreadPool host(2);  // ends first: its threads read the two
   for (int i = 0; i < 2; ++i)
     host.Schedule([&] {
       busy.fetch_add(1);
