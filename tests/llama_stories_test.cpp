@@ -2,8 +2,6 @@
 // A real model with its tokenizer, TinyStories 260K run by examples/llama. Without the model's files these tests say that they skipped.
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -17,12 +15,7 @@ namespace {
 struct Files {
   Weights weights = read_weights(gqa::test::converted_stories());
   Tokenizer tokenizer{weights.tokenizer};
-  std::string published = [] {
-    std::ifstream file(gqa::test::stories_folder() + "/stories260K.expected.txt", std::ios::binary);
-    std::string text{std::istreambuf_iterator<char>(file), {}};
-    while (text.ends_with('\n')) text.pop_back();
-    return text;
-  }();
+  std::string published = gqa::test::published_story();
 };
 
 const Files& files() {

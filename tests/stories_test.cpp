@@ -8,8 +8,6 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <string>
 #include <vector>
@@ -32,12 +30,7 @@ const char* cache_name(CacheKind kind) {
 /// The files, read once.
 struct Files {
   Weights weights = read_weights(gqa::test::converted_stories());
-  std::string published = [] {
-    std::ifstream file(gqa::test::stories_folder() + "/stories260K.expected.txt", std::ios::binary);
-    std::string text{std::istreambuf_iterator<char>(file), {}};
-    while (text.ends_with('\n')) text.pop_back();
-    return text;
-  }();
+  std::string published = gqa::test::published_story();
 };
 
 const Files& files() {

@@ -8,6 +8,8 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 namespace gqa::test {
@@ -19,6 +21,14 @@ inline std::string stories_folder() {
 #else
   return {};
 #endif
+}
+
+/// What greedy decoding must print, as published with the model; without newlines at the end.
+inline std::string published_story() {
+  std::ifstream file(stories_folder() + "/stories260K.expected.txt", std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  while (text.ends_with('\n')) text.pop_back();
+  return text;
 }
 
 /// The model as examples/llama/convert.py writes it, made once by this process. Empty where files or Python are missing, or the script fails,
