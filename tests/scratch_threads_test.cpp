@@ -17,12 +17,17 @@
 #include "gqa/thread_pool.hpp"
 #include "support/problem.hpp"
 
-#if defined(__SANITIZE_THREAD__)
-#define GQA_TEST_UNDER_TSAN 1
+// A process that forks while it has threads: ThreadSanitizer does not follow it; AddressSanitizer (GCC 12's) does not hold its allocator's locks
+// over the fork, so that the child waits for ever for one that a thread of the parent had, for instance one that has just started.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define GQA_TEST_NO_FORK 1
 #elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define GQA_TEST_UNDER_TSAN 1
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
+#define GQA_TEST_NO_FORK 1
 #endif
+#endif
+#if !defined(GQA_TEST_NO_FORK)
+#define GQA_TEST_NO_FORK 0
 #endif
 
 namespace gqa::test {
@@ -125,7 +130,6 @@ TEST(Scratch, ThreadsOfTwoPrioritiesOnOneProcessorGetOn) {
   EXPECT_EQ(done.load(), 2);
 }
 
-#if !defined(GQA_TEST_UNDER_TSAN)  // which does not follow a process that forks while it has threads
 /// Runs `body` in a child process. True if it returned.
 template <class Body>
 bool in_a_child(const Body& body) {
@@ -140,6 +144,7 @@ bool in_a_child(const Body& body) {
 }
 
 TEST(Fork, AChildCallsAndDestroysWhatItsParentHad) {
+  if (GQA_TEST_NO_FORK) GTEST_SKIP() << "sanitizers hold locks of their own when a process with threads forks";
   const Problem p = make_problem({4, 2, 16, 16, 3, 3 * detail::kSpan}, 222);
   const Tensor q(p.q, ElementType::f32);
   const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
@@ -163,6 +168,7 @@ TEST(Fork, AChildCallsAndDestroysWhatItsParentHad) {
 }
 
 TEST(Fork, WhileOtherThreadsAreInACall) {
+  if (GQA_TEST_NO_FORK) GTEST_SKIP() << "sanitizers hold locks of their own when a process with threads forks";
   const Problem p = make_problem({4, 2, 16, 16, 3, 2 * detail::kSpan}, 223);
   const Tensor q(p.q, ElementType::f32);
   const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
@@ -184,7 +190,6 @@ TEST(Fork, WhileOtherThreadsAreInACall) {
   end = true;
   busy.join();
 }
-#endif
 
 }  // namespace
 }  // namespace gqa::test
