@@ -7,7 +7,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -119,6 +121,7 @@ int run_once(Session& session) {
   const Llama model(session.weights, session.options, plan.capacity, &times);
   ModelCache cache(config, plan);
   GenerateOptions how = session.generate_options(chunk);
+  how.pick = std::ref(session.sampler);
   how.keep_logits = !settings.logits.empty();
   how.on_token = [&](Token previous, Token token) {
     std::fputs(session.tokenizer.decode(previous, token).c_str(), stdout);
@@ -164,8 +167,7 @@ int run_conversation(Session& session) {
   const CachePlan plan = session.plan(tokens, session.chunk(tokens));
   const StopOnInterrupt interrupt;
   session.options.control = &StopOnInterrupt::control();
-  converse(session, Llama(session.weights, session.options, plan.capacity), plan);
-  return 0;
+  return converse(session, Llama(session.weights, session.options, plan.capacity), plan) ? 130 : 0;
 }
 
 int run_check(const Session& session) {
@@ -220,6 +222,10 @@ int main(int argc, char** argv) {
     if (!settings.text.empty()) return run_text(session);
     if (settings.check_exact) return run_check(session);
     const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--tokens") > 0;
+    for (const char* option : {"--expected", "--logits"})
+      if (!prompted && app.count(option) > 0)
+        throw std::invalid_argument(std::string(option) +
+                                    " is for one prompt; expected --prompt, --prompt-file or --tokens");
     const int status = prompted ? run_once(session) : run_conversation(session);
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) throw std::runtime_error("the output cannot be written");
     return status;

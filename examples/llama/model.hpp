@@ -240,12 +240,4 @@ class Llama {
   std::map<std::pair<double, double>, gqa::Rope> ropes_;  ///< by base and factor
 };
 
-/// The likeliest token: the first of the greatest logits.
-inline Token greedy(const Eigen::Ref<const Vector>& logits) {
-  Index best = 0;
-  for (Index i = 1; i < logits.size(); ++i)
-    if (logits[i] > logits[best]) best = i;
-  return static_cast<Token>(best);
-}
-
 }  // namespace llama
