@@ -108,12 +108,12 @@ inline void add_options(CLI::App& app, Settings& settings) {
           ->excludes(exact)
           ->excludes(perplexity);
   const auto add_cut = [&](const char* name, auto& value, const char* what) {
-    app.add_option(name, value, what)->needs(temperature);
+    return app.add_option(name, value, what)->needs(temperature);
   };
   add_cut("--top-k", settings.sampling.top_k, "of so many of the likeliest tokens; 0: all");
   add_cut("--top-p", settings.sampling.top_p, "then of the likeliest of these with this share of their probability");
   add_cut("--min-p", settings.sampling.min_p, "then of those that are at least so likely as the likeliest, times this");
-  add_cut("--seed", settings.sampling.seed, "of the generator");
+  add_cut("--seed", settings.sampling.seed, "of the generator")->check(CLI::NonNegativeNumber);
 }
 
 inline CacheKind cache_kind(const std::string& name) {
