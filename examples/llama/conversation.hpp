@@ -81,14 +81,10 @@ inline bool converse(Session& session, const Llama& model, const CachePlan& plan
     GenerateOptions options = session.generate_options(plan.chunk);
     options.steps = std::min(options.steps, plan.capacity - cache.length() - static_cast<Index>(tokens.size()));
     options.pick = std::ref(session.sampler);
-    options.on_token = [&](Token previous, Token token) {
-      std::fputs(session.tokenizer.decode(previous, token).c_str(), stdout);
-      std::fflush(stdout);
-    };
+    options.on_token = [&](Token previous, Token token) { show(session.tokenizer.decode(previous, token)); };
     const Index before = cache.length();
     const Generation made = generate(model, cache, tokens, options);
-    std::puts("");
-    std::fflush(stdout);
+    show("\n");
     if (made.stopped) std::fputs("stopped\n", stderr);
     StopOnInterrupt::reset();
     pending.assign(made.tokens.begin() + static_cast<std::ptrdiff_t>(cache.length() - before), made.tokens.end());

@@ -123,14 +123,10 @@ int run_once(Session& session) {
   GenerateOptions how = session.generate_options(chunk);
   how.pick = std::ref(session.sampler);
   how.keep_logits = !settings.logits.empty();
-  how.on_token = [&](Token previous, Token token) {
-    std::fputs(session.tokenizer.decode(previous, token).c_str(), stdout);
-    std::fflush(stdout);
-  };
+  how.on_token = [&](Token previous, Token token) { show(session.tokenizer.decode(previous, token)); };
   // A prompt of several chunks is shown after the lines about its progress.
   const auto show_prompt = [&] {
-    if (!settings.chat) std::fputs(session.tokenizer.decode(prompt).c_str(), stdout);
-    std::fflush(stdout);
+    if (!settings.chat) show(session.tokenizer.decode(prompt));
   };
   if (prompt_tokens <= chunk) show_prompt();
   const auto progress = how.on_prefill;

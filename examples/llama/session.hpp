@@ -27,6 +27,12 @@ inline std::string read_text(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+/// Prints any bytes at once.
+inline void show(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
 class Session {
  public:
   explicit Session(const Settings& given)
