@@ -89,7 +89,8 @@ inline bool converse(Session& session, const Llama& model, const CachePlan& plan
     StopOnInterrupt::reset();
     pending.assign(made.tokens.begin() + static_cast<std::ptrdiff_t>(cache.length() - before), made.tokens.end());
     ended = made.tokens.size() > tokens.size() && session.tokenizer.is_end(made.tokens.back());
-    if (!chat && ended) pending.pop_back();  // what is said next goes on where the text ended
+    // What is said next goes on where the text ended.
+    if (!chat && ended && !session.settings.ignore_end) pending.pop_back();
     std::fprintf(stderr, "%td of %td tokens; %.0f and %.0f tokens/s\n", cache.length(), plan.capacity,
                  rate(made.prompt_tokens, made.prefill_seconds), rate(made.decoded_tokens, made.decode_seconds));
   }
