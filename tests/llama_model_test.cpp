@@ -3,8 +3,10 @@
 // for every chunking, cache and number of threads, and files and contexts that are refused.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -120,6 +122,31 @@ TEST_P(LlamaModel, TheSameBitsInEveryChunkingCacheAndNumberOfThreads) {
       for (const ExactRun& run : check_exact(weights, {}, format_named(format), rotate, some_tokens(70)))
         EXPECT_EQ(run.different, 0) << format << (rotate ? " rotated, " : ", ") << cache_name(run.kind)
                                     << ", chunks of " << run.chunk << ", " << run.threads << " threads";
+}
+
+TEST_P(LlamaModel, ASeedGivesTheSameTextInEveryChunkingCacheAndNumberOfThreads) {
+  const File file(tiny_llama(GetParam()));
+  const Weights weights = read_weights(file.path);
+  const std::vector<Token> prompt = some_tokens(30);
+  const auto text = [&](CacheKind kind, Index chunk, int threads, std::uint64_t seed) {
+    const gqa::ThreadPoolExecutor pool(threads);
+    gqa::Options options;
+    options.executor = pool;
+    ModelCache cache(weights.config, {.kind = kind, .capacity = 80, .chunk = chunk});
+    Sampler sampler({.temperature = 1.5, .top_k = 20, .top_p = 0.95, .min_p = 0.01, .seed = seed});
+    return generate(Llama(weights, options, 80), cache, prompt,
+                    {.steps = 50, .chunk = chunk, .pick = std::ref(sampler)})
+        .tokens;
+  };
+  const std::vector<Token> expected = text(CacheKind::contiguous, 1, 1, 1);
+  EXPECT_NE(text(CacheKind::contiguous, 1, 1, 2), expected);
+  int threads = 1;
+  for (const CacheKind kind : {CacheKind::contiguous, CacheKind::paged, CacheKind::ring})
+    for (const Index chunk : {1, 7, 30}) {
+      threads = threads % 3 + 1;
+      EXPECT_EQ(text(kind, chunk, threads, 1), expected)
+          << cache_name(kind) << ", chunks of " << chunk << ", " << threads << " threads";
+    }
 }
 
 TEST_P(LlamaModel, RepeatedKvHeadsGiveTheSameBits) {
