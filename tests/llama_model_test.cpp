@@ -60,7 +60,7 @@ double bound(const TinyLlama& model, const std::vector<Token>& tokens, const Eig
 }
 
 class LlamaModel : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Architectures, LlamaModel, testing::Values("llama", "qwen2", "gemma3"),
+INSTANTIATE_TEST_SUITE_P(Architectures, LlamaModel, testing::Values("llama", "llama3", "qwen2", "gemma3"),
                          [](const auto& of) { return of.param; });
 
 TEST_P(LlamaModel, LogitsAreThoseOfTheDefinition) {
@@ -263,6 +263,9 @@ TEST(LlamaFile, WhatIsWrongIsNamed) {
   EXPECT_EQ(with("rope_dims", 7), "config: rope_dims is 7; expected an even number");
   EXPECT_EQ(with("windows", {1, 2}), "config: windows is [1,2]; expected 3 numbers of 0 or more");
   EXPECT_EQ(with("rope_bases", {1, 2, -3}), "config: rope_bases is [1,2,-3]; expected 3 numbers above 0");
+  EXPECT_EQ(with("rope_divisors", {1, 2}), "config: rope_divisors is [1,2]; expected 8 numbers above 0");
+  EXPECT_EQ(with("rope_divisors", {1, 2, 3, 4, 5, 6, 7, 0}),
+            "config: rope_divisors is [1,2,3,4,5,6,7,0]; expected 8 numbers above 0");
   EXPECT_EQ(with("tied", "yes"), "config: tied is \"yes\"; expected true or false");
   model = tiny_llama("llama");
   model.config.erase("norm_epsilon");

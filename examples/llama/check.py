@@ -124,8 +124,11 @@ def write_gguf(path, architecture, quantised, heads=2, layers=6):
     if architecture == "gemma3":
         writer.add_sliding_window(16)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(["a", "b", "ab", "<|im_start|>", "<|im_end|>"])
+    llama = architecture == "llama"  # as Llama 3's are
+    writer.add_tokenizer_pre("llama-bpe" if llama else "qwen2")
+    writer.add_token_list(["a", "b", "ab", *(["<|start_header_id|>", "<|eot_id|>"] if llama else ["<|im_start|>", "<|im_end|>"])])
+    if llama:
+        writer.add_bos_token_id(3)
     writer.add_token_types([1, 1, 1, 3, 3])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(2)
@@ -150,6 +153,10 @@ def write_gguf(path, architecture, quantised, heads=2, layers=6):
                             ("ffn_up", (inner, dim)), ("ffn_down", (dim, inner))]:
             add(f"blk.{layer}.{name}.weight", *shape)
     add("output_norm.weight", dim)
+    if llama:
+        add("output.weight", 5, dim)
+        expected["rope_divisors"] = [1.0] * 8 + [1.5 + i for i in range(8)]
+        writer.add_tensor("rope_freqs.weight", np.array(expected["rope_divisors"], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -161,12 +168,15 @@ def check_gguf(folder):
     model, out = folder / "tiny.gguf", folder / "tiny.safetensors"
     for architecture in ("llama", "qwen2", "gemma3"):
         expected = write_gguf(model, architecture, True)
+        divisors = expected.pop("rope_divisors", None)
         convert(model, out, "--gguf-f32", folder / "f32.gguf")
         first = read(out)
         for name, values in expected.items():
             assert first[2][name][1:] == (list(values.shape), values.ravel().tolist()), name
-        assert first[1]["eos"] == [2, 4] and first[0]["chat"] == "chatml" and first[1]["merges"] == ["a b"], first[1]
-        gemma = architecture == "gemma3"
+        assert first[2].keys() == expected.keys(), first[2].keys()
+        gemma, llama = architecture == "gemma3", architecture == "llama"
+        assert first[1]["eos"] == [2, 4] and first[1]["merges"] == ["a b"] and first[1]["add_bos"] is llama, first[1]
+        assert (first[0]["chat"], first[0]["tied"], first[0].get("rope_divisors")) == ("llama3" if llama else "chatml", not llama, divisors), first[0]
         assert first[0]["windows"] == ([16] * 5 + [0] if gemma else [0] * 6), first[0]
         assert first[0]["rope_bases"] == ([1e4] * 5 + [1e6] if gemma else [1e6] * 6), first[0]
         convert(folder / "f32.gguf", out)  # the same weights, by way of GGUF

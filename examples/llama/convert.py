@@ -25,7 +25,10 @@ import zipfile
 
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 # Generation stops at these, if the tokenizer has them, besides the ones that the file names.
-END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|end_of_text|>", "</s>"]
+END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"]
+
+# How conversations are written, by a token that models for it have.
+CHAT_FORMS = {"chatml": "<|im_start|>", "gemma": "<start_of_turn>", "llama3": "<|start_header_id|>"}
 
 
 class Model:
@@ -224,10 +227,11 @@ def gguf_tokenizer(path, field):
     ids = {text: token for token, text in enumerate(tokens)}
     eos = {field("tokenizer.ggml.eos_token_id", None), field("tokenizer.ggml.eot_token_id", None)}
     eos |= {ids.get(text) for text in END_TOKENS}
+    pre = field("tokenizer.ggml.pre", "default")
     made = {
-        "kind": kind, "pre": field("tokenizer.ggml.pre", "default"), "tokens": tokens,
+        "kind": kind, "pre": pre, "tokens": tokens,
         "types": field("tokenizer.ggml.token_type"), "bos": field("tokenizer.ggml.bos_token_id", None),
-        "eos": sorted(eos - {None}), "add_bos": field("tokenizer.ggml.add_bos_token", kind == "spm"),
+        "eos": sorted(eos - {None}), "add_bos": field("tokenizer.ggml.add_bos_token", kind == "spm" or pre == "llama-bpe"),
         "add_space_prefix": field("tokenizer.ggml.add_space_prefix", kind == "spm"),
     }
     made["scores" if kind == "spm" else "merges"] = field("tokenizer.ggml.scores" if kind == "spm" else "tokenizer.ggml.merges")
@@ -263,7 +267,7 @@ def from_gguf(path):
     config = gguf_config(path, field, shapes)
     tokenizer = gguf_tokenizer(path, field)
     present = set(tokenizer["tokens"])
-    config["chat"] = "chatml" if "<|im_start|>" in present else "gemma" if "<start_of_turn>" in present else "none"
+    config["chat"] = next((form for form, token in CHAT_FORMS.items() if token in present), "none")
     tensors = []
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":  # Llama 3's: what each pair's frequency is divided by
