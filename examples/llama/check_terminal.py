@@ -30,13 +30,21 @@ import convert
 
 LLAMA, MODEL = [], ""
 PATIENCE = 120  # seconds, on a machine that may be busy
-BOS, FIRST_BYTE, SPACE, TURN, TURN_END, VOCABULARY = 1, 3, 259, 260, 261, 262
+BOS, FIRST_BYTE, SPACE, FIRST_SPECIAL = 1, 3, 259, 260
 END = FIRST_BYTE + ord("q")
+SPECIAL = [b"<|im_start|>", b"<|im_end|>", b"<start_of_turn>", b"<end_of_turn>", b"<|start_header_id|>", b"<|end_header_id|>", b"<|eot_id|>"]
+VOCABULARY = FIRST_SPECIAL + len(SPECIAL)
+# How conversations are written: before a message, after it, after an answer that ended by itself, after one that did not.
+FORMS = {
+    "chatml": (b"<|im_start|>user\n", b"<|im_end|>\n<|im_start|>assistant\n", b"\n", b"<|im_end|>\n"),
+    "gemma": (b"<start_of_turn>user\n", b"<end_of_turn>\n<start_of_turn>model\n", b"\n", b"<end_of_turn>\n"),
+    "llama3": (b"<|start_header_id|>user<|end_header_id|>\n\n", b"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", b"", b"<|eot_id|>"),
+}
 STATUS = rb"\n(stopped\n)?(\d+) of (\d+) tokens; \d+ and \d+ tokens/s\n> $"
 
 
-def write_model(path):
-    """Of tokens that are bytes only letters and the space are ever the likeliest; an answer ends at a q."""
+def write_models(folder):
+    """A file for each form of a conversation. Of tokens that are bytes only letters and the space are ever the likeliest; an answer ends at a q."""
     layers, dim, hidden, heads, kv_heads, width = 3, 64, 192, 4, 2, 16
     bits = random.Random(2)
 
@@ -60,21 +68,22 @@ def write_model(path):
         "architecture": "llama", "dim": dim, "hidden_dim": hidden, "layers": layers, "query_heads": heads, "kv_heads": kv_heads,
         "head_dim": width, "vocabulary": VOCABULARY, "max_length": 1 << 20, "norm_epsilon": 1e-5, "attention_scale": width**-0.5,
         "embedding_scale": 1.0, "activation": "silu", "rope_pairs": "interleaved", "rope_dims": width, "qkv_bias": False, "qk_norm": False,
-        "post_norms": False, "tied": False, "chat": "chatml", **convert.layer_config(layers),
+        "post_norms": False, "tied": False, **convert.layer_config(layers),
     }
     tokenizer = {
-        "kind": "spm", "pre": "default", "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "<|im_start|>", "<|im_end|>"],
-        "scores": [0] * VOCABULARY, "types": [2, 3, 3] + [6] * 256 + [1, 3, 3], "bos": BOS, "eos": [2, END, TURN_END],
+        "kind": "spm", "pre": "default", "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *(name.decode() for name in SPECIAL)],
+        "scores": [0] * VOCABULARY, "types": [2, 3, 3] + [6] * 256 + [1] + [3] * len(SPECIAL), "bos": BOS, "eos": [2, END],
         "add_bos": True, "add_space_prefix": False,
     }
     listed = [(name, shape, lambda values=values: values) for name, (shape, values) in tensors.items()]
-    convert.write_safetensors(path, convert.Model(config, tokenizer, listed), "F32")
+    for form in FORMS:
+        convert.write_safetensors(folder / f"bytes-{form}.safetensors", convert.Model({**config, "chat": form}, tokenizer, listed), "F32")
 
 
 class Terminal:
     """The program in a pseudo-terminal of its own, which neither echoes nor changes what is printed, nor throws it away at Ctrl-C."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, model=None):
         self.child, self.master = pty.fork()
         if self.child == 0:
             try:
@@ -82,7 +91,7 @@ class Terminal:
                 modes[1] &= ~termios.OPOST
                 modes[3] = modes[3] & ~termios.ECHO | termios.NOFLSH
                 termios.tcsetattr(0, termios.TCSANOW, modes)
-                os.execv(LLAMA, [LLAMA, "--model", MODEL, *map(str, options)])
+                os.execv(LLAMA, [LLAMA, "--model", model or MODEL, *map(str, options)])
             finally:
                 os._exit(99)
         self.reads = []  # what has been read since the last line was sent
@@ -131,14 +140,20 @@ class Terminal:
 
 
 def tokens_of(text):
-    return [SPACE if byte == ord(" ") else byte + FIRST_BYTE for byte in text]
+    made = []
+    for part in re.split(b"(" + b"|".join(map(re.escape, SPECIAL)) + b")", text):
+        if part in SPECIAL:
+            made.append(FIRST_SPECIAL + SPECIAL.index(part))
+        else:
+            made += [SPACE if byte == ord(" ") else byte + FIRST_BYTE for byte in part]
+    return made
 
 
 def alone(tokens, steps, *options):
     """What follows these tokens, by a run of its own."""
     done = subprocess.run([LLAMA, "--model", MODEL, "--tokens", ",".join(map(str, tokens)), "--steps", str(steps), *options],
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
-    prompt = bytes(ord(" ") if token == SPACE else token - FIRST_BYTE for token in tokens if FIRST_BYTE <= token < TURN)
+    prompt = bytes(ord(" ") if token == SPACE else token - FIRST_BYTE for token in tokens if FIRST_BYTE <= token < FIRST_SPECIAL)
     assert done.stdout.startswith(prompt), done.stdout
     return done.stdout[len(prompt) : done.stdout.index(b"\n\n", len(prompt))]
 
@@ -164,7 +179,7 @@ def check_conversation():
 
 
 def check_ends():
-    """An answer ends where the model says so, and what is said next goes on from there, or as the model's form of a conversation has it."""
+    """An answer ends where the model says so, and what is said next goes on from there."""
     at = Terminal("--steps", 300)
     at.read(b"> $")
     said, ended = b"", None
@@ -187,19 +202,23 @@ def check_ends():
     assert at.ask(b"Tim")[0] == alone([BOS, *tokens_of(said + answer + b"Tim")], steps + 1, "--ignore-end")
     assert at.end(b"\4") == 0
 
-    for steps in (3, 300):
-        at = Terminal("--chat", "--steps", steps)
-        at.read(b"> $")
-        said, ends = [BOS], set()
-        for line in (b"Hello", b"And then?"):
-            said += [TURN, *tokens_of(b"user\n" + line), TURN_END, *tokens_of(b"\n"), TURN, *tokens_of(b"assistant\n")]
-            answer, _, _ = at.ask(line)
-            assert answer == alone(said, steps), answer
-            by_token = len(answer) < steps
-            ends.add(by_token)
-            said += tokens_of(answer) + ([END] if by_token else [TURN_END]) + tokens_of(b"\n")
-        assert ends == {steps == 300}, ends
-        assert at.end(b"\4") == 0
+
+def check_chat():
+    ends = {3: set(), 300: set()}  # whether answers ended by themselves
+    for form, (before, after, ended, unfinished) in FORMS.items():
+        for steps in (3, 300):
+            at = Terminal("--chat", "--steps", steps, model=MODEL.replace("chatml", form))
+            at.read(b"> $")
+            said = [BOS]
+            for line in (b"Hello", b"And then?"):
+                said += tokens_of(before + line + after)
+                answer, _, _ = at.ask(line)
+                assert answer == alone(said, steps), (form, answer)
+                by_itself = len(answer) < steps
+                ends[steps].add(by_itself)
+                said += tokens_of(answer) + ([END] if by_itself else []) + tokens_of(ended if by_itself else unfinished)
+            assert at.end(b"\4") == 0
+    assert False in ends[3] and True in ends[300], ends
 
 
 def check_interrupts():
@@ -273,15 +292,15 @@ def main():
     global LLAMA, MODEL
     folder = pathlib.Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    LLAMA, MODEL = sys.argv[1], str(folder / "bytes.safetensors")
-    write_model(pathlib.Path(MODEL))
+    LLAMA, MODEL = sys.argv[1], str(folder / "bytes-chatml.safetensors")
+    write_models(folder)
     try:
         for end in pty.openpty():
             os.close(end)
     except OSError as error:
         print(f"skipped: no pseudo-terminal: {error}")
         sys.exit(77)
-    for check in (check_conversation, check_ends, check_interrupts, check_long_lines):
+    for check in (check_conversation, check_ends, check_chat, check_interrupts, check_long_lines):
         start = time.monotonic()
         check()
         print(f"{check.__name__}: as expected, {time.monotonic() - start:.1f} s")
