@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -40,9 +42,14 @@ inline double exp_of_nonpositive(double x) {
   const double power = std::floor(std::fma(x, 0x1.71547652b82fep+0, 0.5));  // x / ln 2, to nearest
   double rest = std::fma(power, -0x1.62e42fefa39efp-1, x);                  // ln 2 in two parts
   rest = std::fma(power, -0x1.abc9e3b39803fp-56, rest);                     // at most ln 2 / 2 from 0
-  double sum = 1;  // Taylor's series; what is left out is below 2⁻⁶²
-  for (int n = 14; n > 0; --n) sum = std::fma(sum, rest / n, 1.0);
-  return std::ldexp(sum, static_cast<int>(power));
+  constexpr auto factors = [] {  // Taylor's series, 1 / n!; what is left out is below 2⁻⁶²
+    std::array<double, 15> made{1};
+    for (std::size_t n = 1; n < made.size(); ++n) made[n] = made[n - 1] / static_cast<double>(n);
+    return made;
+  }();
+  double sum = 0;
+  for (std::size_t n = factors.size(); n-- > 0;) sum = std::fma(sum, rest, factors[n]);
+  return sum * std::bit_cast<double>(static_cast<std::uint64_t>(static_cast<std::int64_t>(power) + 1023) << 52);
 }
 
 /// Draws tokens: for the same logits and seed the same ones on every machine and with every compiler, as the generator is the standard's, to the
@@ -66,11 +73,9 @@ class Sampler {
   Token operator()(std::span<const float> logits) {
     const Token best = greedy(logits);
     if (how_.temperature <= 0) return best;
-    weights_.clear();
-    const double most = logits[static_cast<std::size_t>(best)];
-    for (std::size_t i = 0; i < logits.size(); ++i)
-      weights_.push_back({exp_of_nonpositive((logits[i] - most) / how_.temperature), logits[i], static_cast<Token>(i)});
-    cut();
+    weights_.resize(logits.size());
+    for (std::size_t i = 0; i < logits.size(); ++i) weights_[i] = {0, logits[i], static_cast<Token>(i)};
+    weigh_and_cut(logits[static_cast<std::size_t>(best)]);
     const double drawn = static_cast<double>(bits_() >> 11) * 0x1p-53 * sum(weights_);  // below the sum
     double passed = 0;
     for (const Weight& weight : weights_)
@@ -97,8 +102,8 @@ class Sampler {
     return made;
   }
 
-  /// Leaves the tokens that may be drawn, from the likeliest down if there was anything to cut.
-  void cut() {
+  /// Leaves the tokens that may be drawn, with their weights, from the likeliest down if there was anything to cut.
+  void weigh_and_cut(double most) {
     const auto more_likely = [](const Weight& a, const Weight& b) {
       return a.logit > b.logit || (a.logit >= b.logit && a.token < b.token);
     };
@@ -109,6 +114,7 @@ class Sampler {
       std::partial_sort(at(0), at(sorted), weights_.end(), more_likely);
       weights_.resize(sorted);
     }
+    for (Weight& weight : weights_) weight.value = exp_of_nonpositive((weight.logit - most) / how_.temperature);
     if (how_.top_p >= 1 && how_.min_p <= 0) return;
     const double enough = how_.top_p >= 1 ? std::numeric_limits<double>::infinity() : how_.top_p * sum(weights_);
     double likeliest = 0;  // the sum of those that are kept
