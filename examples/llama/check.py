@@ -107,7 +107,7 @@ def check_llama2c(folder):
     assert done.returncode != 0 and f"{folder}: is a folder" in done.stderr, done.stderr
 
 
-def write_gguf(path, architecture, quantised, heads=2, layers=6):
+def write_gguf(path, architecture, quantised, heads=2, layers=6, scaling=None):
     import gguf
     import numpy as np
 
@@ -121,6 +121,9 @@ def write_gguf(path, architecture, quantised, heads=2, layers=6):
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
+        writer.add_rope_scaling_factor(4.0)
     if architecture == "gemma3":
         writer.add_sliding_window(16)
     writer.add_tokenizer_model("gpt2")
@@ -196,6 +199,13 @@ def check_gguf(folder):
     refused("llama.attention.head_count is 0; expected a whole number from 1 on", model, out)
     write_gguf(model, "llama", False, layers=0)
     refused("llama.block_count is 0; expected a whole number from 1 on", model, out)
+    for scaling in ("yarn", "longrope"):
+        write_gguf(model, "llama", False, scaling=scaling)
+        refused(f"llama.rope.scaling.type is {scaling}; expected none or linear", model, out)
+    write_gguf(model, "llama", False, scaling="linear")
+    convert(model, out)
+    assert read(out)[0]["rope_factors"] == [4.0] * 6, read(out)[0]
+    out.unlink()
     write_gguf(model, "llama", False)
     whole = model.read_bytes()
     for size in (5, 20, 100, 700, len(whole) // 2, len(whole) - 32):
