@@ -263,6 +263,10 @@ def check_interrupts():
     at = Terminal(*long, "--prompt", "Once upon")
     at.read(b"Once upon[a-z ]{20}")
     assert at.end(b"\3") == 130 and b"\nstopped\n" in at.text(), at.text()[-200:]
+    # What is computed after the text.
+    at = Terminal("--prompt", "Once upon", "--kv-heads", 1, "--steps", 5000, "--ignore-end")
+    at.read(b"\ntime: ")
+    assert at.end(b"\3") == -signal.SIGINT, at.text()[-200:]
 
 
 def check_long_lines():
@@ -288,6 +292,22 @@ def check_long_lines():
     assert done.returncode == 0 and re.findall(rb"(\d+) of 7000 tokens;", done.stderr) == [b"6002", b"6005"], done.stderr
 
 
+def check_caches():
+    """The same conversation, whatever it is kept in, also of tokens by chance; one that begins anew, too."""
+    said = {}
+    for cache, chunk, threads in (("contiguous", 256, 1), ("paged", 1, 2), ("ring", 8, 3)):
+        for chance in ((), ("--temperature", "1", "--top-p", "0.9", "--seed", "5")):
+            done = subprocess.run([LLAMA, "--model", MODEL, "--cache", cache, "--chunk", str(chunk), "--threads", str(threads), "--window", "16",
+                                   "--context", "100", "--steps", "20", "--ignore-end", *chance],
+                                  input=b"Once upon a time\n" + b"x" * 60 + b"\nthere was\nLily\n", capture_output=True, check=True)
+            assert done.stderr.count(b"a new conversation begins") == 1, done.stderr
+            said.setdefault(chance, []).append(done.stdout)
+    for chance, texts in said.items():
+        assert texts[0].count(b"\n") == 4 and texts == texts[:1] * 3, (chance, texts)
+    first, second = (texts[0] for texts in said.values())
+    assert first != second
+
+
 def main():
     global LLAMA, MODEL
     folder = pathlib.Path(sys.argv[2])
@@ -300,7 +320,7 @@ def main():
     except OSError as error:
         print(f"skipped: no pseudo-terminal: {error}")
         sys.exit(77)
-    for check in (check_conversation, check_ends, check_chat, check_interrupts, check_long_lines):
+    for check in (check_conversation, check_ends, check_chat, check_interrupts, check_long_lines, check_caches):
         start = time.monotonic()
         check()
         print(f"{check.__name__}: as expected, {time.monotonic() - start:.1f} s")

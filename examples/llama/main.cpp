@@ -11,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../convert_checkpoint/writer.hpp"
@@ -115,7 +116,7 @@ int run_once(Session& session) {
       throw std::invalid_argument("--tokens has " + std::to_string(token) + "; expected 0 to " +
                                   std::to_string(config.vocabulary - 1));
 
-  const StopOnInterrupt interrupt;
+  std::optional<StopOnInterrupt> interrupt(std::in_place);
   session.options.control = &StopOnInterrupt::control();
   Times times;
   const Llama model(session.weights, session.options, plan.capacity, &times);
@@ -149,6 +150,7 @@ int run_once(Session& session) {
   print_times(times, made.prefill_seconds + made.decode_seconds);
   if (!settings.logits.empty()) write_logits(settings.logits, made);
   if (made.stopped) return 130;
+  interrupt.reset();  // from here on Ctrl-C ends the program
   session.options.control = nullptr;
 
   const bool pooled = config.kv_heads < session.trained.config.kv_heads;

@@ -20,7 +20,7 @@
 
 namespace llama {
 
-/// From its construction on Ctrl-C stops the calls that have control() in their options, and wakes LineReader, instead of ending the program.
+/// While there is one, Ctrl-C stops the calls that have control() in their options, and wakes LineReader, instead of ending the program. One at a time.
 class StopOnInterrupt {
  public:
   /// @throws std::runtime_error if the system has no more files to give
@@ -38,8 +38,15 @@ class StopOnInterrupt {
       errno = saved;
     };
     action.sa_flags = SA_RESTART;  // what is being printed is printed
-    ::sigaction(SIGINT, &action, nullptr);
+    ::sigaction(SIGINT, &action, &before_);
   }
+  ~StopOnInterrupt() {
+    ::sigaction(SIGINT, &before_, nullptr);
+    for (const int end : wake_) ::close(end);
+  }
+  StopOnInterrupt(const StopOnInterrupt&) = delete;
+  StopOnInterrupt& operator=(const StopOnInterrupt&) = delete;
+
   static gqa::CallControl& control() { return control_; }
   /// Readable from Ctrl-C to reset(): a flag alone would leave a wait asleep that begins just after it has been looked at.
   static int wake() { return wake_[0]; }
@@ -51,6 +58,7 @@ class StopOnInterrupt {
   }
 
  private:
+  struct sigaction before_ {};
   static inline gqa::CallControl control_;
   static inline int wake_[2] = {-1, -1};
 };
