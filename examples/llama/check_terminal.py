@@ -60,7 +60,8 @@ def write_models(folder):
                "output.weight": ((VOCABULARY, dim), classifier)}
     for layer in range(layers):
         for name, rows, columns in [("attn_q", heads * width, dim), ("attn_k", kv_heads * width, dim), ("attn_v", kv_heads * width, dim),
-                                    ("attn_output", dim, heads * width), ("ffn_gate", hidden, dim), ("ffn_up", hidden, dim), ("ffn_down", dim, hidden)]:
+                                    ("attn_output", dim, heads * width), ("ffn_gate", hidden, dim), ("ffn_up", hidden, dim),
+                                    ("ffn_down", dim, hidden)]:
             tensors[f"blk.{layer}.{name}.weight"] = ((rows, columns), numbers(rows, columns))
         for name in ("attn_norm", "ffn_norm"):
             tensors[f"blk.{layer}.{name}.weight"] = ((dim,), numbers(dim, start=1.0))
@@ -71,7 +72,8 @@ def write_models(folder):
         "post_norms": False, "tied": False, **convert.layer_config(layers),
     }
     tokenizer = {
-        "kind": "spm", "pre": "default", "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *(name.decode() for name in SPECIAL)],
+        "kind": "spm", "pre": "default",
+        "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *(name.decode() for name in SPECIAL)],
         "scores": [0] * VOCABULARY, "types": [2, 3, 3] + [6] * 256 + [1] + [3] * len(SPECIAL), "bos": BOS, "eos": [2, END],
         "add_bos": True, "add_space_prefix": False,
     }

@@ -228,6 +228,7 @@ def gguf_tokenizer(path, field):
     eos = {field("tokenizer.ggml.eos_token_id", None), field("tokenizer.ggml.eot_token_id", None)}
     eos |= {ids.get(text) for text in END_TOKENS}
     pre = field("tokenizer.ggml.pre", "default")
+    pre = "llama-bpe" if pre in ("llama3", "llama-v3") else pre  # older names
     made = {
         "kind": kind, "pre": pre, "tokens": tokens,
         "types": field("tokenizer.ggml.token_type"), "bos": field("tokenizer.ggml.bos_token_id", None),

@@ -20,7 +20,8 @@
 
 namespace llama {
 
-/// While there is one, Ctrl-C stops the calls that have control() in their options, and wakes LineReader, instead of ending the program. One at a time.
+/// While there is one, and there may be one, Ctrl-C stops the calls that have control() in their options, and wakes LineReader, instead of ending
+/// the program.
 class StopOnInterrupt {
  public:
   /// @throws std::runtime_error if the system has no more files to give

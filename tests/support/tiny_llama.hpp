@@ -34,8 +34,9 @@ struct TinyLlama {
   Index extent(const char* name) const { return config.at(name).get<Index>(); }
 };
 
-/// @param architecture llama (interleaved pairs), llama3 (with divisors of frequencies, as such files have them), qwen2 (biases, a classifier of its own) or gemma3 (QK-norm, norms after, windows of 5 in
-///                     two of three layers, a base for these, GeGLU, scaled embeddings)
+/// @param architecture llama (interleaved pairs), llama3 (the same with divisors of frequencies and a classifier of its own), qwen2 (biases, a
+///                     classifier of its own) or gemma3 (QK-norm, norms after, windows of 5 in two of three layers, a base for these, GeGLU,
+///                     scaled embeddings)
 inline TinyLlama tiny_llama(const std::string& architecture) {
   const bool qwen = architecture == "qwen2", gemma = architecture == "gemma3", llama3 = architecture == "llama3";
   const Index layers = 3, dim = qwen ? 42 : 24, hidden = 40,
