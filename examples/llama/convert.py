@@ -25,7 +25,7 @@ import tempfile
 import zipfile
 
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-# Generation stops at these, if the tokenizer has them, besides the ones that the file names.
+# Generation stops at these, if they are control tokens, besides the ones that the file names: there are models for which </s> is HTML.
 END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"]
 
 # How conversations are written, by a token that models for it have.
@@ -231,12 +231,13 @@ def gguf_tokenizer(path, field):
             sys.exit(f"{path}: tokenizer.ggml.{key} is {value!r}; expected one of {len(tokens)} tokens")
     ids = {text: token for token, text in enumerate(tokens)}
     eos = {field("tokenizer.ggml.eos_token_id", None), field("tokenizer.ggml.eot_token_id", None)}
-    eos |= {ids.get(text) for text in END_TOKENS}
+    types = field("tokenizer.ggml.token_type")
+    eos |= {ids[text] for text in END_TOKENS if text in ids and types[ids[text]] == 3}
     pre = field("tokenizer.ggml.pre", "default")
     pre = "llama-bpe" if pre in ("llama3", "llama-v3") else pre  # older names
     made = {
         "kind": kind, "pre": pre, "tokens": tokens,
-        "types": field("tokenizer.ggml.token_type"), "bos": field("tokenizer.ggml.bos_token_id", None),
+        "types": types, "bos": field("tokenizer.ggml.bos_token_id", None),
         "eos": sorted(eos - {None}), "add_bos": field("tokenizer.ggml.add_bos_token", kind == "spm" or pre == "llama-bpe"),
         "add_space_prefix": field("tokenizer.ggml.add_space_prefix", kind == "spm"),
     }

@@ -28,23 +28,32 @@ def read_json(path, required=True):
     return made if isinstance(made, dict) else sys.exit(f"{path}: is no JSON object")
 
 
+def positive(path, name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        sys.exit(f"{path}: {name} is {value!r}; expected a number above 0")
+    return value
+
+
 def rope(path, config, dims):
     """(base, what positions are divided by, what each pair's frequency is divided by or None)"""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    base = scaling.get("rope_theta", config.get("rope_theta", 10000.0))
+    if not isinstance(scaling, dict):
+        sys.exit(f"{path}: rope_scaling is {scaling!r}; expected an object")
+    base = positive(path, "rope_theta", scaling.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
         sys.exit(f"{path}: rope_type is {kind}; expected default, linear or llama3")
     try:
-        factor = float(scaling["factor"]) if kind != "default" else 1.0
-        if kind != "llama3":
-            return base, factor, None
-        length, low, high = (scaling[name] for name in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+        names = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        needed = {"default": 0, "linear": 1, "llama3": 4}[kind]
+        numbers = [positive(path, name, scaling[name]) for name in names[:needed]]
     except KeyError as error:
         sys.exit(f"{path}: rope_type is {kind}, and there is no {error.args[0]}")
-    if not (factor > 0 and 0 < low < high and length > 0):
-        sys.exit(f"{path}: rope_type is llama3 with factor {factor}, low_freq_factor {low}, high_freq_factor {high} and "
-                 f"original_max_position_embeddings {length}; expected numbers above 0, the low factor below the high one")
+    if kind != "llama3":
+        return base, *(numbers or [1.0]), None
+    factor, low, high, length = numbers
+    if low >= high:
+        sys.exit(f"{path}: low_freq_factor is {low}; expected a number below high_freq_factor, {high}")
     divisors = []
     for pair in range(dims // 2):
         turns = length / (2 * math.pi * base ** (2 * pair / dims))  # in as many tokens as the model was first trained for
@@ -74,7 +83,8 @@ def model_config(path, config, layer_config):
     made = {
         "architecture": kind, "dim": dim, "hidden_dim": whole("intermediate_size"), "layers": layers, "query_heads": heads,
         "kv_heads": whole("num_key_value_heads", heads), "head_dim": head_dim, "vocabulary": whole("vocab_size"),
-        "max_length": whole("max_position_embeddings"), "norm_epsilon": config.get("rms_norm_eps", 1e-6), "attention_scale": head_dim**-0.5,
+        "max_length": whole("max_position_embeddings"), "attention_scale": head_dim**-0.5,
+        "norm_epsilon": positive(path, "rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
         "embedding_scale": 1.0, "activation": "silu", "rope_pairs": "half_split", "rope_dims": head_dim, "qk_norm": False, "post_norms": False,
         "tied": config.get("tie_word_embeddings", False), **layer_config(layers, 0, base, factor),
     }
@@ -158,6 +168,7 @@ def read_tokenizer(folder, config, end_tokens):
     for named in (config, read_json(folder / "generation_config.json", required=False)):
         value = named.get("eos_token_id")
         ends |= set(value if isinstance(value, list) else [] if value is None else [value])
+    ends |= {ids[text] for text in end_tokens if text in ids and types[ids[text]] == 3}
     # A begin token is what the template of a single text has in front of it.
     processor = read.get("post_processor") or {}
     templates = [step for step in processor.get("processors", [processor]) if step.get("type") == "TemplateProcessing"]
@@ -165,7 +176,7 @@ def read_tokenizer(folder, config, end_tokens):
     return {
         "kind": "bpe", "pre": scheme, "tokens": tokens, "types": types,
         "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in read["model"]["merges"]],
-        "bos": ids[first] if first else config.get("bos_token_id"), "eos": sorted(ends | {ids[text] for text in end_tokens if text in ids}),
+        "bos": ids[first] if first else config.get("bos_token_id"), "eos": sorted(ends),
         "add_bos": first is not None, "add_space_prefix": False,
     }
 
