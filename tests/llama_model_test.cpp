@@ -3,8 +3,10 @@
 // for every chunking, cache and number of threads, and files and contexts that are refused.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -58,7 +60,7 @@ double bound(const TinyLlama& model, const std::vector<Token>& tokens, const Eig
 }
 
 class LlamaModel : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Architectures, LlamaModel, testing::Values("llama", "qwen2", "gemma3"),
+INSTANTIATE_TEST_SUITE_P(Architectures, LlamaModel, testing::Values("llama", "llama3", "qwen2", "gemma3"),
                          [](const auto& of) { return of.param; });
 
 TEST_P(LlamaModel, LogitsAreThoseOfTheDefinition) {
@@ -120,6 +122,31 @@ TEST_P(LlamaModel, TheSameBitsInEveryChunkingCacheAndNumberOfThreads) {
       for (const ExactRun& run : check_exact(weights, {}, format_named(format), rotate, some_tokens(70)))
         EXPECT_EQ(run.different, 0) << format << (rotate ? " rotated, " : ", ") << cache_name(run.kind)
                                     << ", chunks of " << run.chunk << ", " << run.threads << " threads";
+}
+
+TEST_P(LlamaModel, ASeedGivesTheSameTextInEveryChunkingCacheAndNumberOfThreads) {
+  const File file(tiny_llama(GetParam()));
+  const Weights weights = read_weights(file.path);
+  const std::vector<Token> prompt = some_tokens(30);
+  const auto text = [&](CacheKind kind, Index chunk, int threads, std::uint64_t seed) {
+    const gqa::ThreadPoolExecutor pool(threads);
+    gqa::Options options;
+    options.executor = pool;
+    ModelCache cache(weights.config, {.kind = kind, .capacity = 80, .chunk = chunk});
+    Sampler sampler({.temperature = 1.5, .top_k = 20, .top_p = 0.95, .min_p = 0.01, .seed = seed});
+    return generate(Llama(weights, options, 80), cache, prompt,
+                    {.steps = 50, .chunk = chunk, .pick = std::ref(sampler)})
+        .tokens;
+  };
+  const std::vector<Token> expected = text(CacheKind::contiguous, 1, 1, 1);
+  EXPECT_NE(text(CacheKind::contiguous, 1, 1, 2), expected);
+  int threads = 1;
+  for (const CacheKind kind : {CacheKind::contiguous, CacheKind::paged, CacheKind::ring})
+    for (const Index chunk : {1, 7, 30}) {
+      threads = threads % 3 + 1;
+      EXPECT_EQ(text(kind, chunk, threads, 1), expected)
+          << cache_name(kind) << ", chunks of " << chunk << ", " << threads << " threads";
+    }
 }
 
 TEST_P(LlamaModel, RepeatedKvHeadsGiveTheSameBits) {
@@ -236,6 +263,9 @@ TEST(LlamaFile, WhatIsWrongIsNamed) {
   EXPECT_EQ(with("rope_dims", 7), "config: rope_dims is 7; expected an even number");
   EXPECT_EQ(with("windows", {1, 2}), "config: windows is [1,2]; expected 3 numbers of 0 or more");
   EXPECT_EQ(with("rope_bases", {1, 2, -3}), "config: rope_bases is [1,2,-3]; expected 3 numbers above 0");
+  EXPECT_EQ(with("rope_divisors", {1, 2}), "config: rope_divisors is [1,2]; expected 8 numbers above 0");
+  EXPECT_EQ(with("rope_divisors", {1, 2, 3, 4, 5, 6, 7, 0}),
+            "config: rope_divisors is [1,2,3,4,5,6,7,0]; expected 8 numbers above 0");
   EXPECT_EQ(with("tied", "yes"), "config: tied is \"yes\"; expected true or false");
   model = tiny_llama("llama");
   model.config.erase("norm_epsilon");

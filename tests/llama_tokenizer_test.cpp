@@ -138,6 +138,18 @@ TEST(ByteLevel, MergesWithinWords) {
   EXPECT_EQ(tokenizer.decode(262, 263), "<|end|> now");
 }
 
+TEST(ByteLevel, LlamaThreesWordsThatAreTokensAreNotMerged) {
+  nlohmann::json json = byte_level();
+  json["pre"] = "llama-bpe";
+  json["tokens"][260] = "world";  // in the place of " hello"; no merges lead to it
+  const Tokenizer tokenizer(json);
+  EXPECT_EQ(tokenizer.encode("world"), (std::vector<Token>{260}));
+  EXPECT_EQ(tokenizer.encode("llo"), (std::vector<Token>{257, 'o'}));
+  EXPECT_EQ(tokenizer.encode("worlds"), (std::vector<Token>{'w', 'o', 'r', 'l', 'd', 's'}));
+  json["pre"] = "qwen2";
+  EXPECT_EQ(Tokenizer(json).encode("world"), (std::vector<Token>{'w', 'o', 'r', 'l', 'd'}));
+}
+
 TEST(ByteLevel, GivesBackAnyBytes) {
   const Tokenizer tokenizer(byte_level());
   std::mt19937 random(3);

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Test of convert.py: small files of llama2.c's layout and of GGUF, converted, read back and compared; and files that are refused.
+"""Test of convert.py: small files of llama2.c's layout and of GGUF, and folders, converted, read back and compared; and files that are refused.
 
     check.py FOLDER
 
-FOLDER is made and may be deleted. GGUF is tried where PyPI's gguf and numpy are installed; the rest needs the standard library alone.
+FOLDER is made and may be deleted. GGUF and folders are tried where PyPI's gguf and numpy are installed; the rest needs the standard library alone.
 """
 import array
 import json
@@ -107,7 +107,7 @@ def check_llama2c(folder):
     assert done.returncode != 0 and f"{folder}: is a folder" in done.stderr, done.stderr
 
 
-def write_gguf(path, architecture, quantised, heads=2, layers=6):
+def write_gguf(path, architecture, quantised, heads=2, layers=6, scaling=None):
     import gguf
     import numpy as np
 
@@ -121,12 +121,18 @@ def write_gguf(path, architecture, quantised, heads=2, layers=6):
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
+        writer.add_rope_scaling_factor(4.0)
     if architecture == "gemma3":
         writer.add_sliding_window(16)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(["a", "b", "ab", "<|im_start|>", "<|im_end|>"])
-    writer.add_token_types([1, 1, 1, 3, 3])
+    llama = architecture == "llama"  # as Llama 3's are
+    writer.add_tokenizer_pre("llama-bpe" if llama else "qwen2")
+    writer.add_token_list(["a", "b", "ab", *(["<|start_header_id|>", "<|eot_id|>"] if llama else ["<|im_start|>", "<|im_end|>"]), "</s>"])
+    if llama:
+        writer.add_bos_token_id(3)
+    writer.add_token_types([1, 1, 1, 3, 3, 1])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(2)
     expected = {}
@@ -143,13 +149,17 @@ def write_gguf(path, architecture, quantised, heads=2, layers=6):
             writer.add_tensor(name, values)
         expected[name] = values
 
-    add("token_embd.weight", 5, dim)
+    add("token_embd.weight", 6, dim)
     for layer in range(6):
         for name, shape in [("attn_norm", (dim,)), ("attn_q", (dim, dim)), ("attn_k", (32, dim)), ("attn_v", (32, dim)),
                             ("attn_output", (dim, dim)), ("ffn_norm", (dim,)), ("ffn_gate", (inner, dim)),
                             ("ffn_up", (inner, dim)), ("ffn_down", (dim, inner))]:
             add(f"blk.{layer}.{name}.weight", *shape)
     add("output_norm.weight", dim)
+    if llama:
+        add("output.weight", 6, dim)
+        expected["rope_divisors"] = [1.0] * 8 + [1.5 + i for i in range(8)]
+        writer.add_tensor("rope_freqs.weight", np.array(expected["rope_divisors"], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -161,12 +171,15 @@ def check_gguf(folder):
     model, out = folder / "tiny.gguf", folder / "tiny.safetensors"
     for architecture in ("llama", "qwen2", "gemma3"):
         expected = write_gguf(model, architecture, True)
+        divisors = expected.pop("rope_divisors", None)
         convert(model, out, "--gguf-f32", folder / "f32.gguf")
         first = read(out)
         for name, values in expected.items():
             assert first[2][name][1:] == (list(values.shape), values.ravel().tolist()), name
-        assert first[1]["eos"] == [2, 4] and first[0]["chat"] == "chatml" and first[1]["merges"] == ["a b"], first[1]
-        gemma = architecture == "gemma3"
+        assert first[2].keys() == expected.keys(), first[2].keys()
+        gemma, llama = architecture == "gemma3", architecture == "llama"
+        assert first[1]["eos"] == [2, 4] and first[1]["merges"] == ["a b"] and first[1]["add_bos"] is llama, first[1]
+        assert (first[0]["chat"], first[0]["tied"], first[0].get("rope_divisors")) == ("llama3" if llama else "chatml", not llama, divisors), first[0]
         assert first[0]["windows"] == ([16] * 5 + [0] if gemma else [0] * 6), first[0]
         assert first[0]["rope_bases"] == ([1e4] * 5 + [1e6] if gemma else [1e6] * 6), first[0]
         convert(folder / "f32.gguf", out)  # the same weights, by way of GGUF
@@ -186,6 +199,13 @@ def check_gguf(folder):
     refused("llama.attention.head_count is 0; expected a whole number from 1 on", model, out)
     write_gguf(model, "llama", False, layers=0)
     refused("llama.block_count is 0; expected a whole number from 1 on", model, out)
+    for scaling in ("yarn", "longrope"):
+        write_gguf(model, "llama", False, scaling=scaling)
+        refused(f"llama.rope.scaling.type is {scaling}; expected none or linear", model, out)
+    write_gguf(model, "llama", False, scaling="linear")
+    convert(model, out)
+    assert read(out)[0]["rope_factors"] == [4.0] * 6, read(out)[0]
+    out.unlink()
     write_gguf(model, "llama", False)
     whole = model.read_bytes()
     for size in (5, 20, 100, 700, len(whole) // 2, len(whole) - 32):
@@ -193,6 +213,103 @@ def check_gguf(folder):
         refused(f"{model}: cannot be read as GGUF; is it cut off?", model, out)
     model.write_bytes(b"GGML" + model.read_bytes()[4:])
     refused("does not start with \"GGUF\"", model, out)
+
+
+def write_folder(folder, shards, **changes):
+    """A tiny random Llama 3. Returns its numbers by GGUF's names."""
+    folder.mkdir(exist_ok=True)
+    config = {
+        "model_type": "llama", "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 5, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "tie_word_embeddings": False, "hidden_act": "silu", "eos_token_id": [4],
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 300},
+    }
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}}, {"type": "ByteLevel"}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|start_header_id|>"}}, {"Sequence": {"id": "A"}}]},
+        "added_tokens": [{"id": 3, "content": "<|start_header_id|>", "special": True}, {"id": 4, "content": "</s>", "special": False}],
+    }))
+    named = {"model.embed_tokens": ("token_embd", (5, 12)), "model.norm": ("output_norm", (12,)), "lm_head": ("output", (5, 12))}
+    for layer in range(2):
+        for name, gguf_name, shape in [
+            ("input_layernorm", "attn_norm", (12,)), ("self_attn.q_proj", "attn_q", (24, 12)), ("self_attn.k_proj", "attn_k", (8, 12)),
+            ("self_attn.v_proj", "attn_v", (8, 12)), ("self_attn.o_proj", "attn_output", (12, 24)), ("post_attention_layernorm", "ffn_norm", (12,)),
+            ("mlp.gate_proj", "ffn_gate", (10, 12)), ("mlp.up_proj", "ffn_up", (10, 12)), ("mlp.down_proj", "ffn_down", (12, 10)),
+        ]:
+            named[f"model.layers.{layer}.{name}"] = (f"blk.{layer}.{gguf_name}", shape)
+    numbers, files, where = random.Random(3), [({}, bytearray()) for _ in range(shards)], {}
+    expected = {}
+    for at, (name, (gguf_name, shape)) in enumerate(named.items()):
+        header, data = files[at % shards]
+        halves = [numbers.randrange(1 << 15) for _ in range(shape[0] * (shape[1] if len(shape) == 2 else 1))]  # bf16, finite or not
+        halves = [half if half & 0x7F80 != 0x7F80 else half & 0x3FFF for half in halves]
+        header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(data), len(data) + 2 * len(halves)]}
+        data += struct.pack(f"<{len(halves)}H", *halves)
+        expected[f"{gguf_name}.weight"] = (list(shape), [struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in halves])
+        where[f"{name}.weight"] = f"model-{at % shards}.safetensors" if shards > 1 else "model.safetensors"
+    for at, (header, data) in enumerate(files):
+        text = json.dumps(header).encode()
+        (folder / (f"model-{at}.safetensors" if shards > 1 else "model.safetensors")).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    index = folder / "model.safetensors.index.json"
+    index.unlink(missing_ok=True)
+    if shards > 1:
+        index.write_text(json.dumps({"weight_map": where}))
+    return expected
+
+
+def check_folder(folder):
+    model, out = folder / "tiny_folder", folder / "tiny.safetensors"
+    for shards in (1, 3):
+        expected = write_folder(model, shards)
+        convert(model, out)
+        config, tokenizer, tensors = read(out)
+        assert {name: entry[1:] for name, entry in tensors.items()} == expected
+        assert (config["head_dim"], config["kv_heads"], config["tied"], config["qkv_bias"], config["chat"]) == (8, 1, False, False, "llama3"), config
+        assert (config["rope_pairs"], config["rope_bases"], config["rope_factors"]) == ("half_split", [500000.0] * 2, [1.0] * 2), config
+        # Wavelengths of 2π, 167, 4443 and 118143 tokens: one is below 300 / 4, two are above 300; the other turns 1.795 times, 0.265 of the way.
+        divisors = config["rope_divisors"]
+        assert divisors[0] == 1 and divisors[2:] == [8, 8] and abs(divisors[1] - 1 / (0.735 / 8 + 0.265)) < 0.01, divisors
+        assert (tokenizer["pre"], tokenizer["merges"], tokenizer["types"], tokenizer["eos"]) == ("llama-bpe", ["a b"], [1, 1, 1, 3, 4], [4]), tokenizer
+        assert (tokenizer["bos"], tokenizer["add_bos"]) == (3, True), tokenizer
+    out.unlink()
+    for shards, changes, complaint in [
+        (1, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is yarn; expected default, linear or llama3"),
+        (1, {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "rope_type is llama3, and there is no low_freq_factor"),
+        (1, {"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0; expected a number above 0"),
+        (1, {"rms_norm_eps": "small"}, "rms_norm_eps is 'small'; expected a number above 0"),
+        (1, {"model_type": "mixtral"}, "model_type is mixtral; expected llama or qwen2"),
+        (1, {"hidden_size": None}, "hidden_size is None; expected a whole number from 1 on"),
+        (1, {"mlp_bias": True}, "mlp_bias is True; expected False"),
+    ]:
+        write_folder(model, shards, **changes)
+        refused(complaint, model, out)
+    write_folder(model, 1, rope_scaling={"type": "linear", "factor": 2.5}, tie_word_embeddings=True)
+    convert(model, out)
+    config, _, tensors = read(out)
+    assert (config["rope_factors"], config["tied"]) == ([2.5] * 2, True) and "rope_divisors" not in config, config
+    assert "output.weight" not in tensors
+    out.unlink()
+    write_folder(model, 1)
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    refused("is cut off within", model, out)
+    weights.write_bytes(whole[:100])
+    refused("is no .safetensors file, or is cut off", model, out)
+    weights.write_bytes(whole.replace(b"self_attn.q_proj", b"self_attn.q_norm"))
+    refused("model.layers.0.self_attn.q_norm.weight of BF16 is no tensor that is taken here", model, out)
+    weights.unlink()
+    refused("model.safetensors: no such file", model, out)
+    write_folder(model, 1)
+    tokenizer = model / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("ByteLevel", "Metaspace"))
+    refused("is no byte-level BPE", model, out)
+    tokenizer.unlink()
+    refused("tokenizer.json: no such file", model, out)
 
 
 def main():
@@ -203,8 +320,9 @@ def main():
         import gguf  # noqa: F401
         import numpy  # noqa: F401
     except ImportError as error:
-        print(f"llama2.c's files: as expected. GGUF was skipped: {error}")
+        print(f"llama2.c's files: as expected. GGUF and folders were skipped: {error}")
         return
+    check_folder(folder)
     check_gguf(folder)
     print("as expected")
 

@@ -19,7 +19,7 @@ using gqa::Index;
 enum class Activation { silu, gelu_tanh };
 
 /// How a conversation is written for a model that was trained on conversations.
-enum class ChatForm { none, chatml, gemma };
+enum class ChatForm { none, chatml, gemma, llama3 };
 
 /// What may differ from layer to layer.
 struct LayerConfig {
@@ -43,7 +43,7 @@ struct ModelConfig {
   Activation activation = Activation::silu;
   gqa::RopePairs rope_pairs = gqa::RopePairs::half_split;
   Index rope_dims = 0;
-  std::vector<double> rope_divisors;  ///< of each pair's frequency; empty: none
+  std::vector<double> rope_divisors;  ///< of each pair's frequency (Llama 3's); empty: none
   bool qkv_bias = false;              ///< queries, keys and values have biases
   bool qk_norm = false;               ///< queries and keys are normalised before they are turned
   bool post_norms = false;            ///< what attention and feed-forward give is normalised before it is added
@@ -146,8 +146,10 @@ inline ModelConfig read_config(const std::string& path, const nlohmann::json& ob
   config.qk_norm = from.flag("qk_norm");
   config.post_norms = from.flag("post_norms");
   config.tied = from.flag("tied");
-  config.chat = from.choice<ChatForm>(
-      "chat", {{"none", ChatForm::none}, {"chatml", ChatForm::chatml}, {"gemma", ChatForm::gemma}});
+  config.chat = from.choice<ChatForm>("chat", {{"none", ChatForm::none},
+                                               {"chatml", ChatForm::chatml},
+                                               {"gemma", ChatForm::gemma},
+                                               {"llama3", ChatForm::llama3}});
   if (config.query_heads % config.kv_heads != 0)
     from.bad("kv_heads", "a divisor of the " + std::to_string(config.query_heads) + " query heads");
 

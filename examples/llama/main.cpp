@@ -7,8 +7,11 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../convert_checkpoint/writer.hpp"
@@ -113,21 +116,18 @@ int run_once(Session& session) {
       throw std::invalid_argument("--tokens has " + std::to_string(token) + "; expected 0 to " +
                                   std::to_string(config.vocabulary - 1));
 
-  const StopOnInterrupt interrupt;
+  std::optional<StopOnInterrupt> interrupt(std::in_place);
   session.options.control = &StopOnInterrupt::control();
   Times times;
   const Llama model(session.weights, session.options, plan.capacity, &times);
   ModelCache cache(config, plan);
   GenerateOptions how = session.generate_options(chunk);
+  how.pick = std::ref(session.sampler);
   how.keep_logits = !settings.logits.empty();
-  how.on_token = [&](Token previous, Token token) {
-    std::fputs(session.tokenizer.decode(previous, token).c_str(), stdout);
-    std::fflush(stdout);
-  };
+  how.on_token = [&](Token previous, Token token) { show(session.tokenizer.decode(previous, token)); };
   // A prompt of several chunks is shown after the lines about its progress.
   const auto show_prompt = [&] {
-    if (!settings.chat) std::fputs(session.tokenizer.decode(prompt).c_str(), stdout);
-    std::fflush(stdout);
+    if (!settings.chat) show(session.tokenizer.decode(prompt));
   };
   if (prompt_tokens <= chunk) show_prompt();
   const auto progress = how.on_prefill;
@@ -150,6 +150,7 @@ int run_once(Session& session) {
   print_times(times, made.prefill_seconds + made.decode_seconds);
   if (!settings.logits.empty()) write_logits(settings.logits, made);
   if (made.stopped) return 130;
+  interrupt.reset();  // from here on Ctrl-C ends the program
   session.options.control = nullptr;
 
   const bool pooled = config.kv_heads < session.trained.config.kv_heads;
@@ -164,8 +165,7 @@ int run_conversation(Session& session) {
   const CachePlan plan = session.plan(tokens, session.chunk(tokens));
   const StopOnInterrupt interrupt;
   session.options.control = &StopOnInterrupt::control();
-  converse(session, Llama(session.weights, session.options, plan.capacity), plan);
-  return 0;
+  return converse(session, Llama(session.weights, session.options, plan.capacity), plan) ? 130 : 0;
 }
 
 int run_check(const Session& session) {
@@ -220,6 +220,10 @@ int main(int argc, char** argv) {
     if (!settings.text.empty()) return run_text(session);
     if (settings.check_exact) return run_check(session);
     const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--tokens") > 0;
+    for (const char* option : {"--expected", "--logits"})
+      if (!prompted && app.count(option) > 0)
+        throw std::invalid_argument(std::string(option) +
+                                    " is for one prompt; expected --prompt, --prompt-file or --tokens");
     const int status = prompted ? run_once(session) : run_conversation(session);
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) throw std::runtime_error("the output cannot be written");
     return status;

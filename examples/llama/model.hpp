@@ -51,8 +51,12 @@ class Llama {
         positions_(positions == 0 ? weights.config.max_length : positions),
         times_(times) {
     options_.scale = static_cast<float>(weights.config.attention_scale);
-    for (const LayerConfig& layer : weights.config.per_layer)
-      ropes_.try_emplace({layer.rope_base, layer.rope_factor}, rope_options(weights.config, layer), positions_);
+    for (const LayerConfig& layer : weights.config.per_layer) {
+      std::vector<double> divisors = weights.config.rope_divisors;
+      for (double& divisor : divisors) divisor *= layer.rope_factor;
+      ropes_.try_emplace({layer.rope_base, layer.rope_factor}, rope_options(weights.config, layer, divisors),
+                         positions_);
+    }
   }
 
   const ModelConfig& config() const { return weights_.config; }
@@ -101,11 +105,13 @@ class Llama {
     Clock::time_point start_ = Clock::now();
   };
 
-  static gqa::RopeOptions rope_options(const ModelConfig& config, const LayerConfig& layer) {
+  /// @param divisors  of frequencies, or none; used as long as what is returned
+  static gqa::RopeOptions rope_options(const ModelConfig& config, const LayerConfig& layer,
+                                       const std::vector<double>& divisors) {
     gqa::RopeOptions made{.dims = config.rope_dims, .base = layer.rope_base, .pairs = config.rope_pairs};
-    if (!config.rope_divisors.empty()) {  // LongRoPE's form, whose sines and cosines are left as they are
+    if (!divisors.empty()) {  // LongRoPE's form, whose sines and cosines are left as they are
       made.scaling = gqa::RopeScaling::longrope;
-      made.divisors = config.rope_divisors;
+      made.divisors = divisors;
       made.original_positions = config.max_length;
       made.attention_factor = 1.0;
     } else if (layer.rope_factor > 1.0 || layer.rope_factor < 1.0) {
@@ -239,13 +245,5 @@ class Llama {
   Times* times_;
   std::map<std::pair<double, double>, gqa::Rope> ropes_;  ///< by base and factor
 };
-
-/// The likeliest token: the first of the greatest logits.
-inline Token greedy(const Eigen::Ref<const Vector>& logits) {
-  Index best = 0;
-  for (Index i = 1; i < logits.size(); ++i)
-    if (logits[i] > logits[best]) best = i;
-  return static_cast<Token>(best);
-}
 
 }  // namespace llama

@@ -3,10 +3,7 @@
 /// A model with all that the command line says about how it runs.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -24,31 +21,23 @@
 
 namespace llama {
 
-/// Ctrl-C stops what runs; where nothing runs it ends the program, which waits for a line then.
-class StopOnInterrupt {
- public:
-  StopOnInterrupt() {
-    struct sigaction action {};
-    action.sa_handler = [](int) { control().stop = true; };  // a wait for input is not gone on with
-    ::sigaction(SIGINT, &action, nullptr);
-  }
-  static gqa::CallControl& control() {
-    static gqa::CallControl made;
-    return made;
-  }
-};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal's handler sets it");
-
 inline std::string read_text(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path)) throw std::runtime_error(path + ": cannot be opened");
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+/// Prints any bytes at once.
+inline void show(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
 class Session {
  public:
   explicit Session(const Settings& given)
       : settings(given),
+        sampler(given.sampling),
         trained(read_weights(given.model)),
         weights(changed(trained, given)),
         tokenizer(trained.tokenizer),
@@ -100,6 +89,7 @@ class Session {
   }
 
   const Settings& settings;
+  Sampler sampler;
   const Weights trained;
   const Weights weights;  ///< with the KV heads and the window that were asked for
   const Tokenizer tokenizer;

@@ -5,12 +5,16 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "caches.hpp"
+#include "sampling.hpp"
 #include "tokenizer.hpp"
 
 namespace llama {
@@ -24,7 +28,8 @@ struct Settings {
   Index steps = 200, chunk = 256, context = 0, kv_heads = 0, window = 0;
   Index text_tokens = 4096;
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  bool rotate = false, chat = false, ignore_end = false, check_exact = false, has_prompt = false;
+  bool rotate = false, chat = false, ignore_end = false, check_exact = false;
+  Sampling sampling;
 };
 
 /// @throws std::invalid_argument if there is no such path
@@ -90,12 +95,34 @@ inline void add_options(CLI::App& app, Settings& settings) {
       "--check-exact", settings.check_exact,
       "run the prompt in several chunkings, caches and numbers of threads; the exit status is 1 if any bit of "
       "any logit differs");
-  app.add_option("--perplexity", settings.text, "file with a text: how well it is predicted, by codec")
-      ->excludes(exact);
+  auto* const perplexity =
+      app.add_option("--perplexity", settings.text, "file with a text: how well it is predicted, by codec")
+          ->excludes(exact);
   app.add_option("--codecs", settings.codecs, "for --perplexity: all, or names of codecs")->delimiter(',');
   app.add_option("--text-tokens", settings.text_tokens,
                  "for --perplexity: tokens of the text, at most, cut into sequences of --context (0: 512)")
       ->check(CLI::PositiveNumber);
+
+  // Their values are checked by Sampler. These modes draw no tokens.
+  auto* const temperature =
+      app.add_option(
+             "--temperature", settings.sampling.temperature,
+             "draw tokens, with logits divided by this; 0: take the likeliest. The same seed gives the same text")
+          ->excludes(exact)
+          ->excludes(perplexity);
+  const auto seed = [](const std::string& text) -> std::string {  // CLI11 takes −1 for the largest number
+    std::uint64_t value = 0;
+    const char* const end = text.data() + text.size();
+    const auto [stopped, error] = std::from_chars(text.data(), end, value);
+    return error == std::errc{} && stopped == end ? "" : "is " + text + "; expected a whole number, 0 to 2^64 - 1";
+  };
+  const auto add_cut = [&](const char* name, auto& value, const char* what) {
+    return app.add_option(name, value, what)->needs(temperature);
+  };
+  add_cut("--top-k", settings.sampling.top_k, "of so many of the likeliest tokens; 0: all");
+  add_cut("--top-p", settings.sampling.top_p, "then of the likeliest of these with this share of their probability");
+  add_cut("--min-p", settings.sampling.min_p, "then of those that are at least so likely as the likeliest, times this");
+  add_cut("--seed", settings.sampling.seed, "of the generator")->check(seed);
 }
 
 inline CacheKind cache_kind(const std::string& name) {

@@ -92,6 +92,7 @@ class Tokenizer {
       std::string scheme;
       read("pre", scheme);
       words_.emplace(scheme);
+      whole_words_ = scheme == "llama-bpe";
       std::vector<std::string> merges;
       read("merges", merges);
       for (std::size_t rank = 0; rank < merges.size(); ++rank)
@@ -264,7 +265,7 @@ class Tokenizer {
     }
   }
 
-  /// Byte-level pairs: within a word, by rank. A byte that has no token is left out.
+  /// Byte-level pairs: within a word, by rank. A byte that has no token is left out. Llama 3 has words that no merges lead to.
   void encode_bytes(std::string_view text, std::vector<Token>& tokens) const {
     const auto priority = [&](std::string_view left, std::string_view right) -> std::optional<float> {
       const auto found = ranks_.find(std::string(left) + ' ' + std::string(right));
@@ -272,6 +273,10 @@ class Tokenizer {
     };
     for (const std::string_view word : words_->split(text)) {
       const std::string written = alphabet_.from_bytes(word);
+      if (const Token whole = whole_words_ ? find(written) : no_token; whole != no_token) {
+        tokens.push_back(whole);
+        continue;
+      }
       for (const std::string_view piece : merge_pairs(characters(written), priority)) {
         const Token token = find(piece);
         if (token != no_token) tokens.push_back(token);  // some vocabularies lack bytes that their text never had
@@ -289,6 +294,7 @@ class Tokenizer {
   std::vector<Token> special_;  // longest first
   std::vector<Token> ends_;
   std::optional<WordSplitter> words_;  // bpe
+  bool whole_words_ = false;           // bpe: a word that is a token is that token
   ByteAlphabet alphabet_;
   Token bos_ = no_token;
   bool add_bos_ = false;

@@ -34,10 +34,11 @@ struct TinyLlama {
   Index extent(const char* name) const { return config.at(name).get<Index>(); }
 };
 
-/// @param architecture llama (interleaved pairs), qwen2 (biases, a classifier of its own) or gemma3 (QK-norm, norms after, windows of 5 in
-///                     two of three layers, a base for these, GeGLU, scaled embeddings)
+/// @param architecture llama (interleaved pairs), llama3 (the same with divisors of frequencies and a classifier of its own), qwen2 (biases, a
+///                     classifier of its own) or gemma3 (QK-norm, norms after, windows of 5 in two of three layers, a base for these, GeGLU,
+///                     scaled embeddings)
 inline TinyLlama tiny_llama(const std::string& architecture) {
-  const bool qwen = architecture == "qwen2", gemma = architecture == "gemma3";
+  const bool qwen = architecture == "qwen2", gemma = architecture == "gemma3", llama3 = architecture == "llama3";
   const Index layers = 3, dim = qwen ? 42 : 24, hidden = 40,
               heads = qwen    ? 7
                       : gemma ? 4
@@ -61,16 +62,19 @@ inline TinyLlama tiny_llama(const std::string& architecture) {
                  {"attention_scale", 1 / std::sqrt(static_cast<double>(head_dim))},
                  {"embedding_scale", gemma ? std::sqrt(static_cast<double>(dim)) : 1.0},
                  {"activation", gemma ? "gelu_tanh" : "silu"},
-                 {"rope_pairs", architecture == "llama" ? "interleaved" : "half_split"},
+                 {"rope_pairs", qwen || gemma ? "half_split" : "interleaved"},
                  {"rope_dims", head_dim},
                  {"qkv_bias", qwen},
                  {"qk_norm", gemma},
                  {"post_norms", gemma},
-                 {"tied", !qwen},
+                 {"tied", !qwen && !llama3},
                  {"chat", "none"},
                  {"windows", gemma ? std::vector{5, 5, 0} : std::vector{0, 0, 0}},
                  {"rope_bases", gemma ? std::vector{100.0, 100.0, 1e4} : std::vector{1e4, 1e4, 1e4}},
-                 {"rope_factors", gemma ? std::vector{1.0, 1.0, 8.0} : std::vector{1.0, 1.0, 1.0}}};
+                 {"rope_factors", gemma    ? std::vector{1.0, 1.0, 8.0}
+                                  : llama3 ? std::vector{1.0, 2.0, 1.0}
+                                           : std::vector{1.0, 1.0, 1.0}}};
+  if (llama3) made.config["rope_divisors"] = {1.5, 8.0};
   std::mt19937 bits(7);
   const auto uniform = [&](double from, double to) {  // the same numbers with every standard library
     return static_cast<float>(from + (to - from) * static_cast<double>(bits()) / 4294967296.0);
@@ -86,7 +90,7 @@ inline TinyLlama tiny_llama(const std::string& architecture) {
   };
   matrix("token_embd.weight", vocabulary, dim);
   add("output_norm.weight", dim, 1, 0.5, 1.5);
-  if (qwen) matrix("output.weight", vocabulary, dim);
+  if (qwen || llama3) matrix("output.weight", vocabulary, dim);
   for (Index layer = 0; layer < layers; ++layer) {
     const std::string in = "blk." + std::to_string(layer) + ".";
     for (const char* norm : {"attn_norm", "ffn_norm"}) add(in + norm + ".weight", dim, 1, 0.5, 1.5);
@@ -194,7 +198,10 @@ class TinyReference {
     const bool halves = m_.config.at("rope_pairs") == "half_split";
     for (Index column = 0; column < made.cols(); ++column)
       for (Index pair = 0; pair < width / 2; ++pair) {
-        const double angle = static_cast<double>(column / count) / factor *
+        const double divisor = m_.config.contains("rope_divisors")
+                                   ? m_.config.at("rope_divisors").at(static_cast<std::size_t>(pair)).get<double>()
+                                   : 1;
+        const double angle = static_cast<double>(column / count) / (factor * divisor) *
                              std::pow(base, -2.0 * static_cast<double>(pair) / static_cast<double>(width));
         double& a = made(halves ? pair : 2 * pair, column);
         double& b = made(halves ? pair + width / 2 : 2 * pair + 1, column);
