@@ -7,7 +7,8 @@ Every side computes the attention of one sequence alone, on one thread, prefille
 circumstances, and the share of output rows (a query token and head, D numbers) that are equal in all D numbers (==):
 
     batch     with others of the same length, in the first place and in the last
-    lengths   with others of other lengths, shorter and longer, in the first place, in the middle and in the last, the way each side has such batches
+    lengths   with others of other lengths, shorter and longer, in the first place, in the middle and in the last, the way each side has such batches;
+              and on two threads, both alone and in the batch
     threads   on 2, 3 and 4 (more than the machine's processors is no harm)
     chunks    prefilled in chunks, token by token at the end
     layout    keys and values token-major

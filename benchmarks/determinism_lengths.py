@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of sequences of unequal lengths: the rows of a sequence in a call of its own against the same rows in a call with sequences of other lengths.
-The case "lengths" of compare_determinism.py."""
+The cases "lengths" and "lengths, 2 threads" of compare_determinism.py."""
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Batches:
         k, v = (rows[:, :length] for rows in tokens.kv)
         return Sequence(*(tokens.queries(name, first, length) for name in ("q", "q_f32")), k, v)
 
-    def of(self, phase, company=(), place=0, own=None):
+    def of(self, phase, company=(), place=0, threads=1, own=None):
         """Rows of each sequence of a batch: those of these lengths, and at this place the rows' own (or another in its stead); None where the side cannot."""
         length = self.own_length(phase)
         members = [(self.other(n, phase), n) for n in company]
@@ -48,7 +48,7 @@ class Batches:
         most = max(s.n_kv for s in sequences)
         problem = self.problem(max(s.n_q for s in sequences), most, batch=len(sequences), **(self.alone or {}))
         side, scales = self.rows.side, self.rows.scales()
-        side.take_threads(1)
+        side.take_threads(threads)
         found = side.attend_lengths(problem, sequences, scales, self.way)
         if found is not None:
             for rows, (tokens, n) in zip(found, members):
@@ -58,19 +58,19 @@ class Batches:
                     self.rows.check(rows[-1], n - 1, tokens)
         return found
 
-    def expected(self, phase):
+    def expected(self, phase, threads):
         """Rows of the sequence in a call of its own."""
         if self.alone is None:
-            found = self.of(phase)
+            found = self.of(phase, threads=threads)
             return found and found[0]
-        return getattr(self.rows, phase)(**self.alone)
+        return getattr(self.rows, phase)(threads=threads, **self.alone)
 
-    def check_that_changes_show(self, phase, company, place, found):
+    def check_that_changes_show(self, phase, company, place, threads, found):
         """A change of one value of the sequence, as every batch is compared: it must show in all rows that see it, and in no other."""
         length = self.own_length(phase)
         token = length // 2
         changed = Tokens(0, self.problem(1, self.rows.plan.tokens), 0, raised=token)
-        differs = np.any(self.of(phase, company, place, changed)[place] != found, axis=-1)
+        differs = np.any(self.of(phase, company, place, threads, changed)[place] != found, axis=-1)
         group = self.rows.heads[0] // self.rows.heads[1]
         sees = np.zeros_like(differs)  # values of the first KV head
         sees[token if phase == "prefill" else 0:, :group] = True
@@ -80,18 +80,19 @@ class Batches:
 
 
 def compare_lengths(rows, counts):
-    """Every way in which the side can have such batches."""
+    """Every way in which the side can have such batches; on two threads, alone as in the batch, in the middle of it."""
     ways = rows.side.ways_of_lengths(Problem("rows", rows.kind, *rows.heads, 1, rows.plan.tokens))
     for way, alone in ways.items():
         batches = Batches(rows, way, alone)
         for phase in ("decode", "prefill"):
-            expected = batches.expected(phase)
-            for company in companies(batches.own_length(phase)):
-                for place in (0, (len(company) + 1) // 2, len(company)):
-                    found = batches.of(phase, company, place)
-                    if found is None:
-                        continue
-                    how = f"{way}, {place + 1} of {len(company) + 1}, others of {', '.join(map(str, company))}"
-                    counts.compare("lengths", phase, rows.heads, how, found[place], expected)
-            if found is not None:
-                batches.check_that_changes_show(phase, company, place, found[place])
+            for case, threads in (("lengths", 1), ("lengths, 2 threads", 2)):
+                expected = batches.expected(phase, threads)
+                if expected is None:
+                    continue
+                for company in companies(batches.own_length(phase)):
+                    middle = (len(company) + 1) // 2
+                    for place in (0, len(company), middle) if threads == 1 else (middle,):
+                        found = batches.of(phase, company, place, threads)[place]
+                        how = f"{way}, {place + 1} of {len(company) + 1}, others of {', '.join(map(str, company))}"
+                        counts.compare(case, phase, rows.heads, how, found, expected)
+                batches.check_that_changes_show(phase, company, place, threads, found)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rivals import Problem, to_bf16
 
-CASES = ("batch", "lengths", "threads", "chunks", "layout", "pages", "prefix", "path")
+CASES = ("batch", "lengths", "lengths, 2 threads", "threads", "chunks", "layout", "pages", "prefix", "path")
 DIM = 128
 INT8_SCALE = np.float32(0.04)  # of all keys and of all values: ±5 deviations
 

@@ -198,7 +198,9 @@ class IkLlama(Ggml):
     TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q8_KV": 151, "q4_0": 2, "iq4_nl": 20}
     CACHES = ("f16", "q8_0", "q8_KV", "q4_0", "iq4_nl")
     MASK_ALWAYS = True  # its fast kernels are for calls with a mask
-    WAYS_OF_LENGTHS = ("one buffer",)
+    # Not in one buffer: its kernel takes the last query of a tile for the one that sees most keys, and ends the process, or leaves keys out, where the
+    # queries of a tile are of several sequences.
+    WAYS_OF_LENGTHS = ()
     path_environments = {}
 
     def __init__(self, threads):
