@@ -65,6 +65,16 @@ class Batches:
             return found and found[0]
         return getattr(self.rows, phase)(threads=threads, **self.alone)
 
+    def check_errors(self, phase, found, expected):
+        """That rows in the batch are about as exact as alone, so that none sees a padded key too many or lacks one of its own: that costs a hundred times
+        as much as another order of sums."""
+        length = self.own_length(phase)
+        for token in (length - 1,) if phase == "decode" else (0, length // 2, length - 1):
+            at = token - length  # from the end
+            errors, alone = (np.max(self.rows.errors(rows[at], token)[0]) for rows in (found, expected))
+            if not errors <= 2 * alone + 1e-7:
+                raise ValueError(f"{self.rows.side.name}, {self.rows.kind}, {self.way}, {phase}, token {token}: off by {errors:.3g}, by {alone:.3g} alone")
+
     def check_that_changes_show(self, phase, company, place, threads, found):
         """A change of one value of the sequence, as every batch is compared: it must show in all rows that see it, and in no other."""
         length = self.own_length(phase)
@@ -94,5 +104,6 @@ def compare_lengths(rows, counts):
                     for place in (0, len(company), middle) if threads == 1 else (middle,):
                         found = batches.of(phase, company, place, threads)[place]
                         how = f"{way}, {place + 1} of {len(company) + 1}, others of {', '.join(map(str, company))}"
+                        batches.check_errors(phase, found, expected)
                         counts.compare(case, phase, rows.heads, how, found, expected)
                 batches.check_that_changes_show(phase, company, place, threads, found)

@@ -126,20 +126,26 @@ class Rows:
         """A decode step and a chunk, by their phases."""
         return {"decode": self.decode(), "prefill": self.of(self.plan.prefill - self.plan.path_rows, self.plan.prefill)}
 
-    def check(self, found, token, of=None):
-        """That the side computes this problem at all: this token's rows, of the first sequence or another, against the definition in double precision.
-        Root mean square errors may be half of what a row's elements spread over (of f16 sums they are a fifth); a row of other keys or another mask is
-        off by more than all of it."""
+    def errors(self, found, token, of=None):
+        """Root mean square errors of this token's rows, of the first sequence or another, against the definition in double precision; and standard deviations
+        of the exact rows' elements. Both by query head."""
         own = of or self.sequences[0]
         k, v = (x[:, :token + 1].astype(np.float64) for x in own.kv_f32)
         group = self.heads[0] // self.heads[1]
+        both = []
         for head, row in enumerate(found):
             scores = k[head // group] @ own.q_f32[token - own.first_query, head] / np.sqrt(DIM)
             weights = np.exp(scores - scores.max())
             exact = weights / weights.sum() @ v[head // group]
-            off, most = np.sqrt(np.mean((row - exact) ** 2)), 0.5 * exact.std()
-            if not off <= most:
-                raise ValueError(f"{self.side.name}, {self.kind}, token {token}, head {head}: off by {off:.3g}, at most {most:.3g} expected")
+            both.append((np.sqrt(np.mean((row - exact) ** 2)), exact.std()))
+        return np.array(both).T
+
+    def check(self, found, token, of=None):
+        """That the side computes this problem at all. Errors may be half of what a row's elements spread over (of f16 sums they are a fifth); a row of other
+        keys or another mask is off by more than all of it."""
+        for head, (off, spread) in enumerate(zip(*self.errors(found, token, of))):
+            if not off <= 0.5 * spread:
+                raise ValueError(f"{self.side.name}, {self.kind}, token {token}, head {head}: off by {off:.3g}, at most {0.5 * spread:.3g} expected")
 
 
 class Counts:

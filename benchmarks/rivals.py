@@ -152,11 +152,14 @@ class Sequence:
 
 
 def with_padding(arrays, axis, left=False):
-    """Stacked, all as long along this axis as the longest. What is added after them (or before) are numbers like theirs, in fact theirs once more,
-    so that who reads them gets another result."""
-    most = max(x.shape[axis] for x in arrays)
-    places = lambda n: np.arange(n - most, n) if left else np.arange(most)
-    return np.stack([np.take(x, places(x.shape[axis]), axis, mode="wrap") for x in arrays])
+    """Stacked, all as long along this axis as the longest. What is added after them (or before) is what the longest has there, so that who reads it
+    gets another result."""
+    longest = max(arrays, key=lambda x: x.shape[axis])
+    stack = np.moveaxis(np.stack([longest] * len(arrays)), axis + 1, 1)
+    for to, x in zip(stack, arrays):
+        n = x.shape[axis]
+        to[len(to) - n if left else 0:len(to) if left else n] = np.moveaxis(x, axis, 0)
+    return np.ascontiguousarray(np.moveaxis(stack, 1, axis + 1))
 
 
 def rows_of_each(rows, sequences):
