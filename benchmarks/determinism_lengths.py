@@ -40,7 +40,8 @@ class Batches:
         return Sequence(*(tokens.queries(name, first, length) for name in ("q", "q_f32")), k, v)
 
     def of(self, phase, company=(), place=0, threads=1, own=None):
-        """Rows of each sequence of a batch: those of these lengths, and at this place the rows' own (or another in its stead); None where the side cannot."""
+        """n_q × query heads × D of each sequence of a batch: those of these lengths, and at this place the rows' own (or another in its stead); None
+        where the side cannot."""
         length = self.own_length(phase)
         members = [(self.other(n, phase), n) for n in company]
         members.insert(place, (own or self.rows.sequences[0], length))
@@ -66,8 +67,8 @@ class Batches:
         return getattr(self.rows, phase)(threads=threads, **self.alone)
 
     def check_errors(self, phase, found, expected):
-        """That rows in the batch are about as exact as alone, so that none sees a padded key too many or lacks one of its own: that costs a hundred times
-        as much as another order of sums."""
+        """That rows in the batch are about as exact as alone, so that none sees a padded key too many or lacks one of its own: in f32
+        that costs thousands of times as much as another order of sums."""
         length = self.own_length(phase)
         for token in (length - 1,) if phase == "decode" else (0, length // 2, length - 1):
             at = token - length  # from the end

@@ -144,8 +144,8 @@ class Ggml:
         return dict.fromkeys(self.WAYS_OF_LENGTHS) if set(problem.kv_types) <= set(self.CACHES) else {}
 
     def attend_lengths(self, problem, sequences, scales, way):
-        """See Ours in rivals.py. "one buffer": cells of all sequences, each token's mask shows it those of its own sequence; "a buffer each": as many cells
-        for each sequence as the longest has, decode steps alone. Cells are a multiple of 256, as llama.cpp has it, those of no token zero."""
+        """See Ours in rivals.py. "one buffer": cells of all sequences, each token's mask shows it those of its own; "a buffer each": as many
+        cells for each sequence as the longest has, decode steps alone. Cells are a multiple of 256, as llama.cpp has it, those of no token zero."""
         if way == "a buffer each" and any(s.n_q > 1 for s in sequences):
             return None
         dim, kv_heads = problem.head_dim, problem.kv_heads
@@ -198,8 +198,8 @@ class IkLlama(Ggml):
     TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q8_KV": 151, "q4_0": 2, "iq4_nl": 20}
     CACHES = ("f16", "q8_0", "q8_KV", "q4_0", "iq4_nl")
     MASK_ALWAYS = True  # its fast kernels are for calls with a mask
-    # Not in one buffer: its kernel takes the last query of a tile for the one that sees most keys, and ends the process, or leaves keys out, where the
-    # queries of a tile are of several sequences.
+    # Not in one buffer: its kernel takes the last query of a tile for the one that sees most keys, and ends the process, or leaves keys out,
+    # where the queries of a tile are of several sequences.
     WAYS_OF_LENGTHS = ()
     path_environments = {}
 

@@ -107,6 +107,7 @@ class OnnxRuntime:
     def attend_lengths(self, problem, sequences, scales, way):
         """See Ours in rivals.py. Whole prompts, or one token of each; results of tokens that are padding are left out."""
         q, q_f32 = with_padding([s.q for s in sequences], 0), with_padding([s.q_f32 for s in sequences], 0)
-        given = SimpleNamespace(q=q, q_f32=q_f32, copies=[(with_padding([s.k for s in sequences], 1), with_padding([s.v for s in sequences], 1))], scales=scales)
+        copy = tuple(with_padding(x, 1) for x in ([s.k for s in sequences], [s.v for s in sequences]))
+        given = SimpleNamespace(q=q, q_f32=q_f32, copies=[copy], scales=scales)
         rows = self.prepare(problem, given, [s.n_kv for s in sequences]).result(0)
         return [row[:s.n_q] for row, s in zip(rows, sequences)]

@@ -62,8 +62,8 @@ class Vllm:
         return attend
 
     def _attend(self, problem, q, copies, tables, n_q, page_size):
-        """A call of the backend's operator. q: tokens × query heads × dim, sequence after sequence; copies: keys and values of all sequences, each KV
-        heads × tokens × dim; tables: the pages of each; n_q: of each."""
+        """A call of the backend's operator. q: tokens × query heads × dim, sequence after sequence; copies: keys and values of all sequences,
+        each KV heads × tokens × dim; tables: the pages of each; n_q: of each."""
         torch, ops = self.torch, self.torch.ops._C
         kind = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[problem.type]
         tensor = lambda array: torch.from_numpy(array.view(np.int16)).view(kind) if problem.type == "bf16" else torch.from_numpy(array)
@@ -97,8 +97,7 @@ class Vllm:
 
     def ways_of_lengths(self, problem):
         """See Ours in rivals.py."""
-        size = self.PAGE_SIZE
-        return {} if problem.quantised else {f"pages of {size}": {"storage": "paged", "page_size": size}, "pages of 32": {"storage": "paged", "page_size": 32}}
+        return {} if problem.quantised else {f"pages of {size}": {"storage": "paged", "page_size": size} for size in (self.PAGE_SIZE, 32)}
 
     def attend_lengths(self, problem, sequences, scales, way):
         """See Ours in rivals.py."""
