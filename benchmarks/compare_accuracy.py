@@ -30,7 +30,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np  # noqa: E402
 
-from rivals import Ours, Problem, Torch, to_bf16  # noqa: E402
+from rivals import Ours, Problem, to_bf16  # noqa: E402
+from rivals_torch import Torch  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 KINDS = {

@@ -7,6 +7,8 @@ Every side computes the attention of one sequence alone, on one thread, prefille
 circumstances, and the share of output rows (a query token and head, D numbers) that are equal in all D numbers (==):
 
     batch     with others of the same length, in the first place and in the last
+    lengths   with others of other lengths, shorter and longer, in the first place, in the middle and in the last, the way each side has such batches;
+              and on two threads, both alone and in the batch
     threads   on 2, 3 and 4 (more than the machine's processors is no harm)
     chunks    prefilled in chunks, token by token at the end
     layout    keys and values token-major
@@ -63,6 +65,7 @@ except ImportError:
     print("skipped: there is no NumPy", file=sys.stderr)
     sys.exit(77)
 
+from determinism_lengths import compare_lengths  # noqa: E402
 from determinism_rows import CASES, QUICK, Counts, Plan, Rows, compare  # noqa: E402
 from rivals import Ours, Problem, rivals  # noqa: E402
 
@@ -105,6 +108,7 @@ def run_side(name):
             if options.path_rows:
                 continue
             compare(rows, counts)
+            compare_lengths(rows, counts)
             for path in getattr(side, "paths", lambda _: [])(Problem("rows", kind, *heads, 1, options.tokens)):
                 side.take_path(path)
                 for phase, value in rows.for_path().items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from rivals import Problem, to_bf16
 
-CASES = ("batch", "threads", "chunks", "layout", "pages", "prefix", "path")
+CASES = ("batch", "lengths", "lengths, 2 threads", "threads", "chunks", "layout", "pages", "prefix", "path")
 DIM = 128
 INT8_SCALE = np.float32(0.04)  # of all keys and of all values: ±5 deviations
 
@@ -60,14 +60,18 @@ def stored(values, kind):
 
 
 class Tokens:
-    """Queries, keys and values of a sequence, seeded; of those that are company to decode steps alone, the last query only. Unit variance, mean 0.25."""
+    """Queries, keys and values of a sequence, seeded; of those that are company to decode steps alone, the last query only. Unit variance, mean 0.25;
+    of a token that is `raised` the first KV head's values are 100 more."""
 
-    def __init__(self, seed, problem, first_query):
+    def __init__(self, seed, problem, first_query, raised=None):
         tokens = problem.n_kv
         draw = lambda seed, *shape: np.random.default_rng(seed).standard_normal((*shape, DIM), dtype=np.float32) + np.float32(0.25)
         self.first_query = first_query
         self.q, self.q_f32 = stored(draw(seed, tokens - first_query, problem.query_heads), problem.query_type)
-        self.kv, self.kv_f32 = zip(*(stored(draw(seed + i, problem.kv_heads, tokens), problem.type) for i in (1, 2)))
+        keys, values = (draw(seed + i, problem.kv_heads, tokens) for i in (1, 2))
+        if raised is not None:
+            values[0, raised] += 100
+        self.kv, self.kv_f32 = zip(*(stored(rows, problem.type) for rows in (keys, values)))
 
     def queries(self, name, first, last):
         return getattr(self, name)[first - self.first_query:last - self.first_query]
@@ -76,12 +80,12 @@ class Tokens:
 class Given:
     """What a side's prepare() is given: query tokens [first, last) of sequences over the keys and values before `last`."""
 
-    def __init__(self, sequences, first, last, shared, quantised):
+    def __init__(self, sequences, first, last, shared, scales):
         self.q, self.q_f32 = (np.ascontiguousarray(np.stack([s.queries(name, first, last) for s in sequences])) for name in ("q", "q_f32"))
         self.copies = [tuple(np.stack([s.kv[i][:, :last] for s in sequences]) for i in (0, 1))]
         for rows in self.copies[0]:
             rows[:, :, :shared] = rows[0, :, :shared]
-        self.scales = [INT8_SCALE if quantised else None] * 2
+        self.scales = scales
 
 
 class Rows:
@@ -97,7 +101,7 @@ class Rows:
         """n_q × query heads × D of the first sequence, which has this place in the batch; None where the side cannot."""
         company = list(self.sequences[1:batch])
         company.insert(place, self.sequences[0])
-        given = Given(company, first, last, shared, self.kind == "int8")
+        given = Given(company, first, last, shared, self.scales())
         problem = Problem("rows", self.kind, *self.heads, last - first, last, batch=batch, shared=shared, **storage)
         self.side.take_threads(threads)
         call = self.side.prepare(problem, given)
@@ -107,6 +111,10 @@ class Rows:
         getattr(call, "close", lambda: None)()
         vars(call).clear()  # `result` refers to the call itself, which would keep its memory
         return result
+
+    def scales(self):
+        """Of keys and of values, where they lie outside of rows."""
+        return [INT8_SCALE if self.kind == "int8" else None] * 2
 
     def decode(self, **how):
         return self.of(self.plan.tokens - 1, self.plan.tokens, **how)
@@ -118,18 +126,26 @@ class Rows:
         """A decode step and a chunk, by their phases."""
         return {"decode": self.decode(), "prefill": self.of(self.plan.prefill - self.plan.path_rows, self.plan.prefill)}
 
-    def check(self, found, token):
-        """That the side computes this problem at all: this token's rows against the definition in double precision. Root mean square errors may be half
-        of what a row's elements spread over (of f16 sums they are a fifth); a row of other keys or another mask is off by more than all of it."""
-        own, (k, v) = self.sequences[0], (x[:, :token + 1].astype(np.float64) for x in self.sequences[0].kv_f32)
+    def errors(self, found, token, of=None):
+        """Root mean square errors of this token's rows, of the first sequence or another, against the definition in double precision; and standard deviations
+        of the exact rows' elements. Both by query head."""
+        own = of or self.sequences[0]
+        k, v = (x[:, :token + 1].astype(np.float64) for x in own.kv_f32)
         group = self.heads[0] // self.heads[1]
+        both = []
         for head, row in enumerate(found):
-            scores = k[head // group] @ own.q_f32[token, head] / np.sqrt(DIM)
+            scores = k[head // group] @ own.q_f32[token - own.first_query, head] / np.sqrt(DIM)
             weights = np.exp(scores - scores.max())
             exact = weights / weights.sum() @ v[head // group]
-            off, most = np.sqrt(np.mean((row - exact) ** 2)), 0.5 * exact.std()
-            if not off <= most:
-                raise ValueError(f"{self.side.name}, {self.kind}, token {token}, head {head}: off by {off:.3g}, at most {most:.3g} expected")
+            both.append((np.sqrt(np.mean((row - exact) ** 2)), exact.std()))
+        return np.array(both).T
+
+    def check(self, found, token, of=None):
+        """That the side computes this problem at all. Errors may be half of what a row's elements spread over (of f16 sums they are a fifth); a row of other
+        keys or another mask is off by more than all of it."""
+        for head, (off, spread) in enumerate(zip(*self.errors(found, token, of))):
+            if not off <= 0.5 * spread:
+                raise ValueError(f"{self.side.name}, {self.kind}, token {token}, head {head}: off by {off:.3g}, at most {0.5 * spread:.3g} expected")
 
 
 class Counts:

@@ -225,10 +225,10 @@ def determinism():
     """Sides and types downwards, what changes from left to right, decode steps and prefills side by side. Green is what never changes."""
     with open(options.determinism, encoding="utf-8") as file:
         found = json.load(file)
-    columns = [(case, phase) for case in ("batch", "threads", "chunks", "prefix", "layout", "pages", "path") for phase in ("decode", "prefill")
+    columns = [(case, phase) for case in ("batch", "lengths", "lengths, 2 threads", "threads", "chunks", "prefix", "layout", "pages", "path") for phase in ("decode", "prefill")
                if case not in ("chunks", "prefix") or phase == "prefill"]
-    titles = {"layout": "token-\nmajor", "path": "instruction\nset", "prefix": "cached\nprefix"}
-    figure, axes = plt.subplots(figsize=(10, 1.5 + 0.27 * len(found["rows"])))
+    titles = {"lengths": "unequal\nlengths", "lengths, 2 threads": "the same,\n2 threads", "layout": "token-\nmajor", "path": "instruction\nset", "prefix": "cached\nprefix"}
+    figure, axes = plt.subplots(figsize=(12, 1.5 + 0.27 * len(found["rows"])))
     sides = []
     for y, row in enumerate(found["rows"]):
         shares = {(each["case"], each["phase"]): each["share"] for each in row["cases"]}

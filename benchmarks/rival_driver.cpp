@@ -142,60 +142,70 @@ int gqa_driver_take_path(void* driver, const char* name) {
   return 0;
 }
 
-/// Causal attention of the last n_q of n_kv tokens of each of `batch` sequences.
-/// @param q   batch × n_q × Hq × D of `q_type`
-/// @param k,v of `k_type` and `v_type`: batch × Hkv × n_kv × D, or if they are token-major batch × n_kv × Hkv × D; or, with a table, pages
+/// Causal attention of `batch` sequences, of each the last n_q of its n_kv tokens, in one call. Sequences lie one after another, in q and out as
+/// in k and v or in the table.
+/// @param q   of each n_q × Hq × D of `q_type`
+/// @param k,v of `k_type` and `v_type`: of each Hkv × n_kv × D, or if they are token-major n_kv × Hkv × D; or, with a table, pages
 /// @param k_scale,v_scale the scale of all of them, for types whose scales lie outside of rows; else null
-/// @param table null, or batch × ⌈n_kv / page_size⌉ numbers of pages, each Hkv × page_size × D
-/// @param out batch × n_q × Hq × D, f32
-/// @param lse batch × n_q × Hq, or null
+/// @param n_q,n_kv numbers of tokens, `batch` of both
+/// @param table null, or of each ⌈n_kv / page_size⌉ numbers of pages, each Hkv × page_size × D, of a pool that has as many as the table
+/// @param out of each n_q × Hq × D, f32
+/// @param lse of each n_q × Hq, or null
 /// @return 0, or 1 with a message in gqa_driver_error
 int gqa_driver_attend(void* driver, const void* q, int q_type, const void* k, int k_type, const float* k_scale,
                       const void* v, int v_type, const float* v_scale, int query_heads, int kv_heads, int head_dim,
-                      long n_q, long n_kv, int batch, int token_major, const std::int32_t* table, long page_size,
-                      float* out, float* lse) {
+                      const long* n_q, const long* n_kv, int batch, int token_major, const std::int32_t* table,
+                      long page_size, float* out, float* lse) {
   Driver& self = *static_cast<Driver*>(driver);
   return answer_of(self, [&] {
+    const auto pages_of = [&](int i) { return (n_kv[i] + page_size - 1) / page_size; };
     gqa::KvCacheView kv;
     kv.k_type = encoding_of(k_type);
     kv.v_type = encoding_of(v_type);
-    kv.length = n_kv;
     kv.kv_heads = kv_heads;
     kv.head_dim = kv.value_dim = head_dim;
-    const auto strides = [&](const gqa::KvType& type) {
-      const gqa::Index row = type.row_stride(head_dim);
-      if (token_major != 0) return gqa::KvStrides::token_major(kv_heads, row);
-      return gqa::KvStrides::head_major(kv_heads, table != nullptr ? page_size : n_kv, row);
-    };
-    kv.k_strides = strides(kv.k_type);
-    kv.v_strides = strides(kv.v_type);
+    kv.k = k;
+    kv.v = v;
     if (k_scale != nullptr) kv.k_scales = {k_scale, {0, 0}};
     if (v_scale != nullptr) kv.v_scales = {v_scale, {0, 0}};
-    const long pages = table != nullptr ? (n_kv + page_size - 1) / page_size : 0;
     if (table != nullptr) {
       kv.storage = gqa::Storage::paged;
       kv.page_size = page_size;
-      kv.pool_pages = batch * pages;
-      kv.page_table_size = pages;
+      for (int i = 0; i < batch; ++i) kv.pool_pages += pages_of(i);
     }
     gqa::Options options;
     options.executor = *self.team;
     options.path = self.path;
-    const long rows = n_q * query_heads;
-    const auto bytes_of = [&](const gqa::KvType& type) {  // from one sequence to the next, unless they share a pool
-      return table != nullptr ? 0 : type.stride_bytes(kv_heads * n_kv * type.row_stride(head_dim));
+    const auto strides = [&](const gqa::KvType& type, long tokens) {
+      const gqa::Index row = type.row_stride(head_dim);
+      if (token_major != 0) return gqa::KvStrides::token_major(kv_heads, row);
+      return gqa::KvStrides::head_major(kv_heads, table != nullptr ? page_size : tokens, row);
     };
     std::vector<gqa::Sequence> sequences;
+    long query_rows = 0, tokens = 0, pages = 0;  // of the sequences before
     for (int i = 0; i < batch; ++i) {
-      kv.k = static_cast<const std::byte*>(k) + i * bytes_of(kv.k_type);
-      kv.v = static_cast<const std::byte*>(v) + i * bytes_of(kv.v_type);
-      if (table != nullptr) kv.page_table = table + i * pages;
-      const gqa::Index q_bytes = gqa::KvType(element_of(q_type)).stride_bytes(rows * head_dim);
+      const auto bytes_before = [&](const gqa::KvType& type) {
+        return type.stride_bytes(kv_heads * tokens * type.row_stride(head_dim));
+      };
+      kv.length = n_kv[i];
+      kv.k_strides = strides(kv.k_type, n_kv[i]);
+      kv.v_strides = strides(kv.v_type, n_kv[i]);
+      if (table != nullptr) {
+        kv.page_table = table + pages;
+        kv.page_table_size = pages_of(i);
+        pages += pages_of(i);
+      } else {
+        kv.k = static_cast<const std::byte*>(k) + bytes_before(kv.k_type);
+        kv.v = static_cast<const std::byte*>(v) + bytes_before(kv.v_type);
+      }
+      const gqa::Index q_bytes = gqa::KvType(element_of(q_type)).stride_bytes(query_rows * head_dim);
       gqa::Sequence& sequence = sequences.emplace_back();
-      sequence.q = packed_rows(static_cast<const std::byte*>(q) + i * q_bytes, q_type, n_q, query_heads, head_dim);
+      sequence.q = packed_rows(static_cast<const std::byte*>(q) + q_bytes, q_type, n_q[i], query_heads, head_dim);
       sequence.kv = kv;
-      sequence.out = gqa::TensorView(out + i * rows * head_dim, n_q, query_heads, head_dim);
-      if (lse != nullptr) sequence.lse = {lse + i * rows, static_cast<std::size_t>(rows)};
+      sequence.out = gqa::TensorView(out + query_rows * head_dim, n_q[i], query_heads, head_dim);
+      if (lse != nullptr) sequence.lse = {lse + query_rows, static_cast<std::size_t>(n_q[i] * query_heads)};
+      query_rows += n_q[i] * query_heads;
+      tokens += n_kv[i];
     }
     self.attention(sequences, gqa::Causal{}, options);
   });

@@ -114,16 +114,57 @@ def physical_pages(problem):
     return order[logical].astype(np.int32)
 
 
-def in_pages(rows, problem):
-    """batch × heads × tokens × dim in a pool of pages, each heads × page_size × dim. What no sequence has is all ones, a NaN."""
-    table = physical_pages(problem)
-    pool = np.empty((table.size, problem.kv_heads, problem.page_size, rows.shape[-1]), rows.dtype)
+def pages_of_lengths(lengths, page_size):
+    """The same for sequences of these lengths: a list of arrays of int32."""
+    counts = [-(-n // page_size) for n in lengths]
+    order = np.random.default_rng(page_size).permutation(sum(counts)).astype(np.int32)
+    return np.split(order, np.cumsum(counts)[:-1])
+
+
+def in_pages(sequences, tables, problem):
+    """heads × tokens × dim of each sequence in a pool of pages, each heads × page_size × dim. What no sequence has is all ones, a NaN."""
+    pool = np.empty((sum(map(len, tables)), problem.kv_heads, problem.page_size, sequences[0].shape[-1]), sequences[0].dtype)
     pool.view(np.uint8)[:] = 0xFF
-    for sequence, pages in zip(rows, table):
-        for page, at in zip(pages, range(0, problem.n_kv, problem.page_size)):
+    for sequence, pages in zip(sequences, tables):
+        for page, at in zip(pages, range(0, sequence.shape[1], problem.page_size)):
             part = sequence[:, at:at + problem.page_size]
             pool[page, :, :part.shape[1]] = part
     return pool
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One of a batch of unequal lengths: the queries of its last n_q tokens, n_q × query heads × dim, as they are stored and in f32; and its keys and
+    values, KV heads × n_kv × dim, as they are stored."""
+
+    q: np.ndarray
+    q_f32: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+    @property
+    def n_q(self):
+        return self.q.shape[0]
+
+    @property
+    def n_kv(self):
+        return self.k.shape[1]
+
+
+def with_padding(arrays, axis, left=False):
+    """Stacked, all as long along this axis as the longest. What is added after them (or before) is what the longest has there, so that who reads it
+    gets another result."""
+    longest = max(arrays, key=lambda x: x.shape[axis])
+    stack = np.moveaxis(np.stack([longest] * len(arrays)), axis + 1, 1)
+    for to, x in zip(stack, arrays):
+        n = x.shape[axis]
+        to[len(to) - n if left else 0:len(to) if left else n] = np.moveaxis(x, axis, 0)
+    return np.ascontiguousarray(np.moveaxis(stack, 1, axis + 1))
+
+
+def rows_of_each(rows, sequences):
+    """Rows of tokens, sequence after sequence, as a list."""
+    return np.split(rows, np.cumsum([s.n_q for s in sequences])[:-1])
 
 
 class Inputs:
@@ -228,33 +269,59 @@ class Ours:
         if problem.backward:
             return self._prepare_backward(problem, inputs)
         out = np.empty(inputs.q.shape, np.float32)
-        q_type, (k_type, v_type) = self._type(problem.query_type), map(self._type, problem.kv_types)
-        pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
         copies = inputs.copies
         if "int4" in problem.kv_types:  # 32 elements in 16 bytes: the first half of them below
             first = np.concatenate([np.arange(b, b + 16) for b in range(0, problem.head_dim, 32)])
             copies = [tuple(nibbles(x, first, first + 16) if kind == "int4" else x for kind, x in zip(problem.kv_types, copy))
                       for copy in copies]
-        scales = [None if scale is None else ctypes.byref(ctypes.c_float(scale)) for scale in inputs.scales]
         table = None
         if problem.storage == "token-major":
             copies = [tuple(map(token_major, copy)) for copy in copies]
         elif problem.storage == "paged":
             table = physical_pages(problem)
-            copies = [tuple(in_pages(x, problem) for x in copy) for copy in copies]
+            copies = [tuple(in_pages(x, table, problem) for x in copy) for copy in copies]
+        attend = self._attend(problem, [problem.n_q] * problem.batch, [problem.n_kv] * problem.batch, inputs.scales)
 
         def call(copy):
-            k, v = copies[copy]
-            failed = self.lib.gqa_driver_attend(
-                self.driver, pointer(inputs.q), q_type, pointer(k), k_type, scales[0], pointer(v), v_type, scales[1],
-                problem.query_heads, problem.kv_heads, problem.head_dim, ctypes.c_long(problem.n_q), ctypes.c_long(problem.n_kv),
-                problem.batch, int(problem.storage == "token-major"), None if table is None else pointer(table),
-                ctypes.c_long(problem.page_size), pointer(out), None if lse is None else pointer(lse))
-            if failed:
-                raise RuntimeError(self.lib.gqa_driver_error(self.driver).decode())
+            attend(inputs.q, *copies[copy], table, out, lse)
             return out
 
         return call
+
+    def _attend(self, problem, n_q, n_kv, scales):
+        """The driver's call of sequences of these lengths, of arrays that have them one after another."""
+        q_type, (k_type, v_type) = self._type(problem.query_type), map(self._type, problem.kv_types)
+        pointer = lambda array: None if array is None else ctypes.c_void_p(array.ctypes.data)
+        scales = [None if scale is None else ctypes.byref(ctypes.c_float(scale)) for scale in scales]
+        lengths = [(ctypes.c_long * len(n))(*n) for n in (n_q, n_kv)]
+
+        def attend(q, k, v, table, out, lse=None):
+            failed = self.lib.gqa_driver_attend(
+                self.driver, pointer(q), q_type, pointer(k), k_type, scales[0], pointer(v), v_type, scales[1],
+                problem.query_heads, problem.kv_heads, problem.head_dim, *lengths, len(n_q), int(problem.storage == "token-major"),
+                pointer(table), ctypes.c_long(problem.page_size), pointer(out), pointer(lse))
+            if failed:
+                raise RuntimeError(self.lib.gqa_driver_error(self.driver).decode())
+
+        return attend
+
+    def ways_of_lengths(self, problem):
+        """How a batch of unequal lengths can be had, by name: what the call of one sequence alone is then, as fields of Problem; None for the same
+        way with a batch of one."""
+        return {"one after another": {}, "pages of 32": {"storage": "paged", "page_size": 32}}
+
+    def attend_lengths(self, problem, sequences, scales, way):
+        """n_q × query heads × dim of f32 of each sequence."""
+        table, caches = None, ([s.k for s in sequences], [s.v for s in sequences])
+        if problem.storage == "paged":
+            tables = pages_of_lengths([s.n_kv for s in sequences], problem.page_size)
+            table, caches = np.concatenate(tables), [in_pages(rows, tables, problem) for rows in caches]
+        else:
+            caches = [np.concatenate([x.reshape(-1, x.shape[-1]) for x in rows]) for rows in caches]
+        q = np.concatenate([s.q for s in sequences])
+        out = np.full(q.shape, np.nan, np.float32)  # of a row that is not written no bit is any other's
+        self._attend(problem, [s.n_q for s in sequences], [s.n_kv for s in sequences], scales)(q, *caches, table, out)
+        return rows_of_each(out, sequences)
 
     def _prepare_backward(self, problem, inputs):
         """All gradients side by side: by queries (token, head, dim), by keys and by values (head, token, dim)."""
@@ -278,82 +345,11 @@ class Ours:
         return call
 
 
-class Torch:
-    name = "PyTorch SDPA"
-    differentiates = True
-    # What its kernels, and the libraries that it calls, look at as they are loaded.
-    path_environments = {
-        "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-        "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}}
-
-    def __init__(self, threads):
-        import torch
-
-        self.torch = torch
-        self.version = torch.__version__
-        torch.set_num_threads(threads)
-
-    def take_threads(self, threads):
-        self.torch.set_num_threads(threads)
-
-    def prepare(self, problem, inputs):
-        if problem.quantised or problem.storage == "paged":
-            return None
-        torch = self.torch
-
-        def tensor(array):
-            if problem.type == "bf16":
-                return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            return torch.from_numpy(array)
-
-        def heads_first(array):  # batch × heads × tokens × dim, of keys or values, as they are stored
-            if problem.plain_storage:
-                return tensor(array).view(problem.batch, problem.kv_heads, problem.n_kv, problem.head_dim)
-            return tensor(token_major(array)).view(problem.batch, problem.n_kv, problem.kv_heads, problem.head_dim).transpose(1, 2)
-
-        q = tensor(inputs.q).view(problem.batch, problem.n_q, problem.query_heads, problem.head_dim).transpose(1, 2).contiguous()
-        copies = [tuple(map(heads_first, copy)) for copy in inputs.copies]
-        grouped = problem.query_heads != problem.kv_heads
-        if problem.backward:
-            return self._prepare_backward(q, *copies[0], tensor(inputs.d_out).transpose(0, 1).unsqueeze(0), grouped)
-
-        whole = problem.n_q == problem.n_kv
-        chunk = problem.n_q > 1 and not whole  # is_causal aligns the first query with the first key
-        mask = torch.ones(problem.n_q, problem.n_kv, dtype=torch.bool).tril(problem.n_kv - problem.n_q) if chunk else None
-
-        def call(copy):
-            k, v = copies[copy]
-            with torch.inference_mode():
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=problem.n_q > 1 and whole,
-                                                                        enable_gqa=grouped)
-
-        def result(copy):
-            return call(copy).transpose(1, 2).float().numpy().reshape(inputs.q.shape)
-
-        call.result = result
-        return call
-
-    def _prepare_backward(self, q, k, v, d_out, grouped):
-        """The backward pass alone, of a forward pass that is made once."""
-        torch = self.torch
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=grouped)
-
-        def call(_):
-            return torch.autograd.grad(out, inputs, d_out, retain_graph=True)
-
-        def result(copy):
-            d_q, d_k, d_v = call(copy)
-            return np.concatenate([x[0].float().numpy().ravel() for x in (d_q.transpose(1, 2), d_k, d_v)])
-
-        call.result = result
-        return call
-
-
 def rivals():
     """The classes of all of them."""
     from rivals_ggml import Ggml, IkLlama
     from rivals_onnx import OnnxRuntime
+    from rivals_torch import Torch
     from rivals_vllm import Vllm
 
     return Torch, OnnxRuntime, Ggml, IkLlama, Vllm

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime's attention, behind the steps of rivals.py."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from rivals import nibbles, token_major
+from rivals import nibbles, token_major, with_padding
 
 
 class OnnxRuntime:
@@ -23,7 +25,9 @@ class OnnxRuntime:
     def take_threads(self, threads):
         self.threads = threads
 
-    def prepare(self, problem, inputs):
+    def prepare(self, problem, inputs, n_kv=None):
+        """n_kv: tokens of each sequence, where some have fewer than problem.n_kv: what they have is at the beginning of their part of the buffers."""
+        n_kv = [problem.n_kv] * problem.batch if n_kv is None else n_kv
         coded = problem.type in ("int8", "int4")
         if problem.type == "bf16" or (problem.quantised and not coded) or not problem.plain_storage:
             return None  # bf16: not on its CPU provider
@@ -63,19 +67,21 @@ class OnnxRuntime:
         value = ort.OrtValue.ortvalue_from_numpy
         q = value((inputs.q_f32 if coded else inputs.q).reshape(batch, problem.n_q, rows))
         out = value(np.zeros((batch, problem.n_q, rows), element))
-        lengths = value(np.full(batch, problem.n_kv - 1, np.int32)), value(np.array([problem.n_kv], np.int32))
+        lengths = value(np.array(n_kv, np.int32) - 1), value(np.array([problem.n_kv], np.int32))
         scales = [(name, value(np.array([scale], np.float32)))
                   for name, scale in zip(("k_scale", "v_scale"), inputs.scales if coded else ())]
         bindings = []
         even = np.arange(0, problem.head_dim, 2)
         for k, v in inputs.copies:
-            new = [token_major(x[..., problem.n_kv - problem.n_q:, :]).reshape(batch, problem.n_q, row_kv) for x in (k, v)]
+            k, v = (x.reshape(batch, problem.kv_heads, problem.n_kv, -1) for x in (k, v))
+            newest = [slice(0, None) if problem.n_q == problem.n_kv else slice(n - problem.n_q, n) for n in n_kv]
+            new = [np.stack([token_major(rows[:, part]).reshape(problem.n_q, row_kv) for rows, part in zip(x, newest)]) for x in (k, v)]
             if coded:  # what it makes of the newest tokens is what the cache has already
                 new = [x.astype(np.float32) * scale for x, scale in zip(new, inputs.scales)]
             if problem.type == "int4":
                 k, v = (nibbles(x, even, even + 1) for x in (k, v))
             new_k, new_v = value(new[0]), value(new[1])
-            past_k, past_v = (value(x.reshape(cache)) for x in (k, v))
+            past_k, past_v = (value(np.ascontiguousarray(x).reshape(cache)) for x in (k, v))
             binding = session.io_binding()
             for key, bound in (("q", q), ("k", new_k), ("v", new_v), ("past_k", past_k), ("past_v", past_v),
                                ("seqlens_k", lengths[0]), ("total", lengths[1]), *scales):
@@ -93,3 +99,15 @@ class OnnxRuntime:
 
         call.result = result
         return call
+
+    def ways_of_lengths(self, problem):
+        """See Ours in rivals.py; by seqlens_k."""
+        return {"padded on the right": {}} if problem.type in ("f32", "f16", "int8") else {}
+
+    def attend_lengths(self, problem, sequences, scales, way):
+        """See Ours in rivals.py. Whole prompts, or one token of each; results of tokens that are padding are left out."""
+        q, q_f32 = with_padding([s.q for s in sequences], 0), with_padding([s.q_f32 for s in sequences], 0)
+        copy = tuple(with_padding(x, 1) for x in ([s.k for s in sequences], [s.v for s in sequences]))
+        given = SimpleNamespace(q=q, q_f32=q_f32, copies=[copy], scales=scales)
+        rows = self.prepare(problem, given, [s.n_kv for s in sequences]).result(0)
+        return [row[:s.n_q] for row, s in zip(rows, sequences)]
