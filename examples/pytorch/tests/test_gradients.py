@@ -78,7 +78,7 @@ class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @pytest.mark.parametrize("asked", ["q", "k", "v", "mask", "sinks", "kv", "q sinks", "mask v", "q k v mask sinks"])
-def test_what_is_not_asked_for_is_not_computed(asked):
+def test_what_is_not_asked_for_is_not_made(asked):
     """All inputs have gradients, of which torch.autograd.grad asks for some: the same bits as when all are asked for."""
     names = ["q", "k", "v", "mask", "sinks"]
     asked = list(asked) if asked == "kv" else asked.split()
