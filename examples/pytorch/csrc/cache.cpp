@@ -122,6 +122,7 @@ class KvCache {
 
 PYBIND11_MODULE(_C, module) {
   using gqa_torch::CacheConfig;
+  using gqa_torch::ChunkRoom;
   using gqa_torch::HeldTokens;
   using gqa_torch::KvCache;
   using gqa_torch::OptionalTensor;
@@ -167,8 +168,11 @@ PYBIND11_MODULE(_C, module) {
   cache_of(all);
   attention_of(all);
 
+  py::class_<ChunkRoom, std::shared_ptr<ChunkRoom>>(module, "ChunkRoom").def(py::init<>());
   py::class_<WindowedKvCache> windowed(module, "WindowedKvCache");
-  windowed.def(py::init<CacheConfig, gqa::Index>(), py::arg("config"), py::arg("window"))
+  windowed
+      .def(py::init<CacheConfig, gqa::Index, std::shared_ptr<ChunkRoom>>(), py::arg("config"), py::arg("window"),
+           py::arg("room"))
       .def("append", &WindowedKvCache::append, Alone(), py::arg("k"), py::arg("v"), py::arg("keep"))
       .def("drop_behind_window", &WindowedKvCache::drop_behind_window)
       .def("held", &WindowedKvCache::held)

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "chunk_room.hpp"
 #include "recent_tokens.hpp"
 
 #if defined(__linux__)
@@ -20,8 +21,10 @@ namespace gqa_torch {
 class HeldTokens {
  public:
   HeldTokens(HeldTokens&&) = default;
-  HeldTokens& operator=(HeldTokens&&) = default;
-  ~HeldTokens() = default;
+  HeldTokens& operator=(HeldTokens&&) = delete;
+  ~HeldTokens() {
+    if (!chunk_.empty()) room_->give_back(std::move(chunk_));
+  }
 
   Index length() const { return sequences_.front().length() + (chunk_.empty() ? 0 : chunk_.front().length()); }
   /// The first position that is there.
@@ -74,6 +77,7 @@ class HeldTokens {
   static constexpr float kHidden = -2.3e38f;  ///< what is less hides, as -inf does
   std::vector<RecentTokens> sequences_;
   std::vector<gqa::ContiguousKvCache> chunk_;  ///< behind those, of each sequence; or empty
+  std::shared_ptr<ChunkRoom> room_;            ///< whose that is
   Index window_;
   Index value_dim_;
 };
@@ -83,7 +87,9 @@ class HeldTokens {
 class WindowedKvCache {
  public:
   /// @param window  positions that a query sees, its own among them
-  WindowedKvCache(CacheConfig config, Index window) : config_(std::move(config)), window_(window) {
+  /// @param room  of all layers of a model's cache
+  WindowedKvCache(CacheConfig config, Index window, std::shared_ptr<ChunkRoom> room)
+      : config_(std::move(config)), window_(window), room_(std::move(room)) {
     config_.check();
     if (window_ < 1) fail("window", std::to_string(window_), "1 or more positions");
     if (config_.first_tokens != 0 || config_.newest_tokens != 0)
@@ -95,7 +101,7 @@ class WindowedKvCache {
 
   /// Encodes tokens behind those held, as KvCache::append; then drops what no later query sees, unless `keep`.
   /// @return what was held together with these tokens, for their queries. Where these are more than a window, those of them that no later
-  /// query sees are stored nowhere else, and their memory is free again when that is destroyed.
+  /// query sees are stored nowhere else, and their memory can be used again when that is destroyed.
   HeldTokens append(const at::Tensor& k, const at::Tensor& v, bool keep) {
     check_append(k, v, config_.max_tokens, length(), sequences());
     if (sequences_.empty()) open(k, v);
@@ -105,11 +111,13 @@ class WindowedKvCache {
     const Index begin = (before + 63) / 64 * 64;                                 // where a view's next part may begin
     const bool is_long = !keep && k.size(2) > window_ && from >= begin;
     std::vector<gqa::ContiguousKvCache> chunk;
-    if (is_long)
-      for (int64_t b = 0; b < k.size(0); ++b) {
-        chunk.emplace_back(config_.one_piece(k, v, after - begin));
-        chunk.back().append(rows(k, "k", b, begin - before), rows(v, "v", b, begin - before));
-      }
+    if (is_long) {
+      chunk = room_->take(config_.one_piece(k, v, after - begin), sequences());
+      for (int64_t b = 0; b < sequences(); ++b)
+        chunk[static_cast<std::size_t>(b)].append(rows(k, "k", b, begin - before), rows(v, "v", b, begin - before));
+    } else {
+      room_->clear();
+    }
 
     const std::lock_guard lock(pages_->changing);
     const Index in_pages = is_long ? begin - before : k.size(2);
@@ -123,6 +131,7 @@ class WindowedKvCache {
       at(b).append(view_of(k, "k", b).slice(0, in_pages), view_of(v, "v", b).slice(0, in_pages));
     HeldTokens all = held();
     all.chunk_ = std::move(chunk);
+    all.room_ = room_;
     if (!is_long) {
       if (!keep) drop_behind_window();
       return all;
@@ -165,7 +174,8 @@ class WindowedKvCache {
   /// As KvCache::copy.
   std::unique_ptr<WindowedKvCache> copy() const {
     if (!config_.paged && !sequences_.empty()) fail("kind", "'contiguous'", "'paged' for copies, which share pages");
-    auto made = std::make_unique<WindowedKvCache>(config_, window_);
+    auto made = std::make_unique<WindowedKvCache>(config_, window_, room_);
+    room_->clear();
     const auto lock = changing();
     made->value_dim_ = value_dim_;
     made->pages_ = pages_;
@@ -175,6 +185,7 @@ class WindowedKvCache {
   void clear() {
     sequences_.clear();
     pages_.reset();
+    room_->clear();
   }
 
   Index sequences() const { return static_cast<Index>(sequences_.size()); }
@@ -217,6 +228,7 @@ class WindowedKvCache {
 
   CacheConfig config_;
   Index window_;
+  std::shared_ptr<ChunkRoom> room_;
   Index value_dim_ = 0;
   std::shared_ptr<Pages> pages_;
   std::vector<RecentTokens> sequences_;

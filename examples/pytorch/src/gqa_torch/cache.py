@@ -216,11 +216,12 @@ class GqaCache(Cache):
         storage = _C.CacheConfig(paged=kind == "paged", codec=str(codec), value_codec=str(codec if value_codec is None else value_codec),
                                  max_tokens=max_tokens, page_size=page_size, rotation=rotation, first_tokens=first_tokens,
                                  newest_tokens=newest_tokens)
+        room = _C.ChunkRoom()
         keep_all = all_tokens or first_tokens or newest_tokens
 
         def layer(window):
             if window and not keep_all:
-                return GqaSlidingLayer(_C.WindowedKvCache(storage, window), max_tokens, window)
+                return GqaSlidingLayer(_C.WindowedKvCache(storage, window, room), max_tokens, window)
             return GqaCacheLayer(_C.KvCache(storage), max_tokens)
 
         super().__init__(layers=[layer(window) for window in windows_of(config)])
