@@ -109,7 +109,7 @@ class WindowedKvCache {
     const Index piece = RecentTokens::piece_tokens(config_.page_size);
     const Index from = std::max<Index>(after - window_ + 1, 0) / piece * piece;  // what is kept
     const Index begin = (before + 63) / 64 * 64;                                 // where a view's next part may begin
-    const bool is_long = !keep && k.size(2) > window_ && from >= begin;
+    const bool is_long = !keep && k.size(2) > window_ && from >= begin && after > begin;
     std::vector<gqa::ContiguousKvCache> chunk;
     if (is_long) {
       chunk = room_->take(config_.one_piece(k, v, after - begin), sequences());

@@ -18,6 +18,7 @@ class Kept:
 
     def __init__(self, cache):
         self.cache, self.layer = cache, cache.layers[0]
+        self.window = self.layer.sliding_window
         self.k = self.v = None
         self.recording, self.removable = False, 0
 
@@ -32,17 +33,17 @@ def check(kept, numbers, tokens=None, new=0):
     if length == 0 or n_q == 0:
         return
     if tokens is None:  # only what the layer has: queries whose window begins where it begins, or later
-        n_q = min(n_q, length if kept.layer.storage.first_held == 0 else length - 23 - kept.layer.storage.first_held)
+        n_q = min(n_q, length if kept.layer.storage.first_held == 0 else length - kept.window + 1 - kept.layer.storage.first_held)
         if n_q < 1:
             return
     q = torch.randn(kept.k.shape[0], 6, n_q, DIM)
     starts = torch.tensor([numbers.randint(0, length - 1) for _ in range(q.shape[0])]) if numbers.random() < 0.2 else None
-    settings = dict(causal=True, window=24, soft_cap=numbers.choice([0.0, 2.0]), sinks=None, scale=None, starts=starts)
+    settings = dict(causal=True, window=kept.window, soft_cap=numbers.choice([0.0, 2.0]), sinks=None, scale=None, starts=starts)
     got = attend(kept.layer.held() if tokens is None else tokens, q, settings)
-    seen = torch.arange(length) > torch.arange(length - n_q, length)[:, None] - 24
+    seen = torch.arange(length) > torch.arange(length - n_q, length)[:, None] - kept.window
     seen &= torch.arange(length) <= torch.arange(length - n_q, length)[:, None]
     if starts is None:
-        assert torch.equal(got, attention(q, kept.k, kept.v, causal=True, window=24, soft_cap=settings["soft_cap"]))
+        assert torch.equal(got, attention(q, kept.k, kept.v, causal=True, window=kept.window, soft_cap=settings["soft_cap"]))
         by_mask = dict(settings, causal=False, window=0, mask=seen[None, None])
         assert torch.equal(attend(kept.layer.held() if tokens is None else tokens, q, by_mask), got)
     else:
@@ -74,10 +75,10 @@ def crop(kept, numbers):
     if removed == 0:  # drops what is behind the window
         kept.removable = 0
         return kept.cache.layers[0].crop(0)
-    if kept.length() >= 24 and not kept.recording:
+    if kept.length() >= kept.window and not kept.recording:
         with pytest.raises(RuntimeError, match="activate_past_recording"):
             kept.layer.crop(-removed)
-    elif kept.length() >= 24 and removed > kept.removable:  # may be there by chance
+    elif kept.length() >= kept.window and removed > kept.removable:  # may be there by chance
         try:
             kept.layer.crop(-removed)
         except RuntimeError as error:
@@ -141,11 +142,13 @@ def record(kept, numbers):
 
 
 @pytest.mark.parametrize("page_size", [1, 7, 16, 64, 100])
-@pytest.mark.parametrize("seed", range(6))
-def test_random_calls(seed, page_size):
-    numbers = random.Random(100 * page_size + seed)
+@pytest.mark.parametrize("window", [1, 24, 64, 130])
+@pytest.mark.parametrize("seed", range(2))
+def test_random_calls(seed, window, page_size):
+    numbers = random.Random(1000 * window + 10 * page_size + seed)
     torch.manual_seed(seed)
     config = make("mistral").config
+    config.sliding_window = window
     caches = [Kept(GqaCache(config, codec="float32", page_size=page_size))]
     held_back = []
     for _ in range(120):
@@ -157,14 +160,14 @@ def test_random_calls(seed, page_size):
             other = Kept(copy.deepcopy(kept.cache))
             other.k, other.v, other.recording, other.removable = kept.k, kept.v, kept.recording, kept.removable
             caches.append(other)
-        if numbers.random() < 0.1 and kept.length() > 0 and kept.layer.storage.first_held <= max(kept.length() - 24, 0):
+        if numbers.random() < 0.1 and kept.length() > 0 and kept.layer.storage.first_held <= max(kept.length() - window, 0):
             held_back.append((kept.layer.held(), kept.k, kept.v))
         for tokens, k, v in held_back[-3:]:  # shows what was there, whatever came after
             q = torch.randn(k.shape[0], 6, 1, DIM)
-            settings = dict(causal=True, window=24, soft_cap=0.0, sinks=None, scale=None)
-            assert torch.equal(attend(tokens, q, settings), attention(q, k, v, causal=True, window=24))
+            settings = dict(causal=True, window=window, soft_cap=0.0, sinks=None, scale=None)
+            assert torch.equal(attend(tokens, q, settings), attention(q, k, v, causal=True, window=window))
         del held_back[:-3]
         assert kept.layer.get_seq_length() == kept.length()
         if not kept.recording:
             size = -(-64 // page_size) * page_size
-            assert kept.layer.storage.first_held > kept.length() - 24 - size or kept.length() == 0
+            assert kept.layer.storage.first_held > kept.length() - window - size or kept.length() == 0

@@ -57,13 +57,15 @@ def test_same_bits_of_models(name, dtype):
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-def test_text_is_eager_s(name):
-    """Far beyond the window, one token at a time and a prompt that is longer than it."""
+@pytest.mark.parametrize("chunk", [None, 30, 5])
+def test_text_is_eager_s(name, chunk):
+    """Far beyond the window, one token at a time and a prompt that is longer than it, at once or in chunks."""
     model = make(name)
     texts = []
     for implementation, cache in (("eager", None), ("gqa", GqaCache(model.config, codec="float32", page_size=16))):
         model.set_attn_implementation(implementation)
-        texts.append(model.generate(tokens(length=70), cache=cache, max_new_tokens=60, min_new_tokens=60, do_sample=False))
+        texts.append(model.generate(tokens(length=70), cache=cache, max_new_tokens=60, min_new_tokens=60, do_sample=False,
+                                    prefill_chunk_size=chunk if cache else None))
     assert torch.equal(*texts)
 
 
