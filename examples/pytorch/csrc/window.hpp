@@ -58,7 +58,8 @@ class HeldTokens {
 
   void check_seen(const at::Tensor& q, const Settings& settings) const {
     check_tensor(q, "q", 4);
-    const std::string gone = ", as tokens before position " + std::to_string(first_held()) + " are not kept";
+    const std::string gone =
+        ", as tokens before position " + std::to_string(first_held()) + " are not kept without all_tokens=True";
     if (settings.causal && settings.window > 0) {
       if (length() - q.size(2) - settings.window + 1 >= first_held()) return;
       if (settings.window > window_)
