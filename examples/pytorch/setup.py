@@ -7,7 +7,7 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 folder = Path(__file__).resolve().parent
-flags = ["-std=c++20", "-O2", "-g0", "-fopenmp", "-DGQA_COMPILED_KERNELS"]
+flags = ["-std=c++20", "-O2", "-g0", "-fopenmp", "-fvisibility=hidden", "-DGQA_COMPILED_KERNELS"]
 
 setup(
     ext_modules=[

@@ -138,12 +138,14 @@ struct Visible {
   Index window;
   const float* sinks;         ///< null: none
   const int64_t* first_seen;  ///< of each sequence; null: 0
+  Index first_held = 0;       ///< what is before is not there any more
 
   GQA_ALWAYS_INLINE gqa::PositionRange visible_range(const gqa::QueryContext& query, Index n_kv) const {
     gqa::PositionRange range = !causal      ? gqa::Full{}.visible_range(query.position, n_kv)
                                : window > 0 ? gqa::CausalWindow{window}.visible_range(query.position, n_kv)
                                             : gqa::Causal{}.visible_range(query.position, n_kv);
     if (first_seen != nullptr && range.begin < first_seen[query.sequence]) range.begin = first_seen[query.sequence];
+    if (range.begin < first_held) range.begin = first_held;
     return range;
   }
   GQA_ALWAYS_INLINE float sink(const gqa::RowContext& row) const {

@@ -161,7 +161,9 @@ class Attention : public torch::autograd::Function<Attention> {
     static const auto op = operator_named<decltype(gqa_torch::backward)>("gqa::attention_backward");
     const auto saved = context->get_saved_variables();
     const auto given = [&](std::size_t i) { return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt; };
-    const auto wants = [&](std::size_t i) { return saved[i].defined() && saved[i].requires_grad(); };
+    // What this pass asks for, which may be less than all that has gradients. Tensors that were given have numbers, in order.
+    std::size_t number = 0;
+    const auto wants = [&](std::size_t i) { return saved[i].defined() && context->needs_input_grad(number++); };
     const std::array<bool, 5> wanted = {wants(0), wants(1), wants(2), wants(5), wants(6)};
     const auto d = op.call(d_outputs[0], saved[0], saved[1], saved[2], saved[3], saved[4], wanted, given(5),
                            context->saved_data["causal"].toBool(), context->saved_data["window"].toInt(),

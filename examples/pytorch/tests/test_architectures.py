@@ -70,3 +70,30 @@ def test_own_caches(name, beams):
         texts.append(model.generate(ids, attention_mask=there, cache=cache, num_beams=beams, max_new_tokens=20, min_new_tokens=20,
                                     do_sample=False))
     assert torch.equal(*texts) and [c.get_seq_length() for c in own] == [20, 40]
+
+
+def test_windows_of_a_decoder_with_an_encoder():
+    """T5Gemma: the decoder's own tokens in windows, the encoder's in a cache that keeps all. Step by step, as its generate makes caches."""
+    part = dict(ENCODER, num_key_value_heads=2, head_dim=16, sliding_window=24, query_pre_attn_scalar=16, max_position_embeddings=512,
+                layer_types=["sliding_attention", "full_attention"] * 2)
+    torch.manual_seed(0)
+    config = transformers.T5GemmaConfig(encoder=dict(part), decoder=dict(part), **COMMON)
+    model = transformers.T5GemmaForConditionalGeneration(config).eval()
+    there = torch.ones(2, 100, dtype=torch.long)
+    there[0, 80:] = 0
+    inputs = dict(input_ids=tokens(length=100), attention_mask=there)
+
+    def text(implementation, own, cross):
+        model.set_attn_implementation(implementation)
+        given = dict(encoder_outputs=model.get_encoder()(**inputs), attention_mask=there, cache=transformers.EncoderDecoderCache(own, cross))
+        chosen = [torch.full((2, 30), 5)]
+        for _ in range(60):
+            chosen.append(model(decoder_input_ids=chosen[-1], **given).logits[:, -1].argmax(-1, keepdim=True))
+        return torch.cat(chosen, 1)
+
+    with torch.no_grad():
+        wanted = text("eager", transformers.DynamicCache(config=config.decoder), transformers.DynamicCache())
+        own, cross = (GqaCache(config, codec="float32", page_size=16, all_tokens=a) for a in (False, True))
+        assert torch.equal(text("gqa", own, cross), wanted) and own.layers[0].storage.first_held == 64
+        with pytest.raises(ValueError, match="tokens before position 64 are not kept without all_tokens=True"):
+            text("gqa", *(GqaCache(config, codec="float32", page_size=16) for _ in range(2)))

@@ -102,10 +102,10 @@ def test_beams_in_the_fewest_pages():
     assert torch.equal(generate(model, ids, cache, num_beams=4), generate(model, ids, num_beams=4))
 
 
-@pytest.mark.parametrize("codec", ["float32", "int4"])
-def test_copies_share_pages(codec):
+@pytest.mark.parametrize("name, codec", [("llama", "float32"), ("llama", "int4"), ("mistral", "int8"), ("gemma3", "int8")])
+def test_copies_share_pages(name, codec):
     """A prompt that is kept and copied for each answer, as transformers' pages do it with copy.deepcopy; answers in threads of their own."""
-    model = make("llama")
+    model = make(name)
     model.set_attn_implementation("gqa")
     prompt, ends = tokens(length=70), [tokens(length=5, seed=s) for s in (1, 2, 3)]
     kept = GqaCache(model.config, codec=codec, page_size=16, first_tokens=64 if codec == "int4" else 0)
@@ -119,14 +119,14 @@ def test_copies_share_pages(codec):
         alone = GqaCache(model.config, codec=codec, page_size=16, first_tokens=64 if codec == "int4" else 0)
         with torch.no_grad():
             model(input_ids=prompt, cache=alone)
-        wanted.append(generate(model, torch.cat([prompt, end], 1), alone))
+        wanted.append(generate(model, torch.cat([prompt, end], 1), alone, new=60))
     got = [None] * 3
 
     before_threads = torch.get_num_threads()
 
     def answer(i):
         torch.set_num_threads(1)  # OpenMP's, of this thread: those of several would wait for each other by spinning
-        got[i] = generate(model, torch.cat([prompt, ends[i]], 1), copies[i])
+        got[i] = generate(model, torch.cat([prompt, ends[i]], 1), copies[i], new=60)
 
     threads = [threading.Thread(target=answer, args=(i,)) for i in range(3)]
     for thread in threads:

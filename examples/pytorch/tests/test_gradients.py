@@ -67,6 +67,62 @@ def test_of_one_input_alone():
     assert q.grad is None and v.grad is None and torch.equal(k.grad, all_of_them[1].grad)
 
 
+class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
+    """Which gradients the backward operator is asked for, and elements of what it returns."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.gqa.attention_backward.default:
+            self.wanted, self.elements = list(args[6]), [x.numel() for x in out]
+        return out
+
+
+@pytest.mark.parametrize("asked", ["q", "k", "v", "mask", "sinks", "kv", "q sinks", "mask v", "q k v mask sinks"])
+def test_what_is_not_asked_for_is_not_made(asked):
+    """All inputs have gradients, of which torch.autograd.grad asks for some: the same bits as when all are asked for."""
+    names = ["q", "k", "v", "mask", "sinks"]
+    asked = list(asked) if asked == "kv" else asked.split()
+    q, k, v = tensors(n_q=20, n_kv=90)
+    inputs = dict(zip(names, (x.requires_grad_() for x in (q, k, v, torch.randn(2, 6, 20, 90), torch.linspace(-1, 2, 6)))))
+    starts = torch.zeros(2, dtype=torch.int64)
+
+    def gradients_of(asked, starts=None, **others):
+        given = dict(inputs, **others)
+        out = attention(**given)
+        with Recorded() as recorded:
+            return torch.autograd.grad(out.sum(), [given[name] for name in asked]), recorded
+
+    all_of_them, recorded = gradients_of(names)
+    assert recorded.wanted == [True] * 5 and min(recorded.elements) > 0
+    got, recorded = gradients_of(asked)
+    assert recorded.wanted == [name in asked for name in names]
+    assert [elements > 0 for elements in recorded.elements] == recorded.wanted
+    assert all(torch.equal(g, all_of_them[names.index(name)]) for name, g in zip(asked, got))
+    # Without a mask the sinks, and after them starts, are the next tensors in order.
+    for others in (dict(mask=None), dict(mask=None, causal=True, starts=starts), dict(mask=inputs["mask"].detach() > 0)):
+        some = [name for name in asked if name != "mask"]
+        rest = ["q", "k", "v", "sinks"]
+        wanted = dict(zip(rest, gradients_of(rest, **others)[0]))
+        if some:
+            got, recorded = gradients_of(some, **others)
+            assert recorded.wanted == [name in some for name in names]
+            assert all(torch.equal(g, wanted[name]) for name, g in zip(some, got))
+
+
+def test_backward_of_frozen_inputs():
+    """What requires no gradient is left out of loss.backward(), too, and of accumulation."""
+    q, k, v = tensors(n_q=20, n_kv=90)
+    k.requires_grad_()
+    for times in (1, 2):
+        with Recorded() as recorded:
+            attention(q, k, v, causal=True).sum().backward()
+        assert recorded.wanted == [False, True, False, False, False] and recorded.elements[::2] == [0, 0, 0]
+        once = k.grad.clone() if times == 1 else once
+    assert torch.equal(k.grad, 2 * once)
+    k.requires_grad_(False)
+    assert not attention(q, k, v, causal=True).requires_grad
+
+
 def test_starts_and_lengths():
     """Gradients by padding are zero, those by a sequence the bits of the sequence alone."""
     q, k, v = (x.requires_grad_() for x in tensors(n_q=20, n_kv=150))

@@ -12,7 +12,7 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
-from gqa_torch.cache import EncodedTensor
+from gqa_torch.cache import EncodedTensor, attend
 from gqa_torch.ops import attention
 from gqa_torch.without_data import TensorWithoutData
 
@@ -112,7 +112,7 @@ def gqa_attention(module, query, key, value, attention_mask, scaling=None, dropo
             settings["mask"] = given + position_bias
 
     if isinstance(key, EncodedTensor):
-        out = key.layer.attention(query, settings)
+        out = attend(key.tokens, query, settings)
     else:
         out = attention(query, key, value, **settings)
     return out.transpose(1, 2), None
