@@ -33,19 +33,21 @@ LLAMA, MODEL = [], ""
 PATIENCE = 120  # seconds, on a machine that may be busy
 BOS, FIRST_BYTE, SPACE, FIRST_SPECIAL = 1, 3, 259, 260
 END = FIRST_BYTE + ord("q")
-SPECIAL = [b"<|im_start|>", b"<|im_end|>", b"<start_of_turn>", b"<end_of_turn>", b"<|start_header_id|>", b"<|end_header_id|>", b"<|eot_id|>"]
+SPECIAL = [b"<|im_start|>", b"<|im_end|>", b"<start_of_turn>", b"<end_of_turn>", b"<|start_header_id|>", b"<|end_header_id|>",
+           b"<|eot_id|>"]
 VOCABULARY = FIRST_SPECIAL + len(SPECIAL)
 # How conversations are written: before a message, after it, after an answer that ended by itself, after one that did not.
 FORMS = {
     "chatml": (b"<|im_start|>user\n", b"<|im_end|>\n<|im_start|>assistant\n", b"\n", b"<|im_end|>\n"),
     "gemma": (b"<start_of_turn>user\n", b"<end_of_turn>\n<start_of_turn>model\n", b"\n", b"<end_of_turn>\n"),
-    "llama3": (b"<|start_header_id|>user<|end_header_id|>\n\n", b"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", b"", b"<|eot_id|>"),
+    "llama3": (b"<|start_header_id|>user<|end_header_id|>\n\n", b"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", b"",
+               b"<|eot_id|>"),
 }
 STATUS = rb"\n(stopped\n)?(\d+) of (\d+) tokens; \d+ and \d+ tokens/s\n> $"
 
 
 def write_models(folder):
-    """A file for each form of a conversation. Of tokens that are bytes only letters and the space are ever the likeliest; an answer ends at a q."""
+    """A file for each form of a conversation. Only tokens that are letters or the space are ever the likeliest; an answer ends at a q."""
     layers, dim, hidden, heads, kv_heads, width = 3, 64, 192, 4, 2, 16
     bits = random.Random(2)
 
