@@ -220,20 +220,23 @@ def write_folder(folder, shards, **changes):
     folder.mkdir(exist_ok=True)
     config = {
         "model_type": "llama", "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 5, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 6, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
         "tie_word_embeddings": False, "hidden_act": "silu", "eos_token_id": [4],
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                          "original_max_position_embeddings": 300},
     }
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
+    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    steps = [{"type": "Split", "pattern": {"Regex": pattern}}, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
     (folder / "tokenizer.json").write_text(json.dumps({
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}}, {"type": "ByteLevel"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|start_header_id|>"}}, {"Sequence": {"id": "A"}}]},
         "added_tokens": [{"id": 3, "content": "<|start_header_id|>", "special": True}, {"id": 4, "content": "</s>", "special": False}],
     }))
-    named = {"model.embed_tokens": ("token_embd", (5, 12)), "model.norm": ("output_norm", (12,)), "lm_head": ("output", (5, 12))}
+    named = {"model.embed_tokens": ("token_embd", (6, 12)), "model.norm": ("output_norm", (12,)), "lm_head": ("output", (6, 12))}
     for layer in range(2):
         for name, gguf_name, shape in [
             ("input_layernorm", "attn_norm", (12,)), ("self_attn.q_proj", "attn_q", (24, 12)), ("self_attn.k_proj", "attn_k", (8, 12)),
@@ -261,6 +264,15 @@ def write_folder(folder, shards, **changes):
     return expected
 
 
+def write_header(path, whole, name, key, value):
+    """The file `whole` with something else said about a tensor."""
+    size = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + size])
+    header[name][key] = value
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + size :])
+
+
 def check_folder(folder):
     model, out = folder / "tiny_folder", folder / "tiny.safetensors"
     for shards in (1, 3):
@@ -268,13 +280,16 @@ def check_folder(folder):
         convert(model, out)
         config, tokenizer, tensors = read(out)
         assert {name: entry[1:] for name, entry in tensors.items()} == expected
-        assert (config["head_dim"], config["kv_heads"], config["tied"], config["qkv_bias"], config["chat"]) == (8, 1, False, False, "llama3"), config
+        assert [config[name] for name in ("head_dim", "kv_heads", "tied", "qkv_bias", "chat")] == [8, 1, False, False, "llama3"], config
         assert (config["rope_pairs"], config["rope_bases"], config["rope_factors"]) == ("half_split", [500000.0] * 2, [1.0] * 2), config
         # Wavelengths of 2π, 167, 4443 and 118143 tokens: one is below 300 / 4, two are above 300; the other turns 1.795 times, 0.265 of the way.
         divisors = config["rope_divisors"]
         assert divisors[0] == 1 and divisors[2:] == [8, 8] and abs(divisors[1] - 1 / (0.735 / 8 + 0.265)) < 0.01, divisors
-        assert (tokenizer["pre"], tokenizer["merges"], tokenizer["types"], tokenizer["eos"]) == ("llama-bpe", ["a b"], [1, 1, 1, 3, 4], [4]), tokenizer
+        assert (tokenizer["pre"], tokenizer["merges"], tokenizer["eos"]) == ("llama-bpe", ["a b"], [4]), tokenizer
         assert (tokenizer["bos"], tokenizer["add_bos"]) == (3, True), tokenizer
+        # A row of the embedding that no text leads to is a token, too: it may be drawn.
+        assert tokenizer["types"] == [1, 1, 1, 3, 4, 5], tokenizer
+        assert tokenizer["tokens"] == ["a", "b", "ab", "<|start_header_id|>", "</s>", "<unused5>"], tokenizer
     out.unlink()
     for shards, changes, complaint in [
         (1, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is yarn; expected default, linear or llama3"),
@@ -284,6 +299,12 @@ def check_folder(folder):
         (1, {"model_type": "mixtral"}, "model_type is mixtral; expected llama or qwen2"),
         (1, {"hidden_size": None}, "hidden_size is None; expected a whole number from 1 on"),
         (1, {"mlp_bias": True}, "mlp_bias is True; expected False"),
+        (1, {"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; expected true or false"),
+        (1, {"num_key_value_heads": 2}, "3 query heads, 2 KV heads, head_dim 8; expected a divisor"),
+        (1, {"eos_token_id": [6]}, "eos_token_id is 6; expected one of 6 tokens"),
+        (1, {"vocab_size": 7}, "model.embed_tokens.weight has the shape [6, 12]; config.json says [7, 12]"),
+        (1, {"num_hidden_layers": 1}, "model.layers.1.input_layernorm.weight of BF16 is no tensor that is taken here"),
+        (3, {"num_hidden_layers": 3}, "there is no tensor model.layers.2.input_layernorm.weight"),
     ]:
         write_folder(model, shards, **changes)
         refused(complaint, model, out)
@@ -302,12 +323,44 @@ def check_folder(folder):
     refused("is no .safetensors file, or is cut off", model, out)
     weights.write_bytes(whole.replace(b"self_attn.q_proj", b"self_attn.q_norm"))
     refused("model.layers.0.self_attn.q_norm.weight of BF16 is no tensor that is taken here", model, out)
+    for size in (0, 7, 8):
+        weights.write_bytes(whole[:size])
+        refused("is no .safetensors file, or is cut off", model, out)
+    weights.write_bytes(b"\xff" * 8 + whole[8:])
+    refused("is no .safetensors file, or is cut off", model, out)
+    for key, value, complaint in [
+        ("shape", [12, 6], "has the shape [12, 6]; config.json says [6, 12]"), ("dtype", None, "of None is no tensor"),
+        ("dtype", "F64", "of F64 is no tensor"), ("data_offsets", [0, 2], "has the data_offsets [0, 2]; expected two that are 144"),
+        ("data_offsets", [-144, 0], "has the data_offsets [-144, 0]"), ("data_offsets", None, "has the data_offsets None"),
+    ]:
+        write_header(weights, whole, "model.embed_tokens.weight", key, value)
+        refused(complaint, model, out)
     weights.unlink()
     refused("model.safetensors: no such file", model, out)
+    write_folder(model, 3)
+    shard, index = model / "model-1.safetensors", model / "model.safetensors.index.json"
+    second = shard.read_bytes()
+    shard.unlink()
+    refused("model-1.safetensors: no such file", model, out)
+    shard.write_bytes((model / "model-0.safetensors").read_bytes())
+    refused("model.embed_tokens.weight is in another file, too", model, out)
+    shard.write_bytes(second)
+    for text, complaint in [("{}", "weight_map is None"), ('{"weight_map": {"a": 1}}', "weight_map is {'a': 1}"), ("[", "is no JSON")]:
+        index.write_text(text)
+        refused(complaint, model, out)
     write_folder(model, 1)
     tokenizer = model / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text().replace("ByteLevel", "Metaspace"))
-    refused("is no byte-level BPE", model, out)
+    good = tokenizer.read_text()
+    for before, after, complaint in [
+        ("ByteLevel", "Metaspace", "is no byte-level BPE"), ("{1,3}", "{1,4}", "cuts texts into words in a way that is not known here"),
+        ('"use_regex": false', '"use_regex": true', "in a way that is not known here"),
+        ('"ab": 2', '"ab": 6', "the id of 'ab' is 6; expected one of 6"),
+        ('"merges"', '"merge"', "tokenizer.json: is not as Hugging Face writes them: KeyError('merges')"),
+        ('"single": [', '"single": [], "pair": [', "tokenizer.json: is not as Hugging Face writes them"),
+    ]:
+        assert before in good, before
+        tokenizer.write_text(good.replace(before, after))
+        refused(complaint, model, out)
     tokenizer.unlink()
     refused("tokenizer.json: no such file", model, out)
 

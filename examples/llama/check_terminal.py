@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Test of conversations with the program llama in a terminal: what it answers, and how it takes Ctrl-C, Ctrl-D and lines that it cannot use.
+"""Test of conversations with the program llama in a terminal: what it answers, and how it takes Ctrl-C, Ctrl-D, lines that it cannot use, and
+streams that are closed.
 
     check_terminal.py LLAMA FOLDER
 
@@ -32,19 +33,21 @@ LLAMA, MODEL = [], ""
 PATIENCE = 120  # seconds, on a machine that may be busy
 BOS, FIRST_BYTE, SPACE, FIRST_SPECIAL = 1, 3, 259, 260
 END = FIRST_BYTE + ord("q")
-SPECIAL = [b"<|im_start|>", b"<|im_end|>", b"<start_of_turn>", b"<end_of_turn>", b"<|start_header_id|>", b"<|end_header_id|>", b"<|eot_id|>"]
+SPECIAL = [b"<|im_start|>", b"<|im_end|>", b"<start_of_turn>", b"<end_of_turn>", b"<|start_header_id|>", b"<|end_header_id|>",
+           b"<|eot_id|>"]
 VOCABULARY = FIRST_SPECIAL + len(SPECIAL)
 # How conversations are written: before a message, after it, after an answer that ended by itself, after one that did not.
 FORMS = {
     "chatml": (b"<|im_start|>user\n", b"<|im_end|>\n<|im_start|>assistant\n", b"\n", b"<|im_end|>\n"),
     "gemma": (b"<start_of_turn>user\n", b"<end_of_turn>\n<start_of_turn>model\n", b"\n", b"<end_of_turn>\n"),
-    "llama3": (b"<|start_header_id|>user<|end_header_id|>\n\n", b"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", b"", b"<|eot_id|>"),
+    "llama3": (b"<|start_header_id|>user<|end_header_id|>\n\n", b"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", b"",
+               b"<|eot_id|>"),
 }
 STATUS = rb"\n(stopped\n)?(\d+) of (\d+) tokens; \d+ and \d+ tokens/s\n> $"
 
 
 def write_models(folder):
-    """A file for each form of a conversation. Of tokens that are bytes only letters and the space are ever the likeliest; an answer ends at a q."""
+    """A file for each form of a conversation. Only tokens that are letters or the space are ever the likeliest; an answer ends at a q."""
     layers, dim, hidden, heads, kv_heads, width = 3, 64, 192, 4, 2, 16
     bits = random.Random(2)
 
@@ -83,20 +86,28 @@ def write_models(folder):
 
 
 class Terminal:
-    """The program in a pseudo-terminal of its own, which neither echoes nor changes what is printed, nor throws it away at Ctrl-C."""
+    """The program in a pseudo-terminal of its own, which neither echoes nor changes what is printed, nor throws it away at Ctrl-C.
 
-    def __init__(self, *options, model=None):
+    held: the terminal takes nothing that is printed until a Ctrl-Q comes.
+    """
+
+    def __init__(self, *options, model=None, held=False):
         self.child, self.master = pty.fork()
         if self.child == 0:
             try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells have it ignored by what they run in the background
                 modes = termios.tcgetattr(0)
                 modes[1] &= ~termios.OPOST
                 modes[3] = modes[3] & ~termios.ECHO | termios.NOFLSH
                 termios.tcsetattr(0, termios.TCSANOW, modes)
+                if held:
+                    os.read(0, 1)  # the end of the line that has the Ctrl-S in it
                 os.execv(LLAMA, [LLAMA, "--model", model or MODEL, *map(str, options)])
             finally:
                 os._exit(99)
         self.reads = []  # what has been read since the last line was sent
+        if held:
+            os.write(self.master, b"\x13\n")
 
     def text(self):
         return b"".join(self.reads)
@@ -244,6 +255,7 @@ def check_interrupts():
     at = Terminal(*long)
     at.read(b"> $")
     at.send(b"Once upon\n")
+    select.select([at.master], [], [], PATIENCE)  # the answer begins, and is not read
     time.sleep(0.3)
     os.write(at.master, b"\3")
     answer, cached, stopped = at.answer()
@@ -265,10 +277,14 @@ def check_interrupts():
     at = Terminal(*long, "--prompt", "Once upon")
     at.read(b"Once upon[a-z ]{20}")
     assert at.end(b"\3") == 130 and b"\nstopped\n" in at.text(), at.text()[-200:]
-    # What is computed after the text.
+    # What is computed after the text. Until then the program ends by itself.
     at = Terminal("--prompt", "Once upon", "--kv-heads", 1, "--steps", 5000, "--ignore-end")
     at.read(b"\ntime: ")
-    assert at.end(b"\3") == -signal.SIGINT, at.text()[-200:]
+    assert at.end(b"\3") in (-signal.SIGINT, 130) and b"perplexity" not in at.text(), at.text()[-200:]
+    at = Terminal("--tokens", BOS, "--kv-heads", 1, "--steps", 1, held=True)
+    time.sleep(1)  # it waits for the terminal, with its only token
+    os.write(at.master, b"\3")
+    assert at.end(b"\x11") in (-signal.SIGINT, 130) and b"perplexity" not in at.text(), at.text()[-200:]
 
 
 def check_long_lines():
@@ -297,17 +313,26 @@ def check_long_lines():
 def check_caches():
     """The same conversation, whatever it is kept in, also of tokens by chance; one that begins anew, too."""
     said = {}
-    for cache, chunk, threads in (("contiguous", 256, 1), ("paged", 1, 2), ("ring", 8, 3)):
-        for chance in ((), ("--temperature", "1", "--top-p", "0.9", "--seed", "5")):
+    for cache, chunk, threads, seed in (("contiguous", 256, 1, "10"), ("paged", 1, 2, "010"), ("ring", 8, 3, "10")):
+        for chance in ((), ("--temperature", "1", "--top-p", "0.9", "--seed", seed)):
             done = subprocess.run([LLAMA, "--model", MODEL, "--cache", cache, "--chunk", str(chunk), "--threads", str(threads), "--window", "16",
                                    "--context", "100", "--steps", "20", "--ignore-end", *chance],
                                   input=b"Once upon a time\n" + b"x" * 60 + b"\nthere was\nLily\n", capture_output=True, check=True)
             assert done.stderr.count(b"a new conversation begins") == 1, done.stderr
-            said.setdefault(chance, []).append(done.stdout)
+            said.setdefault(chance[:-1], []).append(done.stdout)
     for chance, texts in said.items():
         assert texts[0].count(b"\n") == 4 and texts == texts[:1] * 3, (chance, texts)
     first, second = (texts[0] for texts in said.values())
     assert first != second
+
+
+def check_closed_streams():
+    """A closed input is at its end, a closed output is an error; neither is the file that the program opens next."""
+    prompt = ("--prompt", "Lily")
+    for closed, options, expected in (("<&-", (), 0), ("<&-", prompt, 0), (">&-", prompt, 2), ("<&- 2>&-", (), 0), ("<&- >&- 2>&-", prompt, 2)):
+        done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", LLAMA, "--model", MODEL, "--steps", "3", *options],
+                              capture_output=True, timeout=PATIENCE)
+        assert done.returncode == expected, (closed, done)
 
 
 def main():
@@ -322,7 +347,7 @@ def main():
     except OSError as error:
         print(f"skipped: no pseudo-terminal: {error}")
         sys.exit(77)
-    for check in (check_conversation, check_ends, check_chat, check_interrupts, check_long_lines, check_caches):
+    for check in (check_conversation, check_ends, check_chat, check_interrupts, check_long_lines, check_caches, check_closed_streams):
         start = time.monotonic()
         check()
         print(f"{check.__name__}: as expected, {time.monotonic() - start:.1f} s")

@@ -150,7 +150,8 @@ int run_once(Session& session) {
   print_times(times, made.prefill_seconds + made.decode_seconds);
   if (!settings.logits.empty()) write_logits(settings.logits, made);
   if (made.stopped) return 130;
-  interrupt.reset();  // from here on Ctrl-C ends the program
+  interrupt.reset();                                // from here on Ctrl-C ends the program
+  if (StopOnInterrupt::control().stop) return 130;  // one that came after the last token
   session.options.control = nullptr;
 
   const bool pooled = config.kv_heads < session.trained.config.kv_heads;
@@ -211,6 +212,7 @@ int run_text(const Session& session) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_closed_streams();
   Settings settings;
   CLI::App app("Runs models of Llama's architecture");
   add_options(app, settings);

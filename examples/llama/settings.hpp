@@ -110,11 +110,13 @@ inline void add_options(CLI::App& app, Settings& settings) {
              "draw tokens, with logits divided by this; 0: take the likeliest. The same seed gives the same text")
           ->excludes(exact)
           ->excludes(perplexity);
-  const auto seed = [](const std::string& text) -> std::string {  // CLI11 takes −1 for the largest number
+  const auto seed = [](const std::string& text) {  // CLI11 takes −1 for the largest number, and 010 for 8
     std::uint64_t value = 0;
     const char* const end = text.data() + text.size();
     const auto [stopped, error] = std::from_chars(text.data(), end, value);
-    return error == std::errc{} && stopped == end ? "" : "is " + text + "; expected a whole number, 0 to 2^64 - 1";
+    if (error != std::errc{} || stopped != end)
+      throw CLI::ValidationError("is " + text + "; expected a whole number, 0 to 2^64 - 1");
+    return std::to_string(value);
   };
   const auto add_cut = [&](const char* name, auto& value, const char* what) {
     return app.add_option(name, value, what)->needs(temperature);
@@ -122,7 +124,7 @@ inline void add_options(CLI::App& app, Settings& settings) {
   add_cut("--top-k", settings.sampling.top_k, "of so many of the likeliest tokens; 0: all");
   add_cut("--top-p", settings.sampling.top_p, "then of the likeliest of these with this share of their probability");
   add_cut("--min-p", settings.sampling.min_p, "then of those that are at least so likely as the likeliest, times this");
-  add_cut("--seed", settings.sampling.seed, "of the generator")->check(seed);
+  add_cut("--seed", settings.sampling.seed, "of the generator")->transform(seed);
 }
 
 inline CacheKind cache_kind(const std::string& name) {

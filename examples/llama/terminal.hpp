@@ -20,6 +20,13 @@
 
 namespace llama {
 
+/// Opens those of standard input, output and error that are closed, so that nothing else gets their numbers, which would be read as the user's lines
+/// or printed into: input is at its end then, and what is printed is an error.
+inline void open_closed_streams() {
+  for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; ++stream)
+    if (::fcntl(stream, F_GETFD) < 0) ::open("/dev/null", O_RDONLY);  // gets the lowest number, which is this one
+}
+
 /// While there is one, and there may be one, Ctrl-C stops the calls that have control() in their options, and wakes LineReader, instead of ending
 /// the program.
 class StopOnInterrupt {
