@@ -248,6 +248,27 @@ def test_memory_does_not_grow():
         layer.update(k, v)
 
 
+def test_a_pool_that_is_exhausted_midway():
+    """Layers with a window have pages left where the others have none: tokens that some layers took are never built upon."""
+    model = make("gemma3")
+    model.set_attn_implementation("gqa")
+    ids = tokens(length=150)
+    cache = GqaCache(model.config, codec="float32", max_tokens=128)
+    run(model, cache, ids[:, :100], (100,))
+    copies = [copy.deepcopy(cache) for _ in range(2)]
+    wanted = run(model, copies[0], ids[:, 100:120], (20,))
+    with pytest.raises(RuntimeError, match="gqa: the pool, of 128 tokens for each of 2 sequences, has 0 pages free"):
+        run(model, copies[1], ids[:, 100:120], (20,))
+    assert copies[1].layers[0].get_seq_length() == 120 and copies[1].layers[1].get_seq_length() == 100
+    del copies[0]  # there is room now
+    with pytest.raises(RuntimeError, match=r"gqa: the cache's layers hold different tokens, as an append failed in layer 1; expected reset\(\)"):
+        run(model, copies[0], ids[:, 120:128], (8,))
+    copies[0].reset()
+    assert torch.equal(run(model, copies[0], ids[:, :120], (100, 20))[:, 100:], wanted)
+    del copies
+    assert torch.equal(run(model, cache, ids[:, 100:120], (20,)), wanted)
+
+
 def test_windows_come_from_the_configuration():
     def windows(config, **more):
         return [getattr(layer, "sliding_window", 0) for layer in GqaCache(config, max_tokens=64, **more).layers]

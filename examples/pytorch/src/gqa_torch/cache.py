@@ -225,6 +225,25 @@ class GqaCache(Cache):
             return GqaCacheLayer(_C.KvCache(storage), max_tokens)
 
         super().__init__(layers=[layer(window) for window in windows_of(config)])
+        self.failed_layer = None
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """As GqaCacheLayer.update. Where a layer refuses tokens that those before it took, the cache is of no more use: what is appended to it
+        later would be behind other tokens in each. It says so until reset()."""
+        if self.failed_layer is not None:
+            raise RuntimeError(f"gqa: the cache's layers hold different tokens, as an append failed in layer {self.failed_layer}; "
+                               "expected reset() before more, or another copy")
+        try:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        except Exception:
+            held = self.layers[layer_idx].get_seq_length()
+            if any(layer.get_seq_length() > held for layer in self.layers[:layer_idx]):
+                self.failed_layer = layer_idx
+            raise
+
+    def reset(self):
+        super().reset()
+        self.failed_layer = None
 
     def crop(self, tokens_to_remove):
         """Removes -tokens_to_remove tokens of all layers, or of none where a layer refuses it."""
