@@ -199,6 +199,11 @@ def test_own_masks():
         cache = GqaCache(model.config, codec="float32", page_size=16)
         run(model, cache, ids[:, :149], (149,))
         model(input_ids=ids[:, 149:], cache=cache, attention_mask={"sliding_attention": shows, "full_attention": shows})
+    assert [layer.get_seq_length() for layer in cache.layers] == [150, 149, 149, 149]  # which nothing may be built upon
+    with pytest.raises(RuntimeError, match=r"as there was an error in layer 0; expected reset\(\)"):
+        run(model, cache, ids[:, 149:], (51,))
+    cache.reset()
+    assert torch.equal(run(model, cache, ids, (150, 50))[:, 150:], found[0])
 
 
 def test_what_is_gone_is_not_seen():
@@ -261,7 +266,7 @@ def test_a_pool_that_is_exhausted_midway():
         run(model, copies[1], ids[:, 100:120], (20,))
     assert copies[1].layers[0].get_seq_length() == 120 and copies[1].layers[1].get_seq_length() == 100
     del copies[0]  # there is room now
-    with pytest.raises(RuntimeError, match=r"gqa: the cache's layers hold different tokens, as an append failed in layer 1; expected reset\(\)"):
+    with pytest.raises(RuntimeError, match=r"gqa: the cache's layers hold different tokens, as there was an error in layer 1; expected reset\(\)"):
         run(model, copies[0], ids[:, 120:128], (8,))
     copies[0].reset()
     assert torch.equal(run(model, copies[0], ids[:, :120], (100, 20))[:, 100:], wanted)

@@ -12,6 +12,8 @@ class EncodedTensor(TensorWithoutData):
     """What GqaCache.update returns for keys and values: their shape and type, and the layer that holds them. The attention implementation
     "gqa" reads that layer's storage; any other use is an error, as there are no elements to compute with."""
 
+    on_error = None  # called where attention over them is an error, by which the cache learns of it
+
     def materialise(self):
         raise RuntimeError(
             "gqa: the keys and values of a GqaCache are encoded and are no tensor; expected a model with attn_implementation='gqa', "
@@ -228,18 +230,24 @@ class GqaCache(Cache):
         self.failed_layer = None
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """As GqaCacheLayer.update. Where a layer refuses tokens that those before it took, the cache is of no more use: what is appended to it
-        later would be behind other tokens in each. It says so until reset()."""
+        """As GqaCacheLayer.update. Where a layer refuses tokens that those before it took, or its attention is an error, the cache is of no more
+        use: what is appended to it later would be behind other tokens in each. It says so until reset()."""
         if self.failed_layer is not None:
-            raise RuntimeError(f"gqa: the cache's layers hold different tokens, as an append failed in layer {self.failed_layer}; "
+            raise RuntimeError(f"gqa: the cache's layers hold different tokens, as there was an error in layer {self.failed_layer}; "
                                "expected reset() before more, or another copy")
         try:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         except Exception:
-            held = self.layers[layer_idx].get_seq_length()
-            if any(layer.get_seq_length() > held for layer in self.layers[:layer_idx]):
-                self.failed_layer = layer_idx
+            self._note_error(layer_idx)
             raise
+        if keys is not None:
+            keys.on_error = lambda: self._note_error(layer_idx)
+        return keys, values
+
+    def _note_error(self, layer_idx):
+        held = [layer.get_seq_length() for layer in self.layers]
+        if max(held[:layer_idx], default=0) > held[layer_idx] or held[layer_idx] > min(held[layer_idx:]):
+            self.failed_layer = layer_idx
 
     def reset(self):
         super().reset()

@@ -112,7 +112,12 @@ def gqa_attention(module, query, key, value, attention_mask, scaling=None, dropo
             settings["mask"] = given + position_bias
 
     if isinstance(key, EncodedTensor):
-        out = attend(key.tokens, query, settings)
+        try:
+            out = attend(key.tokens, query, settings)
+        except Exception:
+            if key.on_error is not None:
+                key.on_error()
+            raise
     else:
         out = attention(query, key, value, **settings)
     return out.transpose(1, 2), None
