@@ -199,7 +199,7 @@ def test_own_masks():
         cache = GqaCache(model.config, codec="float32", page_size=16)
         run(model, cache, ids[:, :149], (149,))
         model(input_ids=ids[:, 149:], cache=cache, attention_mask={"sliding_attention": shows, "full_attention": shows})
-    assert [layer.get_seq_length() for layer in cache.layers] == [150, 149, 149, 149]  # which nothing may be built upon
+    assert [layer.get_seq_length() for layer in cache.layers] == [200, 149, 149, 149]  # which nothing may be built upon
     with pytest.raises(RuntimeError, match=r"as there was an error in layer 0; expected reset\(\)"):
         run(model, cache, ids[:, 149:], (51,))
     cache.reset()
