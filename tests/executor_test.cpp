@@ -14,15 +14,8 @@
 
 #include "gqa/thread_pool.hpp"
 #include "support/executors.hpp"
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define GQA_TEST_IS_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define GQA_TEST_IS_SANITIZED
-#endif
-#if defined(__linux__) && defined(__x86_64__) && !defined(GQA_TEST_IS_SANITIZED)
+#include "support/sanitizers.hpp"
+#if defined(__linux__) && defined(__x86_64__) && !GQA_TEST_IS_SANITIZED
 #include <sys/resource.h>
 #define GQA_TEST_LIMITS_MEMORY  // sanitizers reserve terabytes of addresses, and emulators do not keep to limits
 #endif

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "support/owned_caches.hpp"
+#include "support/sanitizers.hpp"
 
 namespace gqa::test {
 namespace {
@@ -121,16 +122,8 @@ TEST(KvCacheMemory, LargeBuffersAskForHugePages) {
 #endif
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define GQA_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define GQA_TEST_SANITIZED 1
-#endif
-#endif
-
 TEST(KvCacheMemory, MemoryThatTheSystemDoesNotHaveIsStorageExhausted) {
-#if defined(GQA_TEST_SANITIZED)
+#if GQA_TEST_IS_SANITIZED
   GTEST_SKIP() << "sanitizers end the program on an allocation of this size";
 #else
   // More than a processor can address: 2^56 bytes of keys.

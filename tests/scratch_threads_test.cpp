@@ -16,19 +16,7 @@
 
 #include "gqa/thread_pool.hpp"
 #include "support/problem.hpp"
-
-// A process that forks while it has threads: ThreadSanitizer does not follow it; AddressSanitizer (GCC 12's) does not hold its allocator's locks
-// over the fork, so that the child waits for ever for one that a thread of the parent had, for instance one that has just started.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define GQA_TEST_NO_FORK 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
-#define GQA_TEST_NO_FORK 1
-#endif
-#endif
-#if !defined(GQA_TEST_NO_FORK)
-#define GQA_TEST_NO_FORK 0
-#endif
+#include "support/sanitizers.hpp"
 
 namespace gqa::test {
 namespace {
@@ -130,6 +118,9 @@ TEST(Scratch, ThreadsOfTwoPrioritiesOnOneProcessorGetOn) {
   EXPECT_EQ(done.load(), 2);
 }
 
+// A process that forks while it has threads: ThreadSanitizer does not follow it; AddressSanitizer (GCC 12's) does not hold its allocator's locks
+// over the fork, so that the child waits for ever for one that a thread of the parent had, for instance one that has just started.
+
 /// Runs `body` in a child process. True if it returned.
 template <class Body>
 bool in_a_child(const Body& body) {
@@ -144,7 +135,7 @@ bool in_a_child(const Body& body) {
 }
 
 TEST(Fork, AChildCallsAndDestroysWhatItsParentHad) {
-  if (GQA_TEST_NO_FORK) GTEST_SKIP() << "sanitizers hold locks of their own when a process with threads forks";
+  if (GQA_TEST_IS_SANITIZED) GTEST_SKIP() << "sanitizers hold locks of their own when a process with threads forks";
   const Problem p = make_problem({4, 2, 16, 16, 3, 3 * detail::kSpan}, 222);
   const Tensor q(p.q, ElementType::f32);
   const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
@@ -168,7 +159,7 @@ TEST(Fork, AChildCallsAndDestroysWhatItsParentHad) {
 }
 
 TEST(Fork, WhileOtherThreadsAreInACall) {
-  if (GQA_TEST_NO_FORK) GTEST_SKIP() << "sanitizers hold locks of their own when a process with threads forks";
+  if (GQA_TEST_IS_SANITIZED) GTEST_SKIP() << "sanitizers hold locks of their own when a process with threads forks";
   const Problem p = make_problem({4, 2, 16, 16, 3, 2 * detail::kSpan}, 223);
   const Tensor q(p.q, ElementType::f32);
   const StoredCaches kv = store_cache(p.kv, ElementType::f32, ElementType::f32, {});
