@@ -32,6 +32,10 @@ END_TOKENS = ["<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>", "<|eot_id
 CHAT_FORMS = {"chatml": "<|im_start|>", "gemma": "<start_of_turn>", "llama3": "<|start_header_id|>"}
 
 
+def end_tokens(ids, types):
+    return {ids[text] for text in END_TOKENS if text in ids and types[ids[text]] == 3}
+
+
 def chat_form(tokens):
     return next((form for form, token in CHAT_FORMS.items() if token in tokens), "none")
 
@@ -232,7 +236,7 @@ def gguf_tokenizer(path, field):
     ids = {text: token for token, text in enumerate(tokens)}
     eos = {field("tokenizer.ggml.eos_token_id", None), field("tokenizer.ggml.eot_token_id", None)}
     types = field("tokenizer.ggml.token_type")
-    eos |= {ids[text] for text in END_TOKENS if text in ids and types[ids[text]] == 3}
+    eos |= end_tokens(ids, types)
     pre = field("tokenizer.ggml.pre", "default")
     pre = "llama-bpe" if pre in ("llama3", "llama-v3") else pre  # older names
     made = {
@@ -375,7 +379,7 @@ def main():
 
         if given.gguf_f32:
             sys.exit("--gguf-f32 is for models that come as GGUF")
-        config, tokenizer, tensors = hf_folder.from_folder(given.files[0], layer_config, END_TOKENS)
+        config, tokenizer, tensors = hf_folder.from_folder(given.files[0], layer_config, end_tokens)
         config["chat"] = chat_form(tokenizer["tokens"])
         write_safetensors(given.output, Model(config, tokenizer, tensors), given.dtype.upper())
         return

@@ -197,7 +197,7 @@ def word_scheme(path, tokenizer):
 
 
 def read_tokenizer(folder, config, end_tokens):
-    """As convert.py writes it, with a token for each row of the embedding. @param config  of config.json"""
+    """As convert.py writes it, with a token for each row of the embedding. @param config  of config.json; end_tokens: convert.py's"""
     path = folder / "tokenizer.json"
     read = read_json(path)
     scheme = word_scheme(path, read)
@@ -216,7 +216,7 @@ def read_tokenizer(folder, config, end_tokens):
     for text, token in ids.items():
         checked(path, f"the id of {text!r}", token)
         tokens[token], types[token] = text, 1 if text not in added else 3 if added[text].get("special") else 4
-    ends = {ids[text] for text in end_tokens if text in ids and types[ids[text]] == 3}
+    ends = end_tokens(ids, types)
     for file in (folder / "config.json", folder / "generation_config.json"):
         value = read_json(file, required=False).get("eos_token_id")
         ends |= {checked(file, "eos_token_id", end) for end in (value if isinstance(value, list) else [] if value is None else [value])}
