@@ -139,6 +139,7 @@ class Ggml:
     def _values(self, tensor, shape):
         values = (ctypes.c_float * math.prod(shape)).from_address(self.base.ggml_get_data(tensor))
         return np.array(values, np.float32).reshape(shape)
+
     def ways_of_lengths(self, problem):
         """See Ours in rivals.py: the ways of llama.cpp's server and its own default."""
         return dict.fromkeys(self.WAYS_OF_LENGTHS) if set(problem.kv_types) <= set(self.CACHES) else {}
