@@ -30,7 +30,7 @@ class KvCache {
   void append(const Tensor& k, const Tensor& v) {
     check_append(k, v, config_.max_tokens, length(), sequences());
     if (sequences() == 0) open(k, v);
-    const auto lock = changing();
+    const auto lock = lock_changing(shared_);
     Index needed = 0;
     for (const auto& sequence : pages_) needed += sequence.pages_to_append(k.size(2));
     if (shared_) expect_pages(*shared_, needed, config_.max_tokens, k.size(2), length(), sequences());
@@ -45,23 +45,23 @@ class KvCache {
   }
 
   void truncate(Index length) {
-    const auto lock = changing();
+    const auto lock = lock_changing(shared_);
     for_each([&](auto& sequence, int64_t) { sequence.truncate(length); });
   }
   /// Sequence i ← sequence indices[i], for all i; any number of them. Pages are shared, and copied when they are written to.
   void select(const std::vector<Index>& indices) {
-    if (!config_.paged) fail("kind", "'contiguous'", "'paged' for beams, whose sequences share pages");
+    config_.expect_paged("beams, whose sequences share pages");
     check_indices(indices, sequences());
-    const auto lock = changing();
+    const auto lock = lock_changing(shared_);
     std::vector<gqa::PagedSequence> chosen;
     for (const Index i : indices) chosen.push_back(pages_[static_cast<std::size_t>(i)].fork());
     pages_ = std::move(chosen);
   }
   /// A cache with the same tokens, in the same pages until one of the two writes to them.
   std::unique_ptr<KvCache> copy() const {
-    if (!pieces_.empty()) fail("kind", "'contiguous'", "'paged' for copies, which share pages");
+    if (sequences() > 0) config_.expect_paged("copies, which share pages");
     auto made = std::make_unique<KvCache>(config_);
-    const auto lock = changing();
+    const auto lock = lock_changing(shared_);
     made->value_dim_ = value_dim_;
     made->shared_ = shared_;
     for (const auto& sequence : pages_) made->pages_.push_back(sequence.fork());
@@ -69,7 +69,7 @@ class KvCache {
   }
   void clear() {
     {
-      const auto lock = changing();
+      const auto lock = lock_changing(shared_);
       pages_.clear();
     }
     pieces_.clear();
@@ -89,9 +89,6 @@ class KvCache {
   }
 
  private:
-  std::unique_lock<std::recursive_mutex> changing() const {
-    return shared_ ? std::unique_lock(shared_->changing) : std::unique_lock<std::recursive_mutex>();
-  }
   void open(const Tensor& k, const Tensor& v) {
     if (config_.paged) {
       shared_ = std::make_shared<Pages>(config_.pool(k, v), k.size(0));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -46,20 +47,27 @@ struct CacheConfig {
   }
   /// For sequences of keys (batch, KV heads, tokens, D) and values (batch, KV heads, tokens, Dv).
   gqa::KvCacheConfig one_piece(const at::Tensor& k, const at::Tensor& v, Index capacity) const {
-    return {.kv_heads = k.size(1),
-            .head_dim = k.size(3),
-            .value_dim = v.size(3),
-            .k_type = encoding_of(codec, "codec"),
-            .v_type = encoding_of(value_codec, "value_codec"),
-            .k_rotation = rotation,
-            .v_rotation = rotation,
-            .capacity = capacity,
-            .first_tokens = first_tokens,
-            .newest_tokens = newest_tokens};
+    auto made = rows<gqa::KvCacheConfig>(k, v);
+    made.capacity = capacity;
+    return made;
   }
   /// Likewise, with room for max_tokens of each. One page more than a sequence fills: of sequences that share their last page each asks for a
   /// copy before it writes, the last one too.
   gqa::KvPoolConfig pool(const at::Tensor& k, const at::Tensor& v) const {
+    auto made = rows<gqa::KvPoolConfig>(k, v);
+    made.page_size = page_size;
+    made.pages = k.size(0) * ((max_tokens + page_size - 1) / page_size + 1);
+    return made;
+  }
+  /// @throws ArgumentError unless sequences may share pages, which is what these want
+  void expect_paged(const char* these) const {
+    if (!paged) fail("kind", "'contiguous'", std::string("'paged' for ") + these);
+  }
+
+ private:
+  /// What there is to say about rows, of one piece or of a pool.
+  template <class Config>
+  Config rows(const at::Tensor& k, const at::Tensor& v) const {
     return {.kv_heads = k.size(1),
             .head_dim = k.size(3),
             .value_dim = v.size(3),
@@ -67,13 +75,9 @@ struct CacheConfig {
             .v_type = encoding_of(value_codec, "value_codec"),
             .k_rotation = rotation,
             .v_rotation = rotation,
-            .page_size = page_size,
-            .pages = k.size(0) * ((max_tokens + page_size - 1) / page_size + 1),
             .first_tokens = first_tokens,
             .newest_tokens = newest_tokens};
   }
-
- private:
   static void expect_count(Index value, const char* name) {
     constexpr Index most = std::numeric_limits<std::int32_t>::max();
     if (value < 1 || value > most) fail(name, std::to_string(value), "1 to " + std::to_string(most));
@@ -94,6 +98,11 @@ struct Pages {
     return pool.bytes() / pool.pages() * (pool.pages() - pool.free_pages());
   }
 };
+
+/// Locks `changing` of a cache's pages, if it has any.
+inline std::unique_lock<std::recursive_mutex> lock_changing(const std::shared_ptr<Pages>& pages) {
+  return pages ? std::unique_lock(pages->changing) : std::unique_lock<std::recursive_mutex>();
+}
 
 [[noreturn]] inline void exhausted(const std::string& what, Index tokens, Index held, Index sequences) {
   throw gqa::StorageExhausted("gqa: " + what + "; expected room for " + std::to_string(tokens) +

@@ -150,7 +150,7 @@ class WindowedKvCache {
   }
   /// Drops what no later query sees.
   void drop_behind_window() {
-    const auto lock = changing();
+    const auto lock = lock_changing(pages_);
     for (auto& sequence : sequences_) sequence.drop_before(length() - window_ + 1);
   }
 
@@ -160,24 +160,24 @@ class WindowedKvCache {
     if (to < least || to > length())
       fail("length", std::to_string(to),
            std::to_string(least) + " to " + std::to_string(length()) + ", for which a window is held");
-    const auto lock = changing();
+    const auto lock = lock_changing(pages_);
     for (auto& sequence : sequences_) sequence.truncate(to);
   }
   /// As KvCache::select.
   void select(const std::vector<Index>& indices) {
-    if (!config_.paged) fail("kind", "'contiguous'", "'paged' for beams, whose sequences share pages");
+    config_.expect_paged("beams, whose sequences share pages");
     check_indices(indices, sequences());
-    const auto lock = changing();
+    const auto lock = lock_changing(pages_);
     std::vector<RecentTokens> chosen;
     for (const Index i : indices) chosen.push_back(at(i).fork());
     sequences_ = std::move(chosen);
   }
   /// As KvCache::copy.
   std::unique_ptr<WindowedKvCache> copy() const {
-    if (!config_.paged && !sequences_.empty()) fail("kind", "'contiguous'", "'paged' for copies, which share pages");
+    if (sequences() > 0) config_.expect_paged("copies, which share pages");
     auto made = std::make_unique<WindowedKvCache>(config_, window_, room_);
     room_->clear();
-    const auto lock = changing();
+    const auto lock = lock_changing(pages_);
     made->value_dim_ = value_dim_;
     made->pages_ = pages_;
     for (const auto& sequence : sequences_) made->sequences_.push_back(sequence.fork());
@@ -196,9 +196,6 @@ class WindowedKvCache {
   Index bytes_used() const { return pages_ ? pages_->bytes_used() : 0; }
 
  private:
-  std::unique_lock<std::recursive_mutex> changing() const {
-    return pages_ ? std::unique_lock(pages_->changing) : std::unique_lock<std::recursive_mutex>();
-  }
   RecentTokens& at(int64_t b) { return sequences_[static_cast<std::size_t>(b)]; }
   static gqa::ConstTensorView rows(const at::Tensor& x, const char* name, int64_t b, Index first) {
     return view_of(x, name, b).slice(first, x.size(2) - first);

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small random models of transformers, one of each kind of attention."""
+"""Small random models of transformers, one of each kind of attention; and real ones from files."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,3 +39,11 @@ def make(name, dtype=torch.float32):
 
 def tokens(batch=2, length=70, seed=3):
     return torch.randint(3, 200, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def from_gguf(path):
+    """(tokenizer, model) in float32."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    where = dict(pretrained_model_name_or_path=Path(path).parent, gguf_file=Path(path).name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()

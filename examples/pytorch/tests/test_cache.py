@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from gqa_torch import GqaCache, attention
+from gqa_torch.cache import attend
 from models import CONFIGS, make, tokens, transformers
 
 
@@ -52,7 +53,7 @@ def test_layer_against_decoded_rows():
     assert handle.shape == k.shape and handle.dtype == k.dtype
     settings = dict(causal=True, window=0, soft_cap=0.0, sinks=None, scale=None)
     wanted = attention(q, k.bfloat16(), v.bfloat16(), causal=True)
-    assert torch.equal(layer.attention(q, settings), wanted) and torch.equal(chunked.attention(q, settings), wanted)
+    assert torch.equal(attend(layer.held(), q, settings), wanted) and torch.equal(attend(chunked.held(), q, settings), wanted)
 
 
 @pytest.mark.parametrize("codec", ["int8", "bfloat16"])
@@ -63,11 +64,11 @@ def test_chunks_are_the_same_bits(codec):
     settings = dict(causal=True, window=0, soft_cap=0.0, sinks=None, scale=None)
     at_once, chunked = GqaCache(model.config, codec=codec).layers[:2]
     at_once.update(k, v)
-    wanted = at_once.attention(q, settings)
+    wanted = attend(at_once.held(), q, settings)
     for begin in range(0, 100, 30):
         part = slice(begin, begin + 30)
         chunked.update(k[:, :, part], v[:, :, part])
-        assert torch.equal(chunked.attention(q[:, :, part], settings), wanted[:, :, part])
+        assert torch.equal(attend(chunked.held(), q[:, :, part], settings), wanted[:, :, part])
 
 
 @pytest.mark.parametrize("kind", ["paged", "contiguous"])
@@ -162,7 +163,7 @@ def test_refused_tokens_change_nothing():
             with pytest.raises(ValueError) as error:
                 layer.update(bad_k, bad_v)
             assert message in str(error.value)
-        assert layer.get_seq_length() == 30 and torch.equal(layer.attention(q, settings), untouched.attention(q, settings))
+        assert layer.get_seq_length() == 30 and torch.equal(attend(layer.held(), q, settings), attend(untouched.held(), q, settings))
 
 
 def test_crop_reset_and_select():

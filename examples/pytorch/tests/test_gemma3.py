@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from gqa_torch import GqaCache
+from models import from_gguf
 
 PATH = os.environ.get("GQA_GEMMA3_GGUF")
 pytestmark = pytest.mark.skipif(not PATH, reason="GQA_GEMMA3_GGUF is not set")
@@ -15,11 +16,7 @@ PROMPT = 1400  # tokens, of this example's documentation: the window is 512
 
 @pytest.fixture(scope="module")
 def loaded():
-    pytest.importorskip("gguf", reason="gguf is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    file = Path(PATH)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    tokenizer, model = from_gguf(PATH)
     text = (Path(__file__).parents[1] / "README.md").read_text()
     return tokenizer(text, return_tensors="pt").input_ids[:, :PROMPT], model
 

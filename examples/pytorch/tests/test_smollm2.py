@@ -2,11 +2,11 @@
 """A real model: SmolLM2-135M from a GGUF file, whose path is in GQA_SMOLLM2_GGUF. Skipped without."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from gqa_torch import GqaCache
+from models import from_gguf
 
 PATH = os.environ.get("GQA_SMOLLM2_GGUF")
 pytestmark = pytest.mark.skipif(not PATH, reason="GQA_SMOLLM2_GGUF is not set")
@@ -15,12 +15,7 @@ PROMPT = "The three laws of thermodynamics are as follows. The first law says th
 
 @pytest.fixture(scope="module")
 def loaded():
-    pytest.importorskip("gguf", reason="gguf is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    file = Path(PATH)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
-    return tokenizer, model
+    return from_gguf(PATH)
 
 
 def text_of(loaded, implementation, prompts=(PROMPT,), new=64, **more):

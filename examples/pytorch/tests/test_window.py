@@ -7,6 +7,7 @@ import gqa_torch
 import pytest
 import torch
 from gqa_torch import GqaCache
+from gqa_torch.cache import attend
 from models import make, tokens, transformers
 
 WINDOWED = ["mistral", "gemma2", "gemma3", "qwen2, sliding", "gpt_oss"]
@@ -214,8 +215,8 @@ def test_what_is_gone_is_not_seen():
     assert keys.shape == k.shape and layer.storage.first_held == 128
     wanted = gqa_torch.attention(q, k, v, causal=True, window=24)
     assert torch.equal(gqa_torch.cache.attend(keys.tokens, q, settings), wanted)
-    assert torch.equal(layer.attention(q[:, :, 160:], settings), wanted[:, :, 160:])
-    assert torch.equal(layer.attention(q[:, :, 160:], dict(settings, window=33)), gqa_torch.attention(q[:, :, 160:], k, v, causal=True, window=33))
+    assert torch.equal(attend(layer.held(), q[:, :, 160:], settings), wanted[:, :, 160:])
+    assert torch.equal(attend(layer.held(), q[:, :, 160:], dict(settings, window=33)), gqa_torch.attention(q[:, :, 160:], k, v, causal=True, window=33))
     for change, n_q, message in [
         (dict(window=34), 40, "gqa: window is 34; expected 1 to the layer's 24, as tokens before position 128 are not kept"),
         (dict(window=0), 1, "gqa: window is 0; expected 1 to the layer's 24"),
@@ -223,7 +224,7 @@ def test_what_is_gone_is_not_seen():
         (dict(), 50, r"gqa: q.size\(2\) is 50; expected at most 49"),
     ]:
         with pytest.raises(ValueError, match=message):
-            layer.attention(q[:, :, -n_q:], dict(settings, **change))
+            attend(layer.held(), q[:, :, -n_q:], dict(settings, **change))
     # What update returned shows what was there, whatever comes after it.
     layer.update(k[:, :, :1], v[:, :, :1])
     layer.activate_past_recording()
@@ -234,7 +235,7 @@ def test_what_is_gone_is_not_seen():
     layer.reset()
     assert torch.equal(gqa_torch.cache.attend(keys.tokens, q, settings), wanted)
     with pytest.raises(ValueError, match="gqa: the cache is empty"):
-        layer.attention(q, settings)
+        attend(layer.held(), q, settings)
 
 
 def test_memory_does_not_grow():

@@ -93,10 +93,6 @@ class GqaCacheLayer(CacheLayerMixin):
     keys = property(lambda self: self._handle(0), lambda self, _: None)
     values = property(lambda self: self._handle(1), lambda self, _: None)
 
-    def attention(self, query, settings):
-        """Attention of the newest tokens over what is held; settings as those of gqa_torch.attention."""
-        return attend(self.held(), query, settings)
-
     def get_seq_length(self):
         return self.storage.length
 
